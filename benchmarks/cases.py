@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from benchmarks.harness import gemm_rate
 from enma_fast.config import FlowConfig
-from enma_fast.models.flow_head import VelocityHead
+from enma_fast.models.decoders.flow_head import VelocityHead
 from enma_fast.ops import _flow_head_cuda
 from enma_fast.ops.flow_head import flow_head, flow_head_ref
 from enma_fast.ops.flow_plan import FlowPlan
@@ -124,7 +124,7 @@ def head_plan(*, width: int, layers: int, channels: int, steps: int, generator: 
     head = VelocityHead(FlowConfig(width=width, layers=layers), channels, width)
     for p in head.parameters():
         p.data = torch.randn(p.shape, generator=generator) * (p.shape[-1] ** -0.5 if p.ndim > 1 else 0.1)
-    return head.double().plan(steps=steps, method="midpoint")
+    return head.double().plan(steps=steps)
 
 
 def head_flops(plan: FlowPlan, rows: int) -> float:

@@ -37,14 +37,14 @@ from benchmarks.forecast import SEED, wave
 from benchmarks.harness import processor_seconds, ratios
 from benchmarks.libtorch import Program, compiled
 from enma_fast.errors import EnmaError, first_line
-from enma_fast.models.causal_transformer import FrameCache
 from enma_fast.models.checkpoint import load_model
+from enma_fast.models.contexts.causal_transformer import FrameCache
+from enma_fast.models.decoders.linear import LinearDecoder
 from enma_fast.models.layers import Block
 from enma_fast.models.model import Dynamics, Model
 from enma_fast.ops.philox_normal import philox_normal
 from enma_fast.ops.self_attention import attention
 from enma_fast.sampling.noise import trajectory_seed
-from enma_fast.sampling.reference import in_one_pass
 from tests.runtime._libenma import Library
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
@@ -63,10 +63,12 @@ class Step(nn.Module):
 
     def forward(self, h_BND: Tensor, noise_BNC: Tensor, past: Tensor, cosines: Tensor, sines: Tensor) -> State:
         """Latent frame ``[B, N, C]``, next context ``[B, N, D]``, keys and values ``[layers, 2, B, H, P + N, K]``."""
-        temporal = self.dynamics.temporal
-        z_BNC = self.dynamics.one_pass(h_BND, self.temperature * noise_BNC)
-        x, added, kept = temporal.embed(z_BNC), None, []
-        for layer, block in enumerate(cast("list[Block]", temporal.blocks)):
+        reader, decoder = self.dynamics.context, self.dynamics.step
+        assert isinstance(decoder, LinearDecoder)
+        # It sees no past frames.
+        z_BNC = decoder.from_noise(h_BND, noise_BNC[:, None][:, :0], self.temperature * noise_BNC)
+        x, added, kept = reader.embed(z_BNC), None, []
+        for layer, block in enumerate(cast("list[Block]", reader.blocks)):
             x, y = block.begin(x, added)
             q, k, v = block.attention.project(y, (cosines, sines))
             k, v = torch.cat([past[layer, 0], k], dim=2), torch.cat([past[layer, 1], v], dim=2)
@@ -110,15 +112,17 @@ class Start:
 @torch.no_grad()
 def started(model: Model, observed: Tensor, members: int) -> Start:
     """Encode and read the observed frames ``[1, L, *grid, c]``, once for each member."""
-    config, temporal = model.config, model.dynamics.temporal
-    if not in_one_pass(config, 1) or temporal.rotary is None or temporal.scale_shift is not None:
-        raise EnmaError(f"{config.name}: the exported step is that of one pass with rotary places, without scale_shift")
+    config, reader = model.config, model.dynamics.context
+    if not isinstance(model.dynamics.step, LinearDecoder) or reader.rotary is None or reader.scale_shift is not None:
+        raise EnmaError(
+            f"{config.name}: the exported step is that of a linear decoder with rotary places, without scale_shift"
+        )
     history = model.encode(observed).expand(members, -1, -1, -1)
-    known, total = history.shape[1], config.tokenizer.latent_frames(config.num_frames)
-    cache = FrameCache(temporal, members, total + 1)
-    context = temporal.start_frame(cache, segment=0)
+    known, total = history.shape[1], config.codec.latent_frames(config.num_frames)
+    cache = FrameCache(reader, members, total + 1)
+    context = reader.start_frame(cache, segment=0)
     for z in history.unbind(1):
-        context = temporal.step(z, cache)
+        context = reader.step(z, cache)
     noise = [
         philox_normal(
             seed=torch.full((members,), trajectory_seed(SEED, 0)),
@@ -131,7 +135,7 @@ def started(model: Model, observed: Tensor, members: int) -> Start:
         for t in range(known, total)
     ]
     # The start of the trajectory is a frame too.
-    tables = [temporal.rotary.tables(torch.arange(t + 1, t + 2)) for t in range(known, total)]
+    tables = [reader.rotary.tables(torch.arange(t + 1, t + 2)) for t in range(known, total)]
     past = cache.kv[..., : (known + 1) * config.num_tokens, :].contiguous()
     return Start(history, context, past, noise, tables)
 

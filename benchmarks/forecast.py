@@ -10,7 +10,7 @@ length. Each contender encodes and decodes in fp32, and samples between:
   `Model.decode`;
 * ``compile-fp32``, ``compile-bf16``: the same with masked transformer and heads under `torch.compile`, as in
   `benchmarks.trajectory`;
-* ``masked-flow``, where the preset decides a frame in one pass: `forecast` with the same sizes, mask steps and flow;
+* ``masked-flow``, where a flow decides frame 0 of the preset alone: `forecast` with the same sizes, by flow throughout;
   ``masked-flow-eager-fp32`` and so on are its baselines.
 
 The first two members of every contender are compared with the float64 reference of its own model.
@@ -47,7 +47,7 @@ def random_model(config: ModelConfig) -> Model:
 
 def wave(config: ModelConfig) -> Tensor:
     """Observed frames `[1, L, *grid, c]` of a travelling wave."""
-    tok = config.tokenizer
+    tok = config.codec
     axes = torch.meshgrid(*(torch.arange(n) * (2 * torch.pi / n) for n in tok.grid), indexing="ij")
     time = torch.arange(OBSERVED).view(-1, *[1] * tok.dims)
     return torch.sin(sum(axes) - 0.3 * time)[None, ..., None].repeat_interleave(tok.field_channels, -1)
@@ -62,7 +62,7 @@ def plain(model: Model, observed: Tensor, members: int) -> Tensor:
         frames = reference_sampler.trajectory(
             model.dynamics,
             history,
-            num_latents=config.tokenizer.latent_frames(config.num_frames),
+            num_latents=config.codec.latent_frames(config.num_frames),
             seeds=torch.full((members,), trajectory_seed(SEED, 0), device=weight.device),
             members=torch.arange(members, device=weight.device),
         )
@@ -103,8 +103,9 @@ def forecast_case(members: int, dtype: torch.dtype, device: torch.device, *, com
         return plain(made, observed, members)[:few]
 
     short = SHORT[dtype]
-    base = random_model(with_mask_steps(config)).to(device) if reference_sampler.in_one_pass(config, 1) else None
-    notes: dict[str, Any] = {"preset": preset, "members": members, "per": "member", "decoder": config.dynamics.decoder}
+    by_flow = with_mask_steps(config)
+    base = None if by_flow is None else random_model(by_flow).to(device)
+    notes: dict[str, Any] = {"preset": preset, "members": members, "per": "member", "decoder": config.step.kind}
     notes |= {"num_frames": config.num_frames - OBSERVED}
     return Case(
         name="forecast",

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from benchmarks.harness import gemm_rate, interleave, machine, ratios
 from enma_fast.config import ModelConfig, SamplingConfig
 from enma_fast.data import FieldFile
-from enma_fast.models.causal_transformer import GrowingCache
+from enma_fast.models.contexts.causal_transformer import GrowingCache
+from enma_fast.models.decoders.decoder import Noise, first_past, next_past
 from enma_fast.models.model import Dynamics, Model
 from enma_fast.ops import _backend
-from enma_fast.sampling.reference import frame
 from enma_fast.training import forecasts as train_forecasts
 from enma_fast.training.augment import CutContexts, Shift
 from enma_fast.training.forecasts import MEMBERS, ForecastStage, ForecastTask
@@ -56,34 +56,28 @@ def naive_rollout(
     settings: SamplingConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`rollout.rollout` as the sampler's loop would do it, with gradients."""
-    temporal, (B, K) = dynamics.temporal, seeds.shape
+    settings = settings or dynamics.config.sampling
+    reader, (B, K) = dynamics.context, seeds.shape
     segments = [z.repeat_interleave(K, 0) for z in ([history] if context is None else [context, history])]
-    cache = GrowingCache(temporal, B * K)
+    cache = GrowingCache(reader, B * K)
     anchor = h = torch.empty(0)
     for number, segment in enumerate(segments):
-        anchor = h = temporal.start_frame(cache, segment=number)
+        anchor = h = reader.start_frame(cache, segment=number)
         for z in segment.unbind(1):
-            h = temporal.step(z, cache)
-    made = []
+            h = reader.step(z, cache)
+    past, made = first_past(segments[-1], dynamics.step.past), []
     for t in range(history.shape[1], history.shape[1] + num_frames):
-        made.append(
-            frame(
-                dynamics,
-                temporal.context(h, anchor, first=False),
-                settings=settings or dynamics.config.sampling,
-                seeds=seeds.flatten(),
-                members=members.flatten(),
-                index=t,
-            )
-        )
+        condition, noise = reader.scaled(h, anchor, first=False), Noise(seeds.flatten(), members.flatten(), t)
+        made.append(dynamics.decoder(t).decide(condition, past, noise, dynamics.settings(t, settings)))
+        past = next_past(past, made[-1])
         if len(made) < num_frames:
-            h = temporal.step(made[-1], cache)
+            h = reader.step(made[-1], cache)
     return torch.stack(made, 1).unflatten(0, (B, K)), anchor[::K]
 
 
 def fields(config: ModelConfig, environments: int = 64) -> FieldFile:
     """Random trajectories of a model's shape, two of each environment."""
-    tok = config.tokenizer
+    tok = config.codec
     shape = (2 * environments, config.num_frames, *tok.grid, tok.field_channels)
     return FieldFile(
         path=Path(f"{config.dataset}-train.h5"),
@@ -161,7 +155,7 @@ def main() -> None:
     # Zero-initialised outputs would hide most of the gradient from the comparison.
     for p in model.dynamics.parameters():
         p.data += 0.01 * torch.randn_like(p)
-    model.tokenizer.requires_grad_(False)
+    model.codec.requires_grad_(False)
     data = fields(preset.model)
     steppers = {name: Stepper(model, config, data, naive=name != "ours") for name in ("ours", "naive-fp32")}
     # Tolerance of gradients through nine frames; bf16 rounds each of them.

@@ -59,8 +59,6 @@ def grid(own: SamplingConfig, *, one_pass: bool = False) -> dict[str, SamplingCo
     changes: list[dict[str, Any]] = [{}]
     if not one_pass:
         changes += [{"flow_steps": n} for n in sorted(few)]
-        changes += [{"flow_steps": n, "method": "euler"} for n in sorted(few | {steps, 2 * steps})]
-        changes += [{"last_flow_steps": n} for n in sorted(few & {1, 2, 4})]
         changes += [{"mask_steps": m} for m in masks]
         changes += [{"mask_steps": m, "flow_steps": n} for m in masks for n in sorted(few & {1, 2})]
     changes += [{"temperature": own.temperature * share} for share in (0.0, 0.5, 0.75, 0.9)]
@@ -77,10 +75,8 @@ def label(own: SamplingConfig, settings: SamplingConfig) -> str:
     words = []
     if settings.mask_steps != own.mask_steps:
         words.append(f"mask {settings.mask_steps}")
-    flow = (settings.flow_steps, settings.last_flow_steps, settings.method)
-    if flow != (own.flow_steps, own.last_flow_steps, own.method):
-        last = "" if settings.last_flow_steps is None else f" to {settings.last_flow_steps}"
-        words.append(f"flow {settings.flow_steps}{last}" + f" {settings.method}" * (settings.method != own.method))
+    if settings.flow_steps != own.flow_steps:
+        words.append(f"flow {settings.flow_steps}")
     if settings.temperature != own.temperature:
         words.append(f"temperature {settings.temperature:.3g}")
     return ", ".join(words) or OWN
@@ -132,7 +128,7 @@ def measure(
 ) -> dict[str, Any]:
     """Scores and times of all settings, and of other models' own: the result without the machine."""
     rows = rows_by_environment(data.environment, len(data), limit)
-    settings = grid(model.config.sampling, one_pass=model.config.dynamics.decoder == "one-pass")
+    settings = grid(model.config.sampling, one_pass="flow_steps" not in model.config.step.settings)
     models = dict.fromkeys(settings, model)
     for other in beside:
         name = other.config.name
@@ -175,7 +171,7 @@ def measure(
         table.append(
             {
                 "name": name,
-                "decoder": models[name].config.dynamics.decoder,
+                "decoder": models[name].config.step.kind,
                 "sampling": dataclasses.asdict(settings[name]),
                 "seconds_per_member": statistics.median(each),
                 "seconds_min": min(each),

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of fields of which it sees some points: reconstruction and super-resolution of the paper.
+"""What a codec makes of fields of which it sees some points: reconstruction and super-resolution of the paper.
 
     python -m benchmarks.reconstruction RUN --data data/advection-test-in.h5
 
@@ -24,17 +24,17 @@ from benchmarks.paper.scattered import SHARES, reconstruction_errors
 from enma_fast.data import read
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.metrics.error import relative_l2
-from enma_fast.models.checkpoint import load_tokenizer, locate
-from enma_fast.models.interpolation import grid_points
-from enma_fast.models.tokenizer import Tokenizer
+from enma_fast.models.checkpoint import load_codec, locate
+from enma_fast.models.codecs.codec import Codec
+from enma_fast.models.codecs.interpolation import grid_points
 
 ROWS = 50
 
 
 @torch.inference_mode()
-def finer_errors(tokenizer: Tokenizer, fields: Tensor, *, factor: int) -> Tensor:
+def finer_errors(codec: Codec, fields: Tensor, *, factor: int) -> Tensor:
     """Relative L2 error ``[B]`` of fields ``[B, T, n, c]`` on ``factor`` times as many points of a periodic line."""
-    config = tokenizer.config
+    config = codec.config
     n = config.grid[0] * factor
     query, found = grid_points(replace(config, grid=(n,))), []
     for u in fields.split(ROWS):
@@ -43,7 +43,7 @@ def finer_errors(tokenizer: Tokenizer, fields: Tensor, *, factor: int) -> Tensor
             # The highest wave of the grid stands for two of the finer one.
             waves[:, :, -1] *= 0.5
         truth = torch.fft.irfft(waves, n=n, dim=2) * factor
-        made = tokenizer.decode(tokenizer.encode(u), u.shape[1], query)
+        made = codec.decode(codec.encode(u), u.shape[1], query)
         found.append(relative_l2(made, truth))
     return torch.cat(found)
 
@@ -52,19 +52,19 @@ def rows(
     run: str, data: str, *, shares: Sequence[float], finer: Sequence[int], seed: int, limit: int | None
 ) -> list[dict[str, Any]]:
     """Mean and median error at each share and on each finer grid; `EnmaError` without an interpolation."""
-    tokenizer = load_tokenizer(locate(run))[0].eval()
-    if tokenizer.interpolation is None:
-        raise EnmaError(f"{run}: its tokenizer has no interpolation; it sees whole grids only")
+    codec = load_codec(locate(run))[0].eval()
+    if not codec.config.at_points:
+        raise EnmaError(f"{run}: its codec has no interpolation; it sees whole grids only")
     u = torch.from_numpy(read(data, select=slice(limit)).u)
-    config = tokenizer.config
+    config = codec.config
     if finer and config.periodic != (True,):
         raise EnmaError("--finer: is for periodic lines, whose waves tell what lies between the points")
     cases: list[tuple[dict[str, Any], Tensor]] = []
     for share in shares:
         if not 0 < share <= 1:
             raise EnmaError(f"--shares has {share:g}; a share is above 0 and at most 1")
-        cases.append(({"share": share}, reconstruction_errors(tokenizer, u, share=share, seed=seed)))
-    cases += [({"finer": factor}, finer_errors(tokenizer, u, factor=factor)) for factor in finer]
+        cases.append(({"share": share}, reconstruction_errors(codec, u, share=share, seed=seed)))
+    cases += [({"finer": factor}, finer_errors(codec, u, factor=factor)) for factor in finer]
     return [
         case | {"trajectories": len(u), "rel_l2": error.mean().item(), "rel_l2_median": error.median().item()}
         for case, error in cases

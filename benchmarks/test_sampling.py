@@ -139,7 +139,7 @@ def test_train_step(benchmark: Any, model: Model) -> None:
     draws = draw(
         config,
         [(rows, 11)] * 2,
-        flow=config.dynamics.flow,
+        draws=training.draws,
         mask_ratio=training.mask_ratio,
         generator=step_generator(0, 0),
     ).share(slice(None), ranks=1, device=DEVICE)

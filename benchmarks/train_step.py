@@ -25,7 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness import gemm_rate, interleave, machine, ratios
-from enma_fast.models.model import Draws, Dynamics, Model, draw
+from enma_fast.config import CausalTransformerConfig
+from enma_fast.models.decoders.decoder import Decoder
+from enma_fast.models.decoders.flow import FlowDecoder
+from enma_fast.models.decoders.linear import LinearDecoder
+from enma_fast.models.model import Dynamics, Model, SegmentDraws, draw
 from enma_fast.ops import _backend, self_attention
 from enma_fast.training.dynamics import DynamicsStage
 from enma_fast.training.loop import RunOptions, autocast, fast_bf16, in_bf16, step_generator
@@ -41,34 +45,45 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def naive_loss(dynamics: Dynamics, segments: list[Tensor], draws: Draws) -> Tensor:
+def naive_loss(dynamics: Dynamics, segments: list[Tensor], draws: SegmentDraws) -> Tensor:
     """The loss with masked tokens picked by a boolean mask."""
-    contexts = dynamics.temporal([z + n for z, n in zip(segments, draws.history, strict=True)])
+    assert dynamics.trunk is not None
+    assert isinstance(dynamics.step, FlowDecoder)
+    contexts = dynamics.context([z + n for z, n in zip(segments, draws.history, strict=True)])
     total = []
     for z, h, noise, times, known in zip(segments, contexts, draws.noise, draws.times, draws.known, strict=True):
-        c = dynamics.spatial(h.flatten(0, 1), z.flatten(0, 1), known.flatten(0, 1))
+        c = dynamics.trunk(h.flatten(0, 1), z.flatten(0, 1), known.flatten(0, 1))
         pick = ~known.flatten(0, 1)
-        loss, _ = dynamics.flow.loss(
+        loss, _ = dynamics.step.token_loss(
             z.flatten(0, 1)[pick], c[pick], noise.flatten(0, 1)[pick], times.flatten(0, 1)[pick]
         )
         total.append(loss)
     return torch.cat(total).mean()
 
 
-def naive_one_pass_loss(dynamics: Dynamics, segments: list[Tensor], draws: Draws) -> Tensor:
+def naive_one_pass_loss(dynamics: Dynamics, segments: list[Tensor], draws: SegmentDraws) -> Tensor:
     """The loss of a one-pass model: the flow of frames 0 with masked tokens picked, the CRPS of the others' draws."""
-    contexts = dynamics.temporal([z + n for z, n in zip(segments, draws.history, strict=True)])
+    assert dynamics.trunk is not None
+    assert isinstance(dynamics.initial, FlowDecoder)
+    assert isinstance(dynamics.step, LinearDecoder)
+    contexts = dynamics.context([z + n for z, n in zip(segments, draws.history, strict=True)])
     flow, frames = [], []
     for z, h, noise, times, known in zip(segments, contexts, draws.noise, draws.times, draws.known, strict=True):
-        c, pick = dynamics.spatial(h[:, 0], z[:, 0], known[:, 0]), ~known[:, 0]
-        flow.append(dynamics.flow.loss(z[:, 0][pick], c[pick], noise[:, 0][pick], times[:, 0][pick])[0])
-        following = h[:, 1:].flatten(0, 1)
-        made = [dynamics.one_pass(following, noise[:, 1:, :, i].flatten(0, 1)) for i in range(noise.shape[3])]
-        truth, count = z[:, 1:].flatten(0, 1), len(made)
+        c, pick = dynamics.trunk(h[:, 0], z[:, 0], known[:, 0]), ~known[:, 0]
+        flow.append(dynamics.initial.token_loss(z[:, 0][pick], c[pick], noise[:, 0][pick], times[:, 0][pick])[0])
+        following, truth = h[:, 1:].flatten(0, 1), z[:, 1:].flatten(0, 1)
+        # A linear decoder sees no past frames.
+        past, each = truth[:, None][:, :0], noise[:, 1:].flatten(0, 1).unbind(2)
+        made = [dynamics.step.from_noise(following, past, one) for one in each]
+        count = len(made)
         error = torch.stack([(x - truth).abs() for x in made]).mean(0)
         apart = torch.stack([(x - y).abs() for x in made for y in made]).sum(0) / (2 * count * (count - 1))
         frames.append((error - apart) * dynamics.score_weight)
     return torch.cat(flow).sum() / draws.masked + torch.cat(frames).mean()
+
+
+# By the kind of decoder of all frames but frame 0.
+BY_HAND = {"flow": naive_loss, "linear": naive_one_pass_loss}
 
 
 class Stepper:
@@ -108,28 +123,33 @@ def flops_per_step(model: Model, rows: int, frames: int, draws: int) -> float:
     def weights(module: nn.Module) -> int:
         return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
-    dynamics, dyn = model.dynamics, model.config.dynamics
-    N, D = model.config.num_tokens, dyn.width
+    dynamics, trunk, step = model.dynamics, model.dynamics.trunk, model.dynamics.step
+    own, masked = model.config.context, model.config.trunk
+    assert isinstance(own, CausalTransformerConfig)
+    assert trunk is not None
+    assert masked is not None
+    N, D = model.config.num_tokens, own.width
     # Two starts, and the last frame is not read.
     read = (2 * frames + 1) * N
-    forward = 2 * read * weights(dynamics.temporal) - 2 * 2 * N * weights(dynamics.temporal.embed)
-    forward += 4 * dyn.temporal_layers * read**2 * D
+    forward = 2 * read * weights(dynamics.context) - 2 * 2 * N * weights(dynamics.context.embed)
+    forward += 4 * own.layers * read**2 * D
 
     def decide(count: int, embed: nn.Module) -> int:
         """Frames of the masked transformer, whose tokens enter by `embed`."""
-        length = N * (2 if dyn.condition == "concat" else 1)
-        products = length * weights(dynamics.spatial.blocks) + N * weights(embed)
-        return count * (2 * products + 4 * dyn.spatial_layers * length**2 * D)
+        length = N * (2 if masked.condition == "concat" else 1)
+        products = length * weights(trunk.blocks) + N * weights(embed)
+        return count * (2 * products + 4 * masked.layers * length**2 * D)
 
     # Frames that the flow decides: of a one-pass model the first of each trajectory.
     by_flow = 2 * frames
-    if dynamics.read is not None:
-        assert dynamics.spatial.noise is not None
-        by_flow, drawn = 2, 2 * (frames - 1) * draws
-        forward += decide(drawn, dynamics.spatial.noise) + 2 * drawn * N * dynamics.read.weight.numel()
-    forward += decide(by_flow, dynamics.spatial.embed)
-    per_token = dynamics.flow.velocity.condition.weight.numel() + weights(dynamics.flow.moments or nn.Identity())
-    per_draw = weights(dynamics.flow.velocity) - dynamics.flow.velocity.condition.weight.numel()
+    flow: Decoder | None = step
+    if isinstance(step, LinearDecoder):
+        by_flow, drawn, flow = 2, 2 * (frames - 1) * draws, dynamics.initial
+        forward += decide(drawn, step.noise) + 2 * drawn * N * step.read.weight.numel()
+    assert isinstance(flow, FlowDecoder)
+    forward += decide(by_flow, trunk.embed)
+    per_token = flow.velocity.condition.weight.numel() + weights(flow.moments or nn.Identity())
+    per_draw = weights(flow.velocity) - flow.velocity.condition.weight.numel()
     forward += 2 * by_flow * N * (per_token + draws * per_draw)
     return 3.0 * rows * forward
 
@@ -148,22 +168,23 @@ def main() -> None:
     torch.manual_seed(0)
 
     preset = RECIPES[args.preset]
-    if preset.model.dynamics.local is not None:
-        parser.error(f"--preset: {args.preset} has a local head, which the naive step lacks; take another")
-    by_hand = naive_one_pass_loss if preset.model.dynamics.decoder == "one-pass" else naive_loss
+    kind = preset.model.step.kind
+    if kind not in BY_HAND:
+        parser.error(f"--preset: {args.preset} has a step of kind {kind}, which the naive step lacks; take another")
+    by_hand = BY_HAND[kind]
     config, options = preset.first(DynamicsStage), preset.model
     model = Model(options)
     # Zero-initialised outputs would hide most of the gradient from the comparison.
     for p in model.dynamics.parameters():
         p.data += 0.01 * torch.randn_like(p)
-    rows, frames = config.batch // 2, options.tokenizer.latent_frames(options.num_frames)
-    u = torch.randn(config.batch, options.num_frames, *options.tokenizer.grid, options.tokenizer.field_channels)
+    rows, frames = config.batch // 2, options.codec.latent_frames(options.num_frames)
+    u = torch.randn(config.batch, options.num_frames, *options.codec.grid, options.codec.field_channels)
     with torch.no_grad():
         segments = list(model.encode(u).split(rows))
     draws = draw(
         options,
         [(rows, frames)] * 2,
-        flow=options.dynamics.flow,
+        draws=config.draws,
         mask_ratio=config.mask_ratio,
         generator=step_generator(0, 0),
     )
@@ -204,7 +225,7 @@ def main() -> None:
 
     seconds = interleave({k: s.step for k, s in steppers.items()}, rounds=args.rounds)
     best = max(gemm_rate(torch.float32), gemm_rate(torch.bfloat16))
-    flops = flops_per_step(model, rows, frames, options.dynamics.flow.draws)
+    flops = flops_per_step(model, rows, frames, config.draws)
     median = statistics.median(seconds["ours"])
     result = {
         "case": "train_step",

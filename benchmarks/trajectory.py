@@ -6,7 +6,7 @@ Random weights of the preset's size, two observed latent frames, all members of 
 
 * ``ours``: the engine with weights in bf16 (or fp32 with ``--dtype fp32``);
 * ``eager-bf16``, ``eager-fp32``: the reference sampler of the same model in that dtype;
-* ``masked-flow``, where the preset decides a frame in one pass: the engine with the same sizes, mask steps and flow;
+* ``masked-flow``, where a flow decides frame 0 of the preset alone: the engine with the same sizes, by flow throughout;
   ``masked-flow-eager-bf16`` and so on are its baselines;
 * ``compile-bf16``: the eager sampler with masked transformer and velocity network under `torch.compile`, weights
   frozen, a graph of its own for each shape, and the flow head's schedule prepared once. The loop around the network
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,16 +34,16 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from benchmarks.cases import SHORT, Case
-from enma_fast.config import ModelConfig
-from enma_fast.models.flow_head import VelocityHead
+from enma_fast.config import CausalTransformerConfig, FlowConfig, ModelConfig
+from enma_fast.models.decoders.flow import FlowDecoder
+from enma_fast.models.decoders.flow_head import VelocityHead
+from enma_fast.models.decoders.local import LocalDecoder
 from enma_fast.models.model import Dynamics
 from enma_fast.models.schedule import flow_times, mask_schedule
 from enma_fast.ops.flow_head import integrate, velocity
 from enma_fast.sampling import reference as reference_sampler
 from enma_fast.sampling.engine import Engine
-from enma_fast.sampling.reference import in_one_pass
 from enma_fast.training.recipes import find_recipe
-from enma_fast.utils.dataclass_json import replace
 
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
@@ -70,9 +71,11 @@ def _status(field: str) -> int:
     return 1024 * int(found.split()[1])
 
 
-def with_mask_steps(config: ModelConfig) -> ModelConfig:
-    """The model of the same sizes that decides frames in mask steps by flow, as a one-pass model does frame 0."""
-    return replace(config, {"dynamics.decoder": "masked-flow"})
+def with_mask_steps(config: ModelConfig) -> ModelConfig | None:
+    """The model of the same sizes whose flow decides all frames; None where no flow decides frame 0 alone."""
+    if not isinstance(config.initial, FlowConfig):
+        return None
+    return dataclasses.replace(config, initial=None, step=config.initial)
 
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -94,33 +97,34 @@ def random_dynamics(config: ModelConfig) -> Dynamics:
 
 def needed_flops(config: ModelConfig, *, members: int, num_latents: int, observed: int) -> float:
     """FLOPs of the products behind the latent frames of one trajectory's members, each computed once."""
-    dyn, settings = config.dynamics, config.sampling
-    N, C, D = config.num_tokens, config.token_channels, dyn.width
-    hidden = int(D * dyn.mlp_ratio)
-    rows = N * (2 if dyn.condition == "concat" else 1)
+    own, trunk, step, settings = config.context, config.trunk, config.step, config.sampling
+    assert isinstance(own, CausalTransformerConfig)
+    assert trunk is not None
+    N, C, D = config.num_tokens, config.token_channels, own.width
+    hidden = int(D * own.mlp_ratio)
+    rows = N * (2 if trunk.condition == "concat" else 1)
     qkv, rest = 3 * D * D, D * D + 3 * D * hidden
-    one_pass = in_one_pass(config, observed)
-    counts = (N,) if one_pass else mask_schedule(N, min(settings.mask_steps, N))
+    counts = mask_schedule(N, min(settings.mask_steps, N)) if isinstance(step, FlowConfig) else (N,)
 
     def causal(frames: int) -> float:
-        return 2 * N * (C * D + dyn.temporal_layers * (qkv + rest)) + 4 * dyn.temporal_layers * N * frames * N * D
+        return 2 * N * (C * D + own.layers * (qkv + rest)) + 4 * own.layers * N * frames * N * D
 
     masked = 0.0
-    for step, count in enumerate(counts):
-        changed = rows if step == 0 else counts[step - 1]
+    for number, count in enumerate(counts):
+        changed = rows if number == 0 else counts[number - 1]
         masked += 2 * changed * (C * D + qkv)
-        for layer in range(dyn.spatial_layers):
-            last = layer == dyn.spatial_layers - 1
+        for layer in range(trunk.layers):
+            last = layer == trunk.layers - 1
             out = count if last else rows
             if layer > 0:
                 masked += 2 * (rows * 2 * D * D + out * D * D)
             masked += 4 * out * rows * D + 2 * out * rest
-    masked += 2 * N * 3 * D * dyn.scale_shift_rank
-    flow, w = dyn.flow, dyn.flow.width
-    evaluation = 2 * C * w + flow.layers * 5 * w * w + 2 * w * w
-    head = 2 * N * (D * w + len(flow_times(settings.flow_steps, settings.method)) * evaluation)
-    if one_pass:
-        head = 2 * N * C * D
+    masked += 2 * N * 3 * D * own.scale_shift_rank
+    head = 2 * N * C * D
+    if isinstance(step, FlowConfig):
+        w = step.width
+        evaluation = 2 * C * w + step.layers * 5 * w * w + 2 * w * w
+        head = 2 * N * (D * w + len(flow_times(settings.flow_steps)) * evaluation)
     each = sum(masked + head + (causal(t + 2) if t + 1 < num_latents else 0) for t in range(observed, num_latents))
     return members * each + sum(causal(t + 1) for t in range(observed + 1))
 
@@ -137,7 +141,7 @@ class Velocity(nn.Module):
 
 
 def compiled_copy(dynamics: Dynamics, *, graphs: bool = False) -> Dynamics:
-    """A copy whose masked transformer, flow head and local heads are compiled; with `graphs` as CUDA graphs."""
+    """A copy whose masked transformer and decoders are compiled; with `graphs` as CUDA graphs."""
     torch._dynamo.reset()
     # Each shape has a graph of its own, and all copies share a function's limit; beyond it code would run uncompiled.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 256
@@ -151,19 +155,25 @@ def compiled_copy(dynamics: Dynamics, *, graphs: bool = False) -> Dynamics:
         # A graph writes its next results where its last ones are.
         return (lambda *x, **more: tree_map(torch.clone, made(*x, **more))) if graphs else made
 
-    model.spatial.forward, model.spatial.from_noise = fast(model.spatial.forward), fast(model.spatial.from_noise)
-    if model.local is not None:
-        model.local.forward = fast(model.local.forward)
-    if model.first is not None:
-        model.first.forward = fast(model.first.forward)
-    if model.flow is None:
-        return model
-    network, plans = fast(Velocity(model.flow.velocity)), {}
+    trunk: Any = model.trunk
+    trunk.forward, trunk.unknown = fast(trunk.forward), fast(trunk.unknown)
+    for decoder in (model.initial, model.step):
+        changed: Any = decoder
+        if isinstance(decoder, LocalDecoder):
+            changed.tokens_of = fast(decoder.tokens_of)
+        elif isinstance(decoder, FlowDecoder):
+            changed.sample = _compiled_sample(decoder, fast)
+    return model
 
-    def sample_tokens(c: Tensor, noise: Tensor, *, steps: int, method: str) -> Tensor:
-        if (steps, method) not in plans:
-            plans[steps, method] = model.flow.velocity.plan(steps=steps, method=method)
-        plan = plans[steps, method]
+
+def _compiled_sample(flow: FlowDecoder, fast: Callable[..., Any]) -> Callable[..., Tensor]:
+    """`FlowDecoder.sample` with the velocity network compiled by `fast`, and each schedule prepared once."""
+    network, plans = fast(Velocity(flow.velocity)), {}
+
+    def sample(c: Tensor, noise: Tensor, *, steps: int) -> Tensor:
+        if steps not in plans:
+            plans[steps] = flow.velocity.plan(steps=steps)
+        plan = plans[steps]
         condition = F.linear(c, plan.weights.condition_weight, plan.weights.condition_bias)
         y = integrate(
             lambda k, x: network(x.to(c.dtype), F.silu(condition + plan.time_RW[k])),
@@ -171,13 +181,12 @@ def compiled_copy(dynamics: Dynamics, *, graphs: bool = False) -> Dynamics:
             moves=plan.moves,
             moves_per_step=plan.moves_per_step,
         )
-        if model.flow.moments is not None:
-            mean, scale = model.flow.mean_and_scale(c)
+        if flow.moments is not None:
+            mean, scale = flow.mean_and_scale(c)
             y = mean + scale * y
         return y
 
-    model.flow.sample = sample_tokens
-    return model
+    return sample
 
 
 def prepared_engine(
@@ -214,7 +223,7 @@ def beside_flow(
 ) -> dict[str, Any]:
     """Contenders of a `Case` and what they must agree with: ours and its baselines of a model, then those of `base`.
 
-    `base` is the model of `with_mask_steps` beside one that decides a frame in one pass.
+    `base` is the model of `with_mask_steps`, where there is one.
     """
     exact, allowance = expected(model)
     contenders = {"ours": ours(model), **baselines(model)}
@@ -230,7 +239,7 @@ def trajectory_case(members: int, dtype: torch.dtype, device: torch.device, *, c
     """`members` members of one trajectory of the preset's whole length."""
     config = find_recipe(preset).model
     settings = config.sampling
-    num_latents = config.tokenizer.latent_frames(config.num_frames)
+    num_latents = config.codec.latent_frames(config.num_frames)
     dynamics = random_dynamics(config).to(device)
     history = torch.randn(1, OBSERVED, config.num_tokens, config.token_channels, device=device)
     seeds = torch.full((members,), 3, device=device)
@@ -279,9 +288,10 @@ def trajectory_case(members: int, dtype: torch.dtype, device: torch.device, *, c
             made[f"compile-graphs-{short}"] = lambda: reference(graphs)
         return made
 
-    base = random_dynamics(with_mask_steps(config)).to(device) if in_one_pass(config, OBSERVED) else None
+    by_flow = with_mask_steps(config)
+    base = None if by_flow is None else random_dynamics(by_flow).to(device)
     notes: dict[str, Any] = {"preset": preset, "members": members, "latent_frames": num_latents, "per": "member"}
-    notes |= {"decoder": config.dynamics.decoder, "prepare_s": prepared}
+    notes |= {"decoder": config.step.kind, "prepare_s": prepared}
     notes |= {"planned_bytes": engine.planned_bytes(), "peak_bytes": memory}
     # Frames that could not be captured are no graph's, whatever was asked for.
     backend = "static" if engine.captured is False else engine.backend

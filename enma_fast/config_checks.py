@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import EnmaError
 from .utils.bounds import MOST_FLOAT, MOST_FRAMES
-from .utils.text import counted, shown, times
+from .utils.text import shown
 
 # Flow steps for each token; far fewer are exact to rounding.
 _MOST_FLOW_STEPS = 1000
@@ -23,164 +23,71 @@ _MOST_MASK_STEPS = 65_536
 # Width of a layer and number of layers in a config.
 _MOST_WIDTH, _MOST_LAYERS = 65_536, 256
 
-# Bounds of numbers in a model's config, where they are not `_MOST_WIDTH` and `MOST_FLOAT`.
+# Bounds of numbers in a model's config by the name of their entry, where they are not `_MOST_WIDTH` and `MOST_FLOAT`.
 _MOST: Mapping[str, int] = {
     "num_frames": MOST_FRAMES,
     "shortest_context": MOST_FRAMES,
-    "dynamics.temporal_layers": _MOST_LAYERS,
-    "dynamics.spatial_layers": _MOST_LAYERS,
-    "dynamics.flow.layers": _MOST_LAYERS,
-    "dynamics.mlp_ratio": 64,
-    "tokenizer.interpolation.max_log2_frequency": 64,
-    "tokenizer.interpolation.refine_depth": _MOST_LAYERS,
-    "sampling.mask_steps": _MOST_MASK_STEPS,
-    "sampling.flow_steps": _MOST_FLOW_STEPS,
-    "sampling.last_flow_steps": _MOST_FLOW_STEPS,
+    "layers": _MOST_LAYERS,
+    "refine_depth": _MOST_LAYERS,
+    "mlp_ratio": 64,
+    "max_log2_frequency": 64,
+    "mask_steps": _MOST_MASK_STEPS,
+    "flow_steps": _MOST_FLOW_STEPS,
     # In the units of the data.
-    "tokenizer.field_mean": 10**30,
-    "tokenizer.field_scale": 10**30,
+    "field_mean": 10**30,
+    "field_scale": 10**30,
 }
-# Whole numbers that must be at least 1, unless they are None.
-_COUNTS = (
-    "num_frames",
-    "shortest_context",
-    "tokenizer.field_channels",
-    "tokenizer.latent_channels",
-    "tokenizer.width",
-    "tokenizer.max_width",
-    "tokenizer.kernel",
-    "tokenizer.kernel_time",
-    "tokenizer.kernel_ends",
-    "tokenizer.stride_ends",
-    "dynamics.temporal_layers",
-    "dynamics.spatial_layers",
-    "dynamics.local.width",
-    "dynamics.local.layers",
-    "dynamics.local.past",
-    "dynamics.first.width",
-    "dynamics.first.layers",
-    "dynamics.flow.width",
-    "dynamics.flow.layers",
-    "dynamics.flow.draws",
-)
+# Whole numbers that may be 0; all others are at least 1.
+_FROM_ZERO = ("scale_shift_rank", "refine_depth")
 
 
 def check_model(config: Any) -> None:
     """Raise `EnmaError` for a model's config that no model can have; its `sampling` has been checked."""
-    _check_sizes(config)
-    check_choices(config.name, config)
-    _check_tokenizer(config, config.tokenizer)
-    _check_dynamics(config, config.dynamics)
-    check_numbers(config.name, config)
-
-
-def _check_sizes(config: Any) -> None:
-    """Raise `EnmaError` for a grid that no model has, and for numbers of layers, widths and the like below 1."""
-    tok, dyn = config.tokenizer, config.dynamics
-    if tok.dims not in (1, 2):
-        raise EnmaError(f"{config.name}: grid {tok.grid} has {tok.dims} dimensions; 1 or 2 are supported")
-    for name, value in (("lengths", tok.lengths), ("periodic", tok.periodic), ("patch", dyn.patch)):
-        if len(value) != tok.dims:
-            raise EnmaError(f"{config.name}: {name} has {len(value)} entries; the grid {tok.grid} needs {tok.dims}")
-    for name, sizes in (("grid", tok.grid), ("lengths", tok.lengths), ("patch", dyn.patch), ("heads", (dyn.heads,))):
-        if min(sizes) <= 0:
-            raise EnmaError(f"{config.name}: {name} is {sizes}; every entry must be above 0")
-    for name in _COUNTS:
-        if (count := _part(config, name)) is not None and count < 1:
-            raise EnmaError(f"{config.name}: {name} is {count}; at least 1 is needed")
+    name, codec, context = config.name, config.codec, config.context
+    decoders = {"step": config.step} | ({} if config.initial is None else {"initial": config.initial})
+    for slot, part in {"codec": codec, "context": context, **decoders}.items():
+        if type(part).kinds.get(part.kind) is not type(part):
+            raise EnmaError(f"{name}: {slot}.kind is {part.kind!r}; leave it at its default")
+    if codec.dims not in (1, 2):
+        raise EnmaError(f"{name}: grid {codec.grid} has {codec.dims} dimensions; 1 or 2 are supported")
+    sizes = (("lengths", codec.lengths), ("periodic", codec.periodic), ("patch", context.patch))
+    for entry, value in sizes:
+        if len(value) != codec.dims:
+            raise EnmaError(f"{name}: {entry} has {len(value)} entries; the grid {codec.grid} needs {codec.dims}")
+    for entry, values in (("grid", codec.grid), ("lengths", codec.lengths), ("patch", context.patch)):
+        if min(values) <= 0:
+            raise EnmaError(f"{name}: {entry} is {values}; every entry must be above 0")
+    _check_counts(name, config)
     if config.shortest_context is not None and config.shortest_context > config.num_frames:
         raise EnmaError(
-            f"{config.name}: shortest_context is {config.shortest_context}; at most num_frames={config.num_frames} can "
-            "be"
+            f"{name}: shortest_context is {config.shortest_context}; at most num_frames={config.num_frames} can be"
         )
-
-
-def _check_tokenizer(config: Any, tok: Any) -> None:
-    if (seen := tok.interpolation) is not None and (seen.heads < 1 or seen.features % seen.heads):
-        raise EnmaError(
-            f"{config.name}: tokenizer.interpolation.features is {seen.features}; a multiple of its heads "
-            f"({seen.heads}) is needed"
-        )
-    place = f"{config.name}: tokenizer."
-    require(tok, ("kernel", "kernel_ends"), lambda n: n % 2 == 1, "an odd number is needed", place)
-    if (tok.field_mean is None) != (tok.field_scale is None):
-        raise EnmaError(f"{config.name}: give tokenizer.field_mean and field_scale both, or neither")
-    for name, values in (("field_mean", tok.field_mean), ("field_scale", tok.field_scale)):
-        if values is not None and len(values) != tok.field_channels:
+    check_choices(name, config)
+    codec.check(name)
+    for n, p in zip(codec.grid, context.patch, strict=True):
+        if n % (codec.space_factor * p):
             raise EnmaError(
-                f"{config.name}: tokenizer.{name} has {len(values)} entries; one for each of "
-                f"{counted(tok.field_channels, 'channel')} is needed"
+                f"{name}: grid {codec.grid} is not a multiple of {codec.space_factor * p} (space factor "
+                f"{codec.space_factor} times patch {p}); change grid, codec or context.patch"
             )
-    if tok.field_scale is not None and not min(tok.field_scale) > 0:
-        raise EnmaError(f"{config.name}: tokenizer.field_scale is {tok.field_scale}; every entry must be above 0")
-    unknown = sorted(set(tok.layers) - {"residual", "space", "time"})
-    if unknown:
-        raise EnmaError(f"{config.name}: tokenizer.layers holds {unknown}; known are residual, space and time")
-    for n, p in zip(tok.grid, config.dynamics.patch, strict=True):
-        if n % (tok.space_factor * p):
-            raise EnmaError(
-                f"{config.name}: grid {tok.grid} is not a multiple of {tok.space_factor * p}"
-                f" (space factor {tok.space_factor} times patch {p}); change grid, tokenizer.layers or dynamics.patch"
-            )
-    for n, wraps in zip(tok.grid, tok.periodic, strict=True):
-        ends, tokens_there = n // tok.stride_ends, n // tok.space_factor
-        if wraps and (tok.kernel_ends // 2 > ends or tok.kernel // 2 > tokens_there):
-            raise EnmaError(
-                f"{config.name}: tokenizer.kernel {tok.kernel} and kernel_ends {tok.kernel_ends} reach more than once "
-                f"around a periodic dimension of {n} points and {counted(tokens_there, 'token')}; take smaller ones"
-            )
+    context.check(name, codec)
+    for slot, decoder in decoders.items():
+        if decoder.needs_trunk and config.trunk is None:
+            raise EnmaError(f"{name}: trunk is null, and {slot} of kind {decoder.kind!r} reads it; give its layers")
+        decoder.check(name, slot, codec)
+    check_numbers(name, config)
 
 
-def _check_dynamics(config: Any, dyn: Any) -> None:
-    for name, head in (("local", dyn.local), ("first", dyn.first)):
-        if head is not None:
-            _check_local(config, name, head)
-    if dyn.decoder == "one-pass" and dyn.flow.draws < 2:
-        raise EnmaError(
-            f"{config.name}: dynamics.flow.draws is {dyn.flow.draws}; frames decided in one pass need 2 or more"
-        )
-    if dyn.scale_shift_rank < 0 or not dyn.mlp_ratio > 0:
-        raise EnmaError(
-            f"{config.name}: dynamics.scale_shift_rank is {dyn.scale_shift_rank} and mlp_ratio {dyn.mlp_ratio}; 0 or "
-            "more and above 0 are needed"
-        )
-    place = f"{config.name}: dynamics.flow."
-    require(dyn.flow, ("time_features",), lambda n: n >= 2 and n % 2 == 0, "an even number is needed", place)
-    if dyn.width % dyn.heads or (dyn.width // dyn.heads) % 4:
-        raise EnmaError(f"{config.name}: dynamics.width {dyn.width} must be a multiple of 4 * heads ({dyn.heads})")
-    # With fewer channels the rotary table has no angle for one of the dimensions, or for the frame.
-    dims = config.tokenizer.dims
-    if dyn.positions == "rotary" and dyn.width // dyn.heads < 8 * dims:
-        raise EnmaError(
-            f"{config.name}: dynamics.width {dyn.width} over {dyn.heads} heads is {dyn.width // dyn.heads} channels a"
-            f" head; rotary positions in {counted(dims, 'dimension')} need {8 * dims}"
-        )
-
-
-def _check_local(config: Any, name: str, local: Any) -> None:
-    name = f"{config.name}: dynamics.{name}"
-    if config.dynamics.decoder != "one-pass":
-        raise EnmaError(f"{name} is set and the decoder is {config.dynamics.decoder!r}; use decoder='one-pass' with it")
-    if local.width % 16:
-        raise EnmaError(f"{name}.width is {local.width}; a multiple of 16 is needed")
-    if local.modes is None:
-        return
-    tokenizer = config.tokenizer
-    if not all(tokenizer.periodic):
-        raise EnmaError(f"{name}.modes is {local.modes} and the domain has walls; Fourier blocks need a periodic one")
-    most = (min(tokenizer.token_grid) + 1) // 2
-    if not 1 <= local.modes <= most:
-        raise EnmaError(
-            f"{name}.modes is {local.modes}; 1 to {most} are possible on {times(tokenizer.token_grid)} latent places"
-        )
-
-
-def _part(config: Any, name: str) -> Any:
-    """A value by its dotted name; None where a part on the way is absent."""
-    value: Any = config
-    for key in name.split("."):
-        value = None if value is None else getattr(value, key)
-    return value
+def _check_counts(name: str, config: Any, place: str = "") -> None:
+    """Raise `EnmaError` for a whole number in a config, such as a width, that is too small."""
+    for entry in dataclasses.fields(config):
+        value, there = getattr(config, entry.name), f"{place}.{entry.name}".lstrip(".")
+        if dataclasses.is_dataclass(value):
+            _check_counts(name, value, there)
+        elif isinstance(value, int) and not isinstance(value, bool) and entry.type in ("int", "int | None"):
+            least = int(entry.name not in _FROM_ZERO)
+            if value < least:
+                raise EnmaError(f"{name}: {there} is {value}; at least {least} is needed")
 
 
 def require(config: Any, names: tuple[str, ...], fits: Callable[[Any], bool], needed: str, place: str = "") -> None:
@@ -211,7 +118,7 @@ def check_numbers(name: str, config: Any, place: str = "") -> None:
         for entry in config:
             check_numbers(name, entry, place)
     elif isinstance(config, int | float):
-        most = _MOST.get(place, _MOST_WIDTH if isinstance(config, int) else MOST_FLOAT)
+        most = _MOST.get(place.rpartition(".")[2], _MOST_WIDTH if isinstance(config, int) else MOST_FLOAT)
         if not math.isfinite(config):
             raise EnmaError(f"{name}: {place} is {config}; a finite number is needed")
         if abs(config) > most:

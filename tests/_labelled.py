@@ -13,7 +13,7 @@ NUMBERS = [4, 9]
 
 def labelled(made, frames, *, channels=("p", "q")):
     """Two trajectories as a DataArray with all its coordinates."""
-    options = made.config.tokenizer
+    options = made.config.codec
     dims = LINE_DIMS if options.dims == 1 else PLANE_DIMS
     coords = {"trajectory": NUMBERS, "time": TIMES[:frames], "channel": list(channels[: options.field_channels])}
     for name, n, length in zip("xy", options.grid, options.lengths, strict=False):

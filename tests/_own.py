@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from enma_fast.config import FlowConfig
+from enma_fast.config import FlowConfig, TrunkConfig
 from enma_fast.data import write
 from enma_fast.training.own_plan import Plan
 
@@ -44,19 +44,17 @@ def save(path: Path, *fields: np.ndarray, environment: list[int] | None = None, 
 
 def tiny(plan: Plan, out: Path, steps: dict[str, int]) -> Plan:
     """The plan with a model of few weights and so many steps, as if it had been made so."""
-    dynamics = replace(
-        plan.recipe.model.dynamics,
-        width=64,
-        heads=4,
-        temporal_layers=2,
-        spatial_layers=1,
-        flow=FlowConfig(width=32, layers=1, time_features=16, target="residual", draws=2),
+    known = plan.recipe.model
+    model = replace(
+        known,
+        context=replace(known.context, width=64, heads=4, layers=2),
+        trunk=TrunkConfig(layers=1, condition="add"),
+        initial=FlowConfig(width=32, layers=1, time_features=16, target="residual"),
     )
     stages = tuple(
         replace(stage, steps=steps[name], optimizer=replace(stage.optimizer, warmup_steps=steps[name] // 10))
         for name, stage in plan.recipe.folders().items()
     )
-    model = replace(plan.recipe.model, dynamics=dynamics)
     made = replace(plan, recipe=replace(plan.recipe, model=model, stage=stages))
     made.save(out)
     return made

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from enma_fast.models.decoders import flow
 from enma_fast.models.model import Dynamics
 from enma_fast.ops import _backend
 from enma_fast.ops.flow_head import flow_head_ref
 from enma_fast.ops.flow_plan import FlowPlan
 from enma_fast.sampling import reference as reference_sampler
-from enma_fast.sampling import static_step
 from enma_fast.sampling.static_step import StaticStep
 
 from ._tiny import CONFIGS, shaken
@@ -80,7 +80,7 @@ def make_step(
         groups=given.groups,
         prefix_frames=sum(segment.shape[1] + 1 for segment in given.segments) + spare,
         own_frames=LATENTS - given.first - 1 + spare,
-        initial=given.first == 0 or spare > 0,
+        initial=dynamics.initial is not None and (given.first == 0 or spare > 0),
         settings=dataclasses.replace(dynamics.config.sampling, **settings) if settings else dynamics.config.sampling,
         dtype=dtype,
     )
@@ -237,7 +237,7 @@ class TapeRecorder:
 
         with self.monkeypatch.context() as patch:
             patch.setattr(_backend, "best", best)
-            patch.setattr(static_step, "flow_head", head)
+            patch.setattr(flow, "flow_head", head)
             if tape is not None:
                 from triton.runtime.interpreter import GridExecutor
 

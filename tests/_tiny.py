@@ -9,14 +9,17 @@ import numpy as np
 import torch
 
 from enma_fast.config import (
-    DynamicsConfig,
-    FirstConfig,
+    CausalTransformerConfig,
+    ConvConfig,
+    DecoderConfig,
     FlowConfig,
     InterpolationConfig,
+    LinearConfig,
     LocalConfig,
     ModelConfig,
+    PointsConfig,
     SamplingConfig,
-    TokenizerConfig,
+    TrunkConfig,
 )
 from enma_fast.data import FieldFile
 from enma_fast.models.model import Model
@@ -31,7 +34,7 @@ INTERPOLATION = InterpolationConfig(
     features=8, hidden=8, heads=2, head_dim=4, frequencies=4, slopes=(1.0, 3.0), refine_depth=1, slices=4
 )
 
-LINE = TokenizerConfig(
+LINE = ConvConfig(
     grid=(32,),
     lengths=(2 * math.pi,),
     latent_channels=2,
@@ -40,37 +43,43 @@ LINE = TokenizerConfig(
     layers=("residual", "space", "residual", "time", "residual"),
 )
 PLANE = replace(LINE, grid=(16, 8), lengths=(2.0, 1.0), periodic=(True, False), field_channels=2, latent_channels=3)
+RINGS = replace(PLANE, periodic=(True, True))
+
+
+def with_points(codec: ConvConfig) -> PointsConfig:
+    """A codec of the same sizes for scattered points."""
+    shared = {entry.name: getattr(codec, entry.name) for entry in fields(codec) if entry.name != "kind"}
+    return PointsConfig(**shared, interpolation=INTERPOLATION)
+
 
 # The paper's choices: fixed embeddings, 2N tokens, the token itself as the flow's target, scaling and shift.
-PAPER = DynamicsConfig(
-    width=32,
-    heads=2,
-    temporal_layers=2,
-    spatial_layers=2,
-    patch=(2,),
-    scale_shift_rank=4,
-    flow=FlowConfig(width=24, layers=2, time_features=16, draws=2),
-)
+FLOW = FlowConfig(width=24, layers=2, time_features=16)
+PAPER = {
+    "context": CausalTransformerConfig(width=32, heads=2, layers=2, patch=(2,), scale_shift_rank=4),
+    "trunk": TrunkConfig(layers=2),
+    "step": FLOW,
+}
 # The choices of the small presets: rotary places, N tokens, the standardised residual as the target.
-RELATIVE = replace(
-    PAPER,
-    positions="rotary",
-    condition="add",
-    scale_shift_rank=0,
-    flow=replace(PAPER.flow, target="residual"),
-)
+RESIDUAL = replace(FLOW, target="residual")
+RELATIVE = {
+    "context": replace(PAPER["context"], positions="rotary", scale_shift_rank=0),
+    "trunk": TrunkConfig(layers=2, condition="add"),
+    "step": RESIDUAL,
+}
 LOCAL = LocalConfig(width=16, layers=2, past=2)
-# Frames in one pass: with either kind of places and condition, and by a local head.
+# Frames in one pass: with either kind of places and condition, and by local convolutions.
 ONE_PASS = ("paper-fast", "relative-fast", "line-local")
-# Frame 0 by a head of its own: beside a local head, and beside a linear layer.
-FIRST = ("line-first", "plane-first")
 SAMPLING = SamplingConfig(mask_steps=3, flow_steps=2)
 
 
-def _config(name, tokenizer, dynamics):
-    return ModelConfig(
-        name=name, dataset="waves", num_frames=8, tokenizer=tokenizer, dynamics=dynamics, sampling=SAMPLING
-    )
+def _config(name, codec, base, step=None, patch=None):
+    """A model; with `step` the flow of `base` decides frame 0 alone."""
+    slots = dict(base)
+    if patch is not None:
+        slots["context"] = replace(slots["context"], patch=patch)
+    if step is not None:
+        slots |= {"initial": slots["step"], "step": step}
+    return ModelConfig(name=name, dataset="waves", num_frames=8, codec=codec, sampling=SAMPLING, **slots)
 
 
 # 8 tokens of 4 channels on a line, 8 tokens of 12 channels on a plane of 4 x 2.
@@ -79,43 +88,28 @@ CONFIGS = {
     for config in (
         _config("paper", LINE, PAPER),
         _config("relative", LINE, RELATIVE),
-        _config("points", replace(LINE, interpolation=INTERPOLATION), RELATIVE),
-        _config("plane", PLANE, replace(RELATIVE, patch=(2, 2))),
-        _config("paper-fast", LINE, replace(PAPER, decoder="one-pass")),
-        _config("relative-fast", LINE, replace(RELATIVE, decoder="one-pass")),
-        _config("line-local", LINE, replace(RELATIVE, decoder="one-pass", local=replace(LOCAL, past=3))),
-        _config("plane-local", PLANE, replace(PAPER, patch=(2, 2), decoder="one-pass", local=LOCAL)),
-        _config("plane-paper", replace(PLANE, interpolation=INTERPOLATION), replace(PAPER, patch=(2, 2))),
-        _config("line-fourier", LINE, replace(RELATIVE, decoder="one-pass", local=replace(LOCAL, modes=3))),
-        # Frame 0 by a head of its own.
-        _config(
-            "line-first",
-            LINE,
-            replace(
-                RELATIVE,
-                decoder="one-pass",
-                local=replace(LOCAL, modes=3),
-                first=FirstConfig(width=16, layers=2, modes=4),
-            ),
-        ),
-        _config(
-            "plane-fourier",
-            replace(PLANE, periodic=(True, True)),
-            replace(PAPER, patch=(2, 2), decoder="one-pass", local=replace(LOCAL, modes=2, layers=4)),
-        ),
-        _config(
-            "plane-first",
-            replace(PLANE, periodic=(True, True)),
-            replace(PAPER, patch=(2, 2), decoder="one-pass", first=FirstConfig(width=16, layers=4, modes=2)),
-        ),
+        _config("points", with_points(LINE), RELATIVE),
+        _config("plane", PLANE, RELATIVE, patch=(2, 2)),
+        _config("paper-fast", LINE, PAPER, LinearConfig()),
+        _config("relative-fast", LINE, RELATIVE, LinearConfig()),
+        _config("line-local", LINE, RELATIVE, replace(LOCAL, past=3)),
+        _config("plane-local", PLANE, PAPER, LOCAL, patch=(2, 2)),
+        _config("plane-paper", with_points(PLANE), PAPER, patch=(2, 2)),
+        _config("line-fourier", LINE, RELATIVE, replace(LOCAL, modes=3)),
+        _config("plane-fourier", RINGS, PAPER, replace(LOCAL, modes=2, layers=4), patch=(2, 2)),
     )
 }
 
 
-def between_walls(config: ModelConfig, **tokenizer: Any) -> ModelConfig:
-    """A model on a domain that ends in walls, with other entries of its tokenizer."""
-    walls = (False,) * config.tokenizer.dims
-    return replace(config, tokenizer=replace(config.tokenizer, periodic=walls, **tokenizer))
+def in_one_pass(config: ModelConfig, step: DecoderConfig | None = None) -> ModelConfig:
+    """A model of mask steps with another decoder of all frames but frame 0, a linear one by default."""
+    return replace(config, initial=config.step, step=step or LinearConfig())
+
+
+def between_walls(config: ModelConfig, **codec: Any) -> ModelConfig:
+    """A model on a domain that ends in walls, with other entries of its codec."""
+    walls = (False,) * config.codec.dims
+    return replace(config, codec=replace(config.codec, periodic=walls, **codec))
 
 
 # A plane whose dimensions may be exchanged.
@@ -125,21 +119,16 @@ SQUARE: dict[str, Any] = {"grid": (8, 8), "lengths": (1.0, 1.0)}
 COMBINED = ModelConfig(
     name="tiny",
     dataset="combined",
-    tokenizer=TokenizerConfig(
+    codec=ConvConfig(
         lengths=(2 * math.pi,),
         latent_channels=2,
         width=4,
         max_width=8,
         layers=("space", "space", "space", "time", "residual"),
     ),
-    dynamics=DynamicsConfig(
-        width=16,
-        heads=2,
-        temporal_layers=1,
-        spatial_layers=1,
-        scale_shift_rank=0,
-        flow=FlowConfig(width=16, layers=1, time_features=8),
-    ),
+    context=CausalTransformerConfig(width=16, heads=2, layers=1, scale_shift_rank=0),
+    trunk=TrunkConfig(layers=1),
+    step=FlowConfig(width=16, layers=1, time_features=8),
     sampling=SamplingConfig(mask_steps=2, flow_steps=1),
 )
 
@@ -186,7 +175,7 @@ def waves(environments, trajectories, frames, options, seed=0):
 
 def waves_file(config, u):
     """A field file of `waves` with two trajectories for each environment."""
-    tok = config.tokenizer
+    tok = config.codec
     return FieldFile(
         path=Path("waves-train.h5"),
         name="waves-train",
@@ -212,7 +201,7 @@ def stage(kind, config, **changes):
     optimizer = replace(OPTIMIZER, **{name: changes.pop(name) for name in names & changes.keys()})
     if "optimizer" in changes:
         optimizer = replace(optimizer, kind=changes.pop("optimizer"))
-    moved = (Shift(),) if any(config.tokenizer.periodic) else ()
+    moved = (Shift(),) if any(config.codec.periodic) else ()
     return kind(**TRAINING | {"optimizer": optimizer, "augment": moved} | changes)
 
 
@@ -220,8 +209,8 @@ def tokenizer_task(name, **changes):
     """A codec and 12 trajectories to train it on; the same for the same arguments."""
     config = CONFIGS[name]
     torch.manual_seed(1)
-    data = waves_file(config, waves(6, 2, config.num_frames, config.tokenizer))
-    if config.tokenizer.interpolation is not None and "augment" not in changes:
+    data = waves_file(config, waves(6, 2, config.num_frames, config.codec))
+    if config.codec.at_points and "augment" not in changes:
         changes["augment"] = (Shift(), Scattered(share=1.0))
     made = Model(config)
     return TokenizerTask(made, stage(TokenizerStage, config, **changes), train=data, val=torch.from_numpy(data.u[:3]))
@@ -232,28 +221,27 @@ def dynamics_task(name, **changes):
     config = CONFIGS[name]
     torch.manual_seed(1)
     made = Model(config)
-    shaken(made.tokenizer)
-    u = waves(6, 2, config.num_frames, config.tokenizer)
+    shaken(made.codec)
+    u = waves(6, 2, config.num_frames, config.codec)
     trained = stage(DynamicsStage, config, **{"mask_ratio": (0.75, 1.0)} | changes)
     scattered, strides = found(trained.augment, Scattered), found(trained.augment, Strides)
     environment = torch.arange(6).repeat_interleave(2)
     latents = {
-        n: encode_all(made.tokenizer, u[:, ::n], environment, shift=True, scattered=scattered)
+        n: encode_all(made.codec, u[:, ::n], environment, shift=True, scattered=scattered)
         for n in {1, *(strides.steps if strides else ())}
     }
     return DynamicsTask(made, trained, latents=latents, val=u[0:4:2], val_contexts=u[1:4:2], members=2)
 
 
-def forecast_task(name, *, decoder="masked-flow", make=ForecastTask, kind=ForecastStage, parameters=None, **changes):
+def forecast_task(name, *, make=ForecastTask, kind=ForecastStage, parameters=None, **changes):
     """A model behind a random codec, and 12 trajectories in 6 environments to train whole forecasts on."""
     config = name if isinstance(name, ModelConfig) else CONFIGS[name]
-    config = replace(config, dynamics=replace(config.dynamics, decoder=decoder))
     torch.manual_seed(1)
     made = Model(config)
-    shaken(made.tokenizer)
-    made.tokenizer.requires_grad_(False)
-    u = waves(6, 2, config.num_frames, config.tokenizer)
-    z = made.tokenizer.encode(u).flatten(0, -2)
+    shaken(made.codec)
+    made.codec.requires_grad_(False)
+    u = waves(6, 2, config.num_frames, config.codec)
+    z = made.codec.encode(u).flatten(0, -2)
     made.latent_mean.copy_(z.mean(0))
     made.latent_std.copy_(z.std(0))
     data = waves_file(config, u)

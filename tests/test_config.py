@@ -6,7 +6,18 @@ import math
 
 import pytest
 
-from enma_fast.config import InterpolationConfig, ModelConfig, TokenizerConfig
+from enma_fast.config import (
+    BlocksConfig,
+    CodecConfig,
+    ContextConfig,
+    ConvConfig,
+    DecoderConfig,
+    FlowConfig,
+    InterpolationConfig,
+    LinearConfig,
+    LocalConfig,
+    ModelConfig,
+)
 from enma_fast.errors import EnmaError
 from enma_fast.training.dynamics import DynamicsStage
 from enma_fast.training.recipes import RECIPES, Recipe, find_recipe
@@ -61,22 +72,25 @@ def test_presets_go_by_their_own_names():
     ("path", "value", "said"),
     [
         ("colour", "red", "colour"),
-        ("tokenizer.gird", [32], "tokenizer.gird"),
-        ("dynamics.flow.depth", 3, "dynamics.flow.depth"),
-        ("tokenizer.interpolation.head", 3, "tokenizer.interpolation.head"),
+        ("codec.gird", [32], "codec.gird"),
+        ("step.depth", 3, "step.depth"),
+        ("step.kind", "magic", "step: .*flow"),
+        ("codec.kind", "conv", "codec.interpolation"),
+        ("context.kind", None, "context: .*kind"),
+        ("initial", {"kind": "local", "past": 2, "colour": 1}, "initial.colour"),
+        ("trunk.condition", "sum", "trunk.condition: .*'concat' or 'add'"),
+        ("codec.interpolation.head", 3, "codec.interpolation.head"),
         ("name", None, "name: .*required"),
         ("dataset", None, "dataset: .*required"),
         ("num_frames", "twenty", "num_frames: .*integer"),
         # Close to right is wrong too: nothing is converted silently.
         ("num_frames", "8", "num_frames: .*integer"),
         ("num_frames", 8.5, "num_frames: .*integer"),
-        ("tokenizer.variational", 1, "tokenizer.variational: .*boolean"),
-        ("tokenizer.grid", 32, "tokenizer.grid: "),
-        ("tokenizer.layers", ["space", 2], r"tokenizer.layers.1: .*string"),
-        ("dynamics.positions", "absolute", "dynamics.positions: .*'sincos' or 'rotary'"),
-        ("dynamics.flow.target", "noise", "dynamics.flow.target: .*'data' or 'residual'"),
-        ("sampling.method", "heun", "sampling.method: .*'midpoint' or 'euler'"),
-        ("tokenizer.interpolation.distance_power", 3, "distance_power: .*1 or 2"),
+        ("codec.variational", 1, "codec.variational: .*boolean"),
+        ("codec.grid", 32, "codec.grid: "),
+        ("codec.layers", ["space", 2], r"codec.layers.1: .*string"),
+        ("context.positions", "absolute", "context.positions: .*'sincos' or 'rotary'"),
+        ("step.target", "noise", "step.target: .*'data' or 'residual'"),
     ],
 )
 def test_wrong_entries_are_named(document, path, value, said):
@@ -86,8 +100,8 @@ def test_wrong_entries_are_named(document, path, value, said):
 
 
 def test_a_document_older_than_a_key_does_what_was_done_then(document):
-    older = changed(document, "sampling.last_flow_steps", None)
-    assert from_json(ModelConfig, older).sampling.last_flow_steps is None
+    older = changed(document, "sampling.shifts", None)
+    assert from_json(ModelConfig, older).sampling.shifts is None
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"name": "x"', "[]", "null", "\x00"])
@@ -103,34 +117,35 @@ def test_a_whole_number_is_a_valid_float(document):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"tokenizer.grid": (30,)}, r"Tiny: grid \(30,\) is not a multiple of 4 .*; change grid, tokenizer"),
-        ({"dynamics.patch": (3,)}, r"Tiny: grid \(32,\) is not a multiple of 6"),
-        ({"tokenizer.kernel": 35}, "Tiny: tokenizer.kernel 35 .* more than once around .* of 32 points and 16 tokens"),
-        ({"tokenizer.grid": (32, 32)}, "Tiny: lengths has 1 entries"),
-        ({"tokenizer.lengths": ()}, "Tiny: lengths has 0 entries"),
-        ({"tokenizer.lengths": (0.0,)}, "Tiny: lengths is .*above 0"),
-        ({"tokenizer.periodic": (True, False)}, "Tiny: periodic has 2 entries"),
-        ({"dynamics.patch": (2, 2)}, "Tiny: patch has 2 entries"),
-        ({"dynamics.patch": (0,)}, "Tiny: patch is .*above 0"),
-        ({"tokenizer.grid": (0,)}, "Tiny: grid is .*above 0"),
-        ({"tokenizer.grid": ()}, "Tiny: grid .* 0 dimensions"),
+        ({"codec.grid": (30,)}, r"Tiny: grid \(30,\) is not a multiple of 4 "),
+        ({"context.patch": (3,)}, r"Tiny: grid \(32,\) is not a multiple of 6"),
+        ({"codec.kernel": 35}, "Tiny: codec.kernel 35 "),
+        ({"codec.grid": (32, 32)}, "Tiny: lengths has 1 entries"),
+        ({"codec.lengths": ()}, "Tiny: lengths has 0 entries"),
+        ({"codec.lengths": (0.0,)}, "Tiny: lengths is .*above 0"),
+        ({"codec.periodic": (True, False)}, "Tiny: periodic has 2 entries"),
+        ({"context.patch": (2, 2)}, "Tiny: patch has 2 entries"),
+        ({"context.patch": (0,)}, "Tiny: patch is .*above 0"),
+        ({"codec.grid": (0,)}, "Tiny: grid is .*above 0"),
+        ({"codec.grid": ()}, "Tiny: grid .* 0 dimensions"),
         (
-            {"tokenizer.grid": (8,) * 3, "tokenizer.lengths": (1.0,) * 3, "tokenizer.periodic": (True,) * 3},
+            {"codec.grid": (8,) * 3, "codec.lengths": (1.0,) * 3, "codec.periodic": (True,) * 3},
             "Tiny: grid .* 3 dimensions; 1 or 2",
         ),
-        ({"tokenizer.layers": ("space", "pool")}, r"Tiny: tokenizer.layers holds \['pool'\]"),
-        ({"dynamics.heads": 3}, r"Tiny: dynamics.width 32 must be a multiple of 4 \* heads"),
-        ({"dynamics.heads": 0}, "Tiny: heads is .*above 0"),
-        ({"dynamics.heads": 8}, "Tiny: .*4 channels a head; rotary positions in 1 dimension need 8"),
+        ({"codec.layers": ("space", "pool")}, r"Tiny: codec.layers holds \['pool'\]"),
+        ({"context.heads": 3}, r"Tiny: context.width 32 must be a multiple of 4 \* heads"),
+        ({"context.heads": 0}, "Tiny: context.heads is 0"),
+        ({"context.heads": 8}, "Tiny: .*4 channels a head; rotary positions in 1 dimension need 8"),
         ({"shortest_context": 0}, "Tiny: shortest_context is 0; at least 1 is needed"),
         ({"shortest_context": 9}, "Tiny: shortest_context is 9; at most num_frames=8 can be"),
-        ({"dynamics.temporal_layers": 0}, "Tiny: dynamics.temporal_layers is 0; at least 1"),
+        ({"context.layers": 0}, "Tiny: context.layers is 0"),
+        ({"trunk.layers": 0}, "Tiny: trunk.layers is 0"),
+        ({"trunk": None}, "Tiny: trunk is null"),
         ({"sampling.flow_steps": -1}, "Tiny: sampling.flow_steps is -1; at least 1"),
-        ({"sampling.last_flow_steps": 0}, "Tiny: sampling.last_flow_steps is 0; at least 1"),
         ({"sampling.temperature": -0.5}, "Tiny: sampling.temperature is -0.5; 0 or more"),
         ({"sampling.temperature": float("nan")}, "Tiny: sampling.temperature is nan; 0 or more"),
-        ({"tokenizer.kernel": 4}, "Tiny: tokenizer.kernel is 4; an odd number"),
-        ({"dynamics.flow.time_features": 7}, "Tiny: dynamics.flow.time_features is 7; an even number"),
+        ({"codec.kernel": 4}, "Tiny: codec.kernel is 4"),
+        ({"step.time_features": 7}, "Tiny: step.time_features is 7"),
     ],
 )
 def test_bad_grids_are_refused(changes, said):
@@ -142,7 +157,7 @@ def test_bad_grids_are_refused(changes, said):
 
 def test_a_bad_grid_is_refused_on_construction_too():
     with pytest.raises(EnmaError, match="multiple"):
-        ModelConfig(name="x", dataset="x", tokenizer=TokenizerConfig(grid=(100,)))
+        ModelConfig(name="x", dataset="x", codec=ConvConfig(grid=(100,)))
 
 
 def test_replace_reaches_nested_entries_and_leaves_the_original():
@@ -152,33 +167,35 @@ def test_replace_reaches_nested_entries_and_leaves_the_original():
         config,
         {
             "num_frames": 9,
-            "dynamics.flow.width": 12,
+            "step.width": 12,
             # The command line gives a list.
-            "dynamics.patch": [4],
-            "tokenizer.interpolation.slices": 5,
+            "context.patch": [4],
+            "codec.interpolation.slices": 5,
         },
     )
-    assert (new.num_frames, new.dynamics.flow.width, new.tokenizer.interpolation.slices) == (9, 12, 5)
-    assert new.dynamics.patch == (4,)
-    assert new.dynamics.temporal_layers == config.dynamics.temporal_layers
+    assert (new.num_frames, new.step.width, new.codec.interpolation.slices) == (9, 12, 5)
+    assert new.context.patch == (4,)
+    assert new.context.layers == config.context.layers
     assert to_json(config) == before
     assert replace(config, {}) == config
 
 
 def test_replace_takes_whole_parts():
     part = InterpolationConfig(heads=2, slopes=(1.0, 2.0))
-    assert replace(CONFIGS["relative"], {"tokenizer.interpolation": part}).tokenizer.interpolation == part
-    assert replace(CONFIGS["points"], {"tokenizer.interpolation": None}).tokenizer.interpolation is None
+    assert replace(CONFIGS["points"], {"codec.interpolation": part}).codec.interpolation == part
+    for slot, kind in (("codec", BlocksConfig(grid=(32,), lengths=(2.0,))), ("step", LocalConfig(width=32))):
+        assert getattr(replace(CONFIGS["relative"], {slot: kind}), slot) == kind
+    assert replace(CONFIGS["relative-fast"], {"initial": None}).initial is None
 
 
 def test_replace_checks_all_changes_together():
     plane = replace(
         CONFIGS["relative"],
         {
-            "tokenizer.grid": (16, 16),
-            "tokenizer.lengths": (1.0, 1.0),
-            "tokenizer.periodic": (True, True),
-            "dynamics.patch": (2, 2),
+            "codec.grid": (16, 16),
+            "codec.lengths": (1.0, 1.0),
+            "codec.periodic": (True, True),
+            "context.patch": (2, 2),
         },
     )
     assert (plane.token_grid, plane.num_tokens, plane.token_channels) == ((4, 4), 16, 8)
@@ -188,8 +205,9 @@ def test_replace_checks_all_changes_together():
     ("changes", "said"),
     [
         ({"frames": 3}, "'frames'; known are name, dataset, num_frames"),
-        ({"dynamics.flow.depth": 3}, "'dynamics.flow.depth'; known are width, layers"),
-        ({"tokenizer.interpolation.slices": 3}, "tokenizer.interpolation is None"),
+        ({"step.depth": 3}, "'step.depth'; known are kind, width, layers"),
+        ({"codec.interpolation.slices": 3}, "'codec.interpolation.slices'; known are kind, grid"),
+        ({"initial.width": 3}, "'initial.width'; initial is None"),
         ({"name.first": 3}, "'name.first'; name is 'relative'"),
         ({"num_frames": "8"}, "num_frames: .*integer"),
         ({"": 3}, "unknown key ''"),
@@ -243,7 +261,7 @@ def test_impossible_trainings_are_refused(kind, changes, said):
 
 @hypothesis.given(frames=st.integers(1, 60), time_layers=st.integers(0, 3))
 def test_latent_frames_cover_the_frames(frames, time_layers):
-    options = dataclasses.replace(TokenizerConfig(), layers=("space",) + ("time",) * time_layers)
+    options = dataclasses.replace(ConvConfig(), layers=("space",) + ("time",) * time_layers)
     factor = 2**time_layers
     # Latent 0 holds frame 0, latent j the factor frames that end at j * factor.
     holds = [[0]] + [list(range((j - 1) * factor + 1, j * factor + 1)) for j in range(1, frames + 1)]
@@ -253,28 +271,62 @@ def test_latent_frames_cover_the_frames(frames, time_layers):
 
 @pytest.mark.parametrize(("frames", "latents"), [(1, 1), (2, 2), (3, 2), (20, 11), (30, 16), (50, 26)])
 def test_latent_frames_of_the_paper(frames, latents):
-    assert TokenizerConfig().latent_frames(frames) == latents
+    assert ConvConfig().latent_frames(frames) == latents
 
 
 @pytest.mark.parametrize(
     ("name", "part", "changes", "said"),
     [
-        ("combined-small", "dynamics", {"positions": "rotery"}, "positions is 'rotery'; use one of 'sincos', 'rotary'"),
-        ("combined-small", "dynamics", {"decoder": "onepass"}, "decoder is 'onepass'; use one of 'masked-flow'"),
-        ("combined-small", "sampling", {"method": "heun"}, "sampling.method is 'heun'; use one of 'midpoint', 'euler'"),
+        (
+            "combined-small",
+            "context",
+            {"positions": "rotery"},
+            "context.positions is 'rotery'; use one of 'sincos', 'rotary'",
+        ),
+        ("combined-small", "trunk", {"condition": "sum"}, "trunk.condition is 'sum'; use one of 'concat', 'add'"),
+        ("combined-small", "step", {"target": "noise"}, "step.target is 'noise'; use one of 'data', 'residual'"),
+        ("combined-fast", "initial", {"target": "noise"}, "initial.target is 'noise'; use one of 'data', 'residual'"),
         ("combined-small", "sampling", {"temperature": "1"}, r"sampling.temperature is '1' \(text\); .* a number"),
         ("combined-small", "sampling", {"shifts": "2"}, r"sampling.shifts is '2' \(text\)"),
-        ("combined-fast", "flow", {"draws": 1}, "dynamics.flow.draws is 1; frames decided in one pass need 2 or more"),
-        ("combined-small", "dynamics", {"mlp_ratio": 0.0}, "mlp_ratio 0.0; 0 or more and above 0 are needed"),
-        ("combined-small", "dynamics", {"scale_shift_rank": -1}, "scale_shift_rank is -1 and"),
-        ("advection-points", "interpolation", {"heads": 5}, "features is 16; a multiple of its heads"),
-        ("advection-points", "interpolation", {"heads": 0}, "features is 16; a multiple of its heads"),
+        ("combined-small", "context", {"mlp_ratio": 0.0}, "context.mlp_ratio is 0.0"),
+        ("combined-small", "context", {"scale_shift_rank": -1}, "context.scale_shift_rank is -1"),
+        ("combined-small", "codec", {"kind": "points"}, "codec.kind is 'points'"),
+        ("combined-small", "step", {"kind": "linear"}, "step.kind is 'linear'"),
+        ("advection-points", "codec.interpolation", {"heads": 5}, "codec.interpolation.features is 16"),
+        ("advection-points", "codec.interpolation", {"heads": 0}, "codec.interpolation.heads is 0"),
     ],
 )
 def test_configs_made_in_python_are_checked_as_those_of_files(name, part, changes, said):
     config = RECIPES[name].model
-    outer = {"flow": "dynamics", "interpolation": "tokenizer"}.get(part)
-    holder = config if outer is None else getattr(config, outer)
-    changed = {part: dataclasses.replace(getattr(holder, part), **changes)}
+    outer, _, inner = part.partition(".")
+    slot = getattr(config, outer)
+    if inner:
+        changes = {inner: dataclasses.replace(getattr(slot, inner), **changes)}
     with pytest.raises(EnmaError, match=said):
-        dataclasses.replace(config, **(changed if outer is None else {outer: dataclasses.replace(holder, **changed)}))
+        dataclasses.replace(config, **{outer: dataclasses.replace(slot, **changes)})
+
+
+@pytest.mark.parametrize("slot", [CodecConfig, ContextConfig, DecoderConfig])
+def test_kinds_of_a_slot_go_by_their_tags(slot):
+    assert slot.kinds
+    for tag, kind in slot.kinds.items():
+        assert {entry.name: entry.default for entry in dataclasses.fields(kind)}["kind"] == tag
+        assert issubclass(kind, slot)
+
+
+def test_a_decoder_may_have_any_place():
+    for initial in (None, FlowConfig(), LocalConfig(past=2), LinearConfig()):
+        for step in (FlowConfig(), LinearConfig(), LocalConfig(modes=4)):
+            config = dataclasses.replace(CONFIGS["relative"], initial=initial, step=step)
+            assert from_json(ModelConfig, to_json(config)) == config
+
+
+@pytest.mark.parametrize(("block", "frames"), [(1, 1), (2, 2), (4, 3)])
+def test_blocks_have_as_many_channels_as_values(block, frames):
+    config = BlocksConfig(
+        grid=(8, 16), lengths=(1.0, 1.0), periodic=(True, True), field_channels=3, block=block, frames=frames
+    )
+    assert config.latent_channels == 3 * block**2 * frames
+    assert config.token_grid == (8 // block, 16 // block)
+    assert config.latent_frames(1 + 2 * frames) == 3
+    assert config.whole_frames(2 * frames) == 1 + frames

@@ -14,13 +14,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from enma_fast.config import ModelConfig
+from enma_fast.config import CausalTransformerConfig, ModelConfig
 from enma_fast.data import FieldFile
 from enma_fast.evaluation.baselines import Method, Observations
 from enma_fast.forecasting.request import HISTORY
-from enma_fast.models.causal_transformer import CausalTransformer, GrowingCache
 from enma_fast.models.checkpoint import load_model
-from enma_fast.models.masked_transformer import MaskedTransformer
+from enma_fast.models.contexts.causal_transformer import CausalTransformer, GrowingCache
+from enma_fast.models.layers import exact
+from enma_fast.models.masked_transformer import MASK_STD, MaskedTransformer
 
 from .training import HEADS, WIDTHS, of_size, schedule
 
@@ -35,11 +36,14 @@ class _Flow(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width = config.dynamics.width
+        assert isinstance(config.context, CausalTransformerConfig)
+        width, channels = config.context.width, config.token_channels
         self.temporal = CausalTransformer(config)
         self.spatial = MaskedTransformer(config)
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
-        self.read = nn.Linear(width, config.token_channels)
+        self.state = nn.Linear(channels, width, bias=False)
+        self.read = nn.Linear(width, channels)
+        nn.init.normal_(self.state.weight, std=MASK_STD * channels**-0.5)
         nn.init.zeros_(self.read.weight)
         nn.init.zeros_(self.read.bias)
         frequency = torch.exp(-math.log(10_000.0) * torch.arange(TIME_FEATURES // 2) / (TIME_FEATURES // 2))
@@ -49,7 +53,8 @@ class _Flow(nn.Module):
         """Velocity `[B, N, C]` at flow times `r_B`."""
         angle = 1000.0 * r_B[:, None] * self.get_buffer("frequency")
         time = self.time(torch.cat([angle.cos(), angle.sin()], -1))
-        return self.read(self.spatial.from_noise(h_BND + time[:, None], z_BNC))
+        h_BND = h_BND + time[:, None]
+        return self.read(self.spatial.unknown(h_BND, exact(self.state, z_BNC.to(h_BND.dtype))))
 
 
 class LatentFlow:
@@ -65,10 +70,9 @@ class LatentFlow:
         shipped = self.model.config
 
         def config(width: int) -> ModelConfig:
-            dynamics = dataclasses.replace(
-                shipped.dynamics, width=width, heads=HEADS, scale_shift_rank=0, decoder="one-pass"
-            )
-            return dataclasses.replace(shipped, dynamics=dynamics)
+            assert isinstance(shipped.context, CausalTransformerConfig)
+            context = dataclasses.replace(shipped.context, width=width, heads=HEADS, scale_shift_rank=0)
+            return dataclasses.replace(shipped, context=context)
 
         self.net = self.module = of_size(lambda width: _Flow(config(width)), WIDTHS, reference)
         self.shape = (shipped.num_tokens, shipped.token_channels)
@@ -105,7 +109,7 @@ class LatentFlow:
         total = observed + given.num_frames
         frames = list(z_BTNC.repeat_interleave(given.num_members, 0).unbind(1))
         generator = torch.Generator().manual_seed(given.seed * 1_000_003 + given.trajectories[0])
-        while len(frames) < self.model.config.tokenizer.latent_frames(total):
+        while len(frames) < self.model.config.codec.latent_frames(total):
             z = torch.randn(len(h), *self.shape, generator=generator)
             for step in range(STEPS):
                 z = z + self.net.velocity(z, h, torch.full((len(h),), step / STEPS)) / STEPS
@@ -116,4 +120,4 @@ class LatentFlow:
 
     def _observed(self, num_frames: int) -> int:
         """Latent frames that the observed frames fill."""
-        return self.model.config.tokenizer.whole_latents(num_frames)
+        return self.model.config.codec.whole_latents(num_frames)

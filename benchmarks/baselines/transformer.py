@@ -8,17 +8,15 @@ trained on the true frames before t, with a little noise, and forecasts from its
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor, nn
 
-from enma_fast.config import DynamicsConfig, ModelConfig, TokenizerConfig
+from enma_fast.config import BlocksConfig, CausalTransformerConfig, ModelConfig
 from enma_fast.data import FieldFile
 from enma_fast.evaluation.baselines import Method, Observations
 from enma_fast.forecasting.request import HISTORY
-from enma_fast.models.causal_transformer import CausalTransformer, GrowingCache
-from enma_fast.models.tokenizer import patchify, unpatchify
+from enma_fast.models.contexts.causal_transformer import CausalTransformer, GrowingCache
+from enma_fast.models.patches import patchify, unpatchify
 
 from .training import HEADS, WIDTHS, batched, of_size, relative_error, schedule
 
@@ -33,8 +31,9 @@ class _Patches(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        assert isinstance(config.context, CausalTransformerConfig)
         self.temporal = CausalTransformer(config)
-        self.read = nn.Linear(config.dynamics.width, config.token_channels)
+        self.read = nn.Linear(config.context.width, config.token_channels)
         nn.init.zeros_(self.read.weight)
         nn.init.zeros_(self.read.bias)
 
@@ -51,26 +50,26 @@ class Transformer:
         grid = tuple(data.u.shape[2:-1])
         self.config = batched(self.config, data, planes=4)
         patch = tuple(min(PATCH, n // FEWEST_PATCHES) for n in grid)
-        tokenizer = TokenizerConfig(
+        # Fields are their own latents.
+        codec = BlocksConfig(
             grid=grid,
             lengths=data.lengths,
             periodic=data.periodic,
             field_channels=data.u.shape[-1],
-            latent_channels=data.u.shape[-1],
-            # Fields are their own latents.
-            layers=(),
+            block=1,
+            frames=1,
         )
 
         def config(width: int) -> ModelConfig:
-            dynamics = DynamicsConfig(
+            context = CausalTransformerConfig(
                 width=width,
                 heads=HEADS,
-                temporal_layers=LAYERS,
+                layers=LAYERS,
                 patch=patch,
                 positions="rotary" if all(data.periodic) else "sincos",
                 scale_shift_rank=0,
             )
-            return dataclasses.replace(reference, tokenizer=tokenizer, dynamics=dynamics)
+            return ModelConfig(name=reference.name, dataset=reference.dataset, codec=codec, context=context)
 
         self.grid, self.patch = grid, patch
         self.net = self.module = of_size(lambda width: _Patches(config(width)), WIDTHS, reference)

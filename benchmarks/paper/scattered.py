@@ -19,10 +19,10 @@ from enma_fast.evaluation.scoring import score_forecast
 from enma_fast.forecasting.analysis import analyse
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.request import ForecastRequest
+from enma_fast.models.codecs.codec import Codec
+from enma_fast.models.codecs.interpolation import grid_points
 from enma_fast.models.covariance import FieldCovariance
-from enma_fast.models.interpolation import grid_points
 from enma_fast.models.model import Model
-from enma_fast.models.tokenizer import Tokenizer
 
 # Shares of the grid points, of which the last is less than training shows.
 SHARES = (1.0, 0.5, 0.2, 0.1)
@@ -39,28 +39,28 @@ def protocol_of(share: float, *, shipped: bool = False) -> str:
 
 @torch.inference_mode()
 def reconstruction_errors(
-    tokenizer: Tokenizer, fields: Tensor, *, share: float, seed: int, covariance: FieldCovariance | None = None
+    codec: Codec, fields: Tensor, *, share: float, seed: int, covariance: FieldCovariance | None = None
 ) -> Tensor:
     """Relative L2 error ``[B]`` on the grid of fields ``[B, T, *x, c]``, each seen at a random share of its points.
 
-    A trajectory has the same points in all of its frames, as in training. A tokenizer without an interpolation encodes
+    A trajectory has the same points in all of its frames, as in training. A codec of whole grids encodes
     what optimal interpolation with this `covariance` makes of them, or the whole grid.
     """
-    config = tokenizer.config
+    config = codec.config
     points = grid_points(config).to(fields.device)
     count, found = share_of(len(points), share), []
     for u, index in drawn_points(fields, count=count, seed=seed):
         values = u.flatten(2, -2).gather(2, index[:, None, :, None].expand(-1, u.shape[1], -1, u.shape[-1]))
-        if config.interpolation is not None:
-            latents = tokenizer.encode(values, points[index])
+        if config.at_points:
+            latents = codec.encode(values, points[index])
         elif count == len(points):
-            latents = tokenizer.encode(u)
+            latents = codec.encode(u)
         else:
             assert covariance is not None
             seen = zip(values.cpu(), points[index].cpu(), strict=True)
             analyses = torch.cat([analyse(covariance, each, where)[0] for each, where in seen])
-            latents = tokenizer.encode(analyses.to(u.device))
-        made = tokenizer.decode(latents, u.shape[1])
+            latents = codec.encode(analyses.to(u.device))
+        made = codec.decode(latents, u.shape[1])
         found.append(relative_l2(made, u))
     return torch.cat(found)
 
@@ -95,11 +95,11 @@ def measure_points(
     seed : of the forecasts
     progress : called with (trajectories forecast, trajectories)
     """
-    points = share_of(math.prod(model.config.tokenizer.grid), share)
+    points = share_of(math.prod(model.config.codec.grid), share)
     request = ForecastRequest(num_members=_MEMBERS, seed=seed, points=points)
     scores = score_forecast(FileForecast(model, data, request), warn=False, progress=progress)
     fields = torch.from_numpy(data.u).to(model.latent_mean.device)
-    error = reconstruction_errors(model.tokenizer, fields, share=share, seed=seed, covariance=model.covariance)
+    error = reconstruction_errors(model.codec, fields, share=share, seed=seed, covariance=model.covariance)
     return {
         "protocol": protocol_of(share, shipped=shipped),
         "task": request.task.name,

@@ -4,7 +4,6 @@
 #include "python/bindings.h"
 #include "python/parameters.h"
 #include "python/tensor.h"
-#include "runtime/format_1.h"
 
 namespace enma {
 
@@ -20,12 +19,8 @@ struct PackedCodec {
 
 std::unique_ptr<PackedCodec> make_codec(const std::string& config, const py::dict& parameters) {
     Tensors tensors = tensors_of(parameters);
-    FromFormat1 given{Json::parse(config, "config"), nullptr};
-    if (given.config.find("kind") == nullptr) {
-        given = codec_from_format_1(std::move(given.config), "config");
-        tensors.rename(given.name);
-    }
-    auto packed = std::make_unique<PackedCodec>(PackedCodec{read_codec(Fields(given.config, "config")), nullptr});
+    const Json given = Json::parse(config, "config");
+    auto packed = std::make_unique<PackedCodec>(PackedCodec{read_codec(Fields(given, "config")), nullptr});
     const py::gil_scoped_release release;
     packed->codec = packed->config.make(
         [&](const std::string& name, const std::vector<std::int64_t>& shape) { return tensors.take(name, shape); });

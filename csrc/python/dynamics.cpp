@@ -4,7 +4,6 @@
 #include "python/bindings.h"
 #include "python/parameters.h"
 #include "python/tensor.h"
-#include "runtime/format_1.h"
 
 namespace enma {
 
@@ -16,12 +15,7 @@ std::unique_ptr<Dynamics> make_dynamics(const std::string& config, const py::dic
                                         const std::string& format) {
     Tensors tensors = tensors_of(parameters);
     expect(format == "fp32" || format == "bf16", OP, ": format is '", format, "'; expected 'fp32' or 'bf16'");
-    FromFormat1 given{Json::parse(config, "config"), nullptr};
-    if (given.config.find("codec") == nullptr) {
-        given = from_format_1(std::move(given.config), "config");
-        tensors.rename(given.name);
-    }
-    const ModelConfig read = read_config(given.config, "config");
+    const ModelConfig read = read_config(Json::parse(config, "config"), "config");
     const py::gil_scoped_release release;
     auto dynamics =
         std::make_unique<Dynamics>(read, tensors, format == "bf16" ? NumberFormat::bf16 : NumberFormat::fp32);
@@ -39,15 +33,9 @@ std::unique_ptr<Sampling> make_session(const Dynamics& dynamics, std::int64_t ro
                                        const std::string& settings, int threads, const std::string& isa,
                                        const std::string& teams) {
     const SamplingRequest request{
-        rows,
-        groups,
-        prefix_frames,
-        own_frames,
-        first_frame,
-        read_sampling_config(sampling_from_format_1(Json::parse(settings, "settings"), "settings"), "settings"),
-        threads,
-        isa_of(OP, isa),
-        teams_named(teams)};
+        rows,       groups,          prefix_frames,
+        own_frames, first_frame,     read_sampling_config(Json::parse(settings, "settings"), "settings"),
+        threads,    isa_of(OP, isa), teams_named(teams)};
     const py::gil_scoped_release release;
     return dynamics.sampling(request);
 }

@@ -69,8 +69,6 @@ bool is_blocks(const Json& tokenizer) {
            number("kernel_time", 3) >= 2 && ends - ends / 2 >= stride;
 }
 
-}  // namespace
-
 FromFormat1 codec_from_format_1(Json tokenizer, const std::string& source) {
     if (is_blocks(tokenizer)) {
         Json out = slot("blocks", std::nullopt);
@@ -107,6 +105,8 @@ Json sampling_from_format_1(Json sampling, const std::string& source) {
     return sampling;
 }
 
+}  // namespace
+
 FromFormat1 from_format_1(Json config, const std::string& source) {
     for (const char* key : {"codec", "context", "trunk", "initial", "step"}) {
         if (config.find(key) != nullptr) fail(ENMA_UNSUPPORTED, source, ".", key, ": unknown field in format 1");
@@ -135,7 +135,7 @@ FromFormat1 from_format_1(Json config, const std::string& source) {
                    {"dynamics.spatial.noise.", "dynamics.step.noise."},
                    {"dynamics.spatial.", "dynamics.trunk."},
                    {"dynamics.flow.", one_pass ? "dynamics.initial." : "dynamics.step."},
-                   {"dynamics.first.", "dynamics.initial."},
+                   {"dynamics.first.", ""},
                    {"dynamics.read.", "dynamics.step.read."},
                    {"dynamics.local.", "dynamics.step."}};
     Json trunk;
@@ -147,12 +147,8 @@ FromFormat1 from_format_1(Json config, const std::string& source) {
     config.add("context", std::move(context));
     config.add("trunk", std::move(trunk));
     if (first) {
-        Json initial = slot("local", std::move(first));
-        initial.add("past", Json::of(std::int64_t{2}));
-        for (const auto& [key, otherwise] : {std::pair("width", 32), std::pair("layers", 3), std::pair("modes", 8)}) {
-            if (initial.find(key) == nullptr) initial.add(key, Json::of(std::int64_t{otherwise}));
-        }
-        config.add("initial", std::move(initial));
+        // A trained head of frame 0 was worse than a random field.
+        config.add("initial", slot("gaussian", std::nullopt));
     } else if (one_pass) {
         config.add("initial", flow);
     }

@@ -20,8 +20,4 @@ struct FromFormat1 {
 // Fields that were never valid stay, for config.h to refuse. Throws Error for values that format 2 cannot say.
 FromFormat1 from_format_1(Json config, const std::string& source);
 
-// Of a codec alone, and of settings of the sampler.
-FromFormat1 codec_from_format_1(Json tokenizer, const std::string& source);
-Json sampling_from_format_1(Json sampling, const std::string& source);
-
 }  // namespace enma

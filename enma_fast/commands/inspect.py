@@ -131,14 +131,14 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
 
 def _verify_checkpoint(terminal: Terminal, checkpoint: str) -> None:
     """Sizes and hashes, and that config and weights belong together."""
-    from ..models.checkpoint import WEIGHTS, listed, load_model, load_tokenizer, locate, read_tensors
+    from ..models.checkpoint import WEIGHTS, listed, load_codec, load_model, locate, read_tensors
     from ..models.checkpoint import verify as check
 
     folder = locate(checkpoint)
     check(folder)
     tensors, _ = read_tensors(folder / WEIGHTS)
     whole = any(name.startswith("dynamics.") for name in tensors)
-    module = load_model(folder) if whole else load_tokenizer(folder)[0]
+    module = load_model(folder) if whole else load_codec(folder)[0]
     files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in listed(folder).items()}
     rows = [[name, f"{entry['bytes']:,}", str(entry["sha256"])] for name, entry in files.items()]
     terminal.show(table(f"{checkpoint}: whole", ["file", "bytes", "SHA-256"], rows, text=(0, 2)))
@@ -176,12 +176,14 @@ def _operators() -> dict[str, list[dict[str, Any]]]:
     """Implementations of each operator, best first: which one runs here, and why the better ones do not."""
     import torch
 
+    from ..config import ModelConfig
     from ..ops import best, implementations
     from ..sampling.engine import candidates as samplers
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {}
-    known = implementations(device, torch.float32) | {"sampler": samplers(device, torch.float32, head_dim=64)}
+    small = ModelConfig(name="sampler", dataset="sampler")
+    known = implementations(device, torch.float32) | {"sampler": samplers(small, device, torch.float32)}
     for op, candidates in known.items():
         used = best(candidates)
         found[op] = [

@@ -63,10 +63,6 @@ SAMPLER: dict[str, Any] = {
         typer.Option("--mask-steps", help="Mask steps a frame; this and what follows: the model's own if left out."),
     ],
     "flow_steps": Annotated[int | None, typer.Option("--flow-steps", help="Flow steps a token.")],
-    "last_flow_steps": Annotated[
-        int | None, typer.Option("--last-flow-steps", help="Flow steps at the last mask step, reached linearly.")
-    ],
-    "flow_method": Annotated[str | None, typer.Option("--flow-method", help="midpoint or euler.")],
     "temperature": Annotated[float | None, typer.Option("--temperature", help="Factor on the noise.")],
     "shifts": Annotated[
         int | None,
@@ -119,7 +115,7 @@ def sampling(config: ModelConfig, **options: Any) -> tuple[SamplingConfig, dict[
     from ..utils.dataclass_json import replace
 
     given = {name: value for name, value in options.items() if value is not None}
-    changes = {f"sampling.{name.replace('flow_method', 'method')}": value for name, value in given.items()}
+    changes = {f"sampling.{name}": value for name, value in given.items()}
     typed = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
     chosen = replace(config, changes, source=typed).sampling if given else None
     return chosen_sampling(config, chosen), given

@@ -225,7 +225,7 @@ def _command(source: Path, request: Any) -> str:
 
 def _plan_table(plan: Plan) -> Any:
     model = plan.recipe.model
-    tok = model.tokenizer
+    tok = model.codec
     walls = ("periodic" if wraps else "open" for wraps in tok.periodic)
     grid = ", ".join(f"{n} {wall}" for n, wall in zip(tok.grid, walls, strict=True))
     pairs = zip(plan.channels, tok.field_mean or (), tok.field_scale or (), strict=True)

@@ -65,7 +65,7 @@ def forecast(
     history
         Observed frames ``[L, *grid, c]`` or ``[B, L, *grid, c]``, or ``[..., L, P, c]`` at scattered ``points``; in
         the units of the training data, ``model.config.frame_interval`` apart. None to generate from the context. Give
-        an odd number of them, or in general 1 + a multiple of ``model.config.tokenizer.time_factor``: frames after the
+        an odd number of them, or in general 1 + a multiple of ``model.config.codec.time_factor``: frames after the
         first are joined in groups of so many, and the rest of a group is left out with a warning.
         In xarray the dimensions are ``trajectory`` (may be left out), ``time``, ``x``, ``y`` (or ``point``) and
         ``channel`` (may be left out), in any order; the variables of a Dataset are the channels. Positions in space
@@ -217,7 +217,7 @@ def stream(
 
 def _read(model: Model, request: ForecastRequest) -> tuple[ForecastRequest, Labels]:
     """The request with plain arrays and the numbers of the trajectories, and the labels of the forecast."""
-    config, tok = model.config, model.config.tokenizer
+    config, tok = model.config, model.config.codec
     history, context = request.observed, request.context
     points = next((fields.points for fields in (history, context) if fields is not None), None)
     queried = None if request.query is None else coordinates("query", request.query, model)

@@ -37,7 +37,7 @@ class Channels:
         config, envelope = model.config, model.envelope
         names, units = ((), ()) if envelope is None else (envelope.channels, envelope.units)
         own = dict(equation.channels) if (equation := EQUATIONS.get(config.dataset)) else {}
-        if not units and names in ((), tuple(own)) and len(own) == config.tokenizer.field_channels:
+        if not units and names in ((), tuple(own)) and len(own) == config.codec.field_channels:
             return cls(of=config.name, names=tuple(own), units=tuple(own.values()))
         # Data of others say "1" where they say nothing.
         return cls(of=config.name, names=names, units=tuple("" if has_no_unit(unit) else unit for unit in units))

@@ -19,11 +19,11 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..data import NETCDF_FILL, unmasked
 from ..errors import EnmaError
+from ..models.codecs.native import NativeCodec, native_codec
 from ..models.layers import own_dtype
 from ..models.model import Model
-from ..models.native_tokenizer import NativeTokenizer, native_tokenizer
 from ..sampling.batch_invariant import BLOCKS, map_alone, map_rows
-from ..sampling.cuda_graphs import tokenizer_recordings
+from ..sampling.cuda_graphs import codec_recordings
 from ..sampling.noise import trajectory_seed
 from ..sampling.shifts import View, shifted, views
 from ..utils.text import counted
@@ -36,7 +36,7 @@ log = logging.getLogger("enma_fast")
 # Fields that are drawn from what scattered observations leave open, at least: a multiple of the number of shifts.
 # Member k begins from field k modulo their number.
 _DRAWS = 16
-# Trajectories of frames of more points are estimated one at a time, since each takes memory.
+# Trajectories of frames of more points are estimated one at a time.
 _FEW_POINTS = 2048
 # Observations that are so many times as large as the training data have them do not come from such fields. Those of the
 # test files of all equations, in and out of distribution, are up to 5.6 times as large; an error of 1 % of their
@@ -55,10 +55,11 @@ class EncodedInputs:
     query : checked coordinates of the output; None on the grid
     batched : true if the input has an axis of trajectories
     seeds : one for each trajectory
-    native : the tokenizer packed for the CPU, where the extension can
-    graphs : true if the tokenizer's work may be launched as CUDA graphs
+    native : the codec packed for the CPU, where the extension can
+    graphs : true if the codec's work may be launched as CUDA graphs
     views : how each shift shows the field; member k takes that of k modulo their number
     places : of the history of (trajectory, shift) in `history_BTNC`
+    first_frames : of a model that draws frame 0 as a field, where none is observed: its tokens ``[rows, 1, N, C]``
     """
 
     history_BTNC: Tensor
@@ -69,10 +70,11 @@ class EncodedInputs:
     query: Tensor | None
     batched: bool
     seeds: list[int]
-    native: NativeTokenizer | None
+    native: NativeCodec | None
     graphs: bool
     views: list[View]
     places: dict[tuple[int, int], int]
+    first_frames: Callable[[Sequence[tuple[int, int]]], Tensor] | None = None
 
     def history_of(self, row: tuple[int, int]) -> int:
         """Place of the history and context of a trajectory and member."""
@@ -108,7 +110,7 @@ def encode_inputs(
     if leading is None:
         raise EnmaError("history and context are both None; give one of them")
     where, there = _points(model, history, context)
-    space = 1 if where is not None else config.tokenizer.dims
+    space = 1 if where is not None else config.codec.dims
     batched = leading.values.ndim == space + 3
     known = None if history is None else _field("history", history.values, model, where, batched)
     other = (
@@ -127,7 +129,7 @@ def encode_inputs(
     num_observed = 0 if known is None else known.shape[1]
     num_frames = num_observed + _frames_to_forecast(config, request, num_observed, has_context=other is not None)
     B = len(leading.values) if batched else 1
-    tok = config.tokenizer
+    tok = config.codec
     known_latents, num_latents = tok.whole_latents(num_observed), tok.latent_frames(num_frames)
     # Those of a GPU are in its own memory. The last latent frame is not read.
     counted_here = side_by_side and model.latent_mean.device.type == "cpu"
@@ -146,13 +148,13 @@ def encode_inputs(
         warn_if_uneven(config, num_observed)
         reasons = outside(model, [u for u in (known, other) if u is not None], scattered=where is not None)
         report_outside(model, numbers, reasons, strict=request.strict)
-    shown, ring = views(config, request.sampling), config.tokenizer.periodic
-    drawn = where is not None and tok.interpolation is None
+    shown, ring = views(config, request.sampling), config.codec.periodic
+    drawn = where is not None and not tok.at_points
     require_errors(request.errors, tok, scattered=where is not None)
     if drawn:
         shown = shown * -(-_DRAWS // len(shown))
     used = sorted({k % len(shown) for k in request.members[: len(shown)]})
-    native, graphs = native_tokenizer(model.tokenizer), request.backend in (None, "graph")
+    native, graphs = native_codec(model.codec), request.backend in (None, "graph")
     seeds = [trajectory_seed(request.seed, n) for n in numbers]
 
     latents = partial(_encode, model, native, graphs)
@@ -163,12 +165,11 @@ def encode_inputs(
             draws = [Draw(seed, torch.tensor(used), use) for seed in seeds]
             made, sizes = _drawn_fields(model, fields, where, draws, errors=request.errors)
             if warn or request.strict:
-                name = "history" if use == HISTORY else "context"
-                _report_sizes(name, sizes, model, strict=request.strict)
+                _report_sizes("history" if use == HISTORY else "context", sizes, model, strict=request.strict)
             seen = [shifted(made[:, i], shown[s], ring) for i, s in enumerate(used)]
             return latents(torch.stack(seen, 1).flatten(0, 1))
         if where is not None:
-            seen = [latents(fields, moved(where, shown[s], config.tokenizer)) for s in used]
+            seen = [latents(fields, moved(where, shown[s], config.codec)) for s in used]
             return torch.stack(seen, 1).flatten(0, 1)
         if len(used) == 1:
             return latents(shifted(fields, shown[used[0]], ring))
@@ -186,7 +187,20 @@ def encode_inputs(
             other = other.expand(B, *other.shape[1:])
         context_BTNC = encoded(other, there, CONTEXT).unflatten(0, (-1, len(used)))
         context_BTNC = context_BTNC.expand(B, -1, -1, -1, -1).flatten(0, 1)
+    first_frames = None
+    if known is None and model.draws_fields:
+        first = None if other is None or there is not None else other[:, 0].expand(B, *other.shape[2:])
+
+        def drawn_field(row: tuple[int, int]) -> Tensor:
+            (b, k), seen = row, None if first is None else first[row[0], None]
+            u = model.first_fields(seen, torch.tensor([seeds[b]]), torch.tensor([k])).to(model.latent_mean.device)
+            return shifted(u[:, None], shown[k % len(shown)], ring)
+
+        def first_frames(rows: Sequence[tuple[int, int]]) -> Tensor:
+            return latents(torch.cat(map_alone(drawn_field, list(rows))))
+
     return EncodedInputs(
+        first_frames=first_frames,
         history_BTNC=history_BTNC,
         context_BTNC=context_BTNC,
         num_observed=num_observed,
@@ -270,7 +284,7 @@ def _frames_to_forecast(config: ModelConfig, request: ForecastRequest, num_obser
 
 def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor | None, batched: bool) -> Tensor:
     """One checked input as ``[B, T, *grid, c]`` fp32 on the model's device."""
-    options = model.config.tokenizer
+    options = model.config.codec
     grid = options.grid if points is None else (points.shape[-2],)
     if not (value.is_floating_point() if isinstance(value, Tensor) else value.dtype.kind == "f"):
         raise EnmaError(f"{name} has dtype {value.dtype}; floating point is expected, such as float32")
@@ -327,7 +341,7 @@ def _way_to_other_points(name: str, model: Model, points: Tensor | None, *, whol
         return f"; give a value for each of `{argument}`, or leave that out"
     if not model.reads_points or not whole:
         return ""
-    given = f"[B, T, P, {model.config.tokenizer.field_channels}]"
+    given = f"[B, T, P, {model.config.codec.field_channels}]"
     return f"; values at other points are {given}, with coordinates in {argument}= and those of the forecast in query="
 
 
@@ -354,7 +368,7 @@ def warn_if_long(config: ModelConfig, frames: int) -> None:
 
 def warn_if_uneven(config: ModelConfig, observed: int) -> None:
     """Warn if the last of so many observed frames fill no latent frame, so that the model does not see them."""
-    factor, used = config.tokenizer.time_factor, config.tokenizer.whole_frames(observed)
+    factor, used = config.codec.time_factor, config.codec.whole_frames(observed)
     if observed > used > 0:
         log.warning(
             "history: of its %d frames the first %d are used; %s joins frames after the first in groups of %d, so give "
@@ -411,9 +425,9 @@ def report_outside(
 
 
 def _encode(
-    model: Model, native: NativeTokenizer | None, graphs: bool, fields: Tensor, points: Tensor | None = None
+    model: Model, native: NativeCodec | None, graphs: bool, fields: Tensor, points: Tensor | None = None
 ) -> Tensor:
-    tok = model.tokenizer
+    tok = model.codec
     if native is not None:
         with torch.no_grad():
             return model.to_tokens(native.encode(fields, points))
@@ -423,14 +437,14 @@ def _encode(
         fields = torch.cat([fields, points.expand(len(fields), -1, -1, -1)], -1)
         function = partial(_encode_frames, model)
     shape = None if points is None else "of frames" if points.ndim > 2 else tuple(points.shape)
-    operation = ("encode", tok.config, own_dtype(tok), shape)
+    operation = ("encode", tok.config, tok.dtype, shape)
     # Points that all rows share are not among the rows.
     alone = graphs and points is None
-    recordings = tokenizer_recordings(tok, rows=len(fields), frames=fields.shape[1]) if alone else None
+    recordings = codec_recordings(tok, rows=len(fields), frames=fields.shape[1]) if alone else None
     return map_rows(function, fields, operation=operation, block=BLOCKS[tok.config.dims], recordings=recordings)
 
 
 def _encode_frames(model: Model, seen_BTPx: Tensor) -> Tensor:
     """Encode values with the coordinates of their points beside them, NaN where there is none."""
-    values, points = seen_BTPx.split([model.config.tokenizer.field_channels, model.config.tokenizer.dims], -1)
+    values, points = seen_BTPx.split([model.config.codec.field_channels, model.config.codec.dims], -1)
     return model.encode(values, points, ~points.isnan().any(-1))

@@ -30,7 +30,7 @@ from ..config import ModelConfig
 from ..data import SPACING_TOLERANCE, FieldFile, is_even
 from ..domain import Domain
 from ..errors import EnmaError
-from ..models.interpolation import grid_points
+from ..models.codecs.interpolation import grid_points
 from ..models.model import Model
 from ..utils.names import SPACE
 from ..utils.text import boundaries, times
@@ -142,9 +142,9 @@ class FileForecast:
             require_scattered("points", self.model)
             if not self._sees_whole_grids(request.points):
                 require_together("points", self.model, request.points)
-            drawn_places(config.tokenizer.grid, (), count=request.points, num_frames=1, seed=request.seed)
+            drawn_places(config.codec.grid, (), count=request.points, num_frames=1, seed=request.seed)
         scattered = request.points is not None or data.points is not None
-        require_errors(request.errors, config.tokenizer, scattered=scattered)
+        require_errors(request.errors, config.codec, scattered=scattered)
         warn_if_long(config, self.num_total)
         warn_if_uneven(config, self.num_observed)
         request.check_memory(config, self.num_frames, at_once=at_once)
@@ -152,8 +152,8 @@ class FileForecast:
 
     def _sees_whole_grids(self, count: int) -> bool:
         """Whether so many points are those of the grid, as they are: of a model that reads grids, without errors."""
-        tok = self.model.config.tokenizer
-        return count == math.prod(tok.grid) and tok.interpolation is None and not self.request.errors
+        tok = self.model.config.codec
+        return count == math.prod(tok.grid) and not tok.at_points and not self.request.errors
 
     def _check_readings(self) -> None:
         require_scattered(str(self.data.path), self.model)
@@ -290,7 +290,7 @@ class FileForecast:
 
     def _as_seen(self, fields: np.ndarray, trajectories: Sequence[int], *, context: bool = False) -> Fields:
         """Fields `[B, L, *x, c]` whole, or `[B, L, P, c]` at the points `[B, L, P, d]` that the request draws."""
-        tok, count = self.model.config.tokenizer, self.request.points
+        tok, count = self.model.config.codec, self.request.points
         if count is None or self._sees_whole_grids(count):
             return Fields(fields)
         frames, seed = fields.shape[1], self.request.seed
@@ -317,7 +317,7 @@ def _units(data: FieldFile) -> list[str]:
 
 def check_file(config: ModelConfig, data: FieldFile, *, reads_points: bool = False) -> None:
     """Raise `EnmaError` unless grid, domain, positions, number of channels and frame spacing are the model's."""
-    tok, domain = config.tokenizer, data.domain
+    tok, domain = config.codec, data.domain
     if domain.grid != tok.grid:
         remedy = "interpolate to them" + ", or give a table of readings (.csv), at any points" * reads_points
         raise EnmaError(

@@ -18,14 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import TokenizerConfig
+from ..config import CodecConfig
 from ..errors import EnmaError
 from ..models.covariance import at_points
-from ..models.folding import folded_end
-from ..models.layers import own_dtype
 from ..models.model import Model
 from ..sampling.batch_invariant import BLOCKS, map_alone, map_rows
-from ..sampling.cuda_graphs import tokenizer_recordings
+from ..sampling.cuda_graphs import codec_recordings
 from ..sampling.engine import Engine, engine_for
 from ..sampling.shifts import View, shifted
 from ..utils.forks import forkable, iterate_in_own_thread, run_in_own_thread
@@ -100,7 +98,7 @@ def stream_members(
         model,
         request,
         side_by_side=True,
-        frames_held=model.config.tokenizer.time_factor,
+        frames_held=model.config.codec.time_factor,
     )
     engine = run_in_own_thread(engine_for, model.dynamics, dtype=request.dtype, backend=request.backend)
     chunks, shape = _chunks(engine, inputs, request, ahead=False), _shape(inputs, request)
@@ -128,8 +126,14 @@ def _chunks(engine: Engine, inputs: EncodedInputs, request: ForecastRequest, *, 
     for begin in range(0, len(every), request.rows):
         place = slice(begin, begin + request.rows)
         rows = every[place]
-        history = inputs.history_BTNC[[inputs.history_of(row) for row in rows]]
-        chunks.append(_Chunk(place, rows, _latents(engine, inputs, request, rows, ahead=ahead), history))
+        if inputs.first_frames is None:
+            history = inputs.history_BTNC[[inputs.history_of(row) for row in rows]]
+            making = _latents(engine, inputs, request, rows, ahead=ahead)
+        else:
+            # Each row has a history of its own.
+            history = inputs.first_frames(rows)
+            making = _latents(engine, inputs, request, rows, ahead=ahead, history=history)
+        chunks.append(_Chunk(place, rows, making, history))
     return chunks
 
 
@@ -151,17 +155,17 @@ def _frames(
 
     How many frames each row keeps is written into ``kept [rows]``.
     """
-    tok = model.config.tokenizer
+    tok = model.config.codec
     factor, window, decode = tok.time_factor, _window(tok), _decoder(model, inputs)
     number = 0
-    for j in range(inputs.history_BTNC.shape[1], inputs.num_latents):
+    for j in range(tok.whole_latents(inputs.num_observed), inputs.num_latents):
         group = None
         for part in chunks:
             if (kept[part.place] <= number).all():
                 # This gives its memory back to the engine.
                 part.making = iter(())
                 continue
-            part.sample(1)
+            part.sample(j + 1 - part.latents.shape[1])
             z = part.latents[:, -window:]
             # A window gives the last frame of its first latent, and all frames of the others.
             before = (j + 1 - z.shape[1]) * factor
@@ -206,34 +210,37 @@ def _rows_to_stop(answer: Any, shape: tuple[int, ...], device: torch.device) -> 
     return torch.tensor(np.broadcast_to(mask, shape).reshape(-1), device=device)
 
 
-def _window(tok: TokenizerConfig) -> int:
-    """Latent frames that decide the frames of the last one: the decoder is causal, and its kernels are short."""
-    reach = tok.kernel_time - 1
-    # From the frames back to the latents; `layers` is the order of the encoder.
-    for layer in tok.layers:
-        if layer == "residual":
-            reach += tok.kernel_time - 1
-        elif layer == "time":
-            # The first latent frame of a window gives the last of its frames only.
-            reach = (reach + 1) // 2 + 1
-    return max(FEWEST_LATENTS, reach + 1)
+def _window(codec: CodecConfig) -> int:
+    """Latent frames that decide the frames of the last one."""
+    return max(FEWEST_LATENTS, codec.reach + 1)
 
 
 def _latents(
-    engine: Engine, inputs: EncodedInputs, request: ForecastRequest, rows: list[tuple[int, int]], *, ahead: bool
+    engine: Engine,
+    inputs: EncodedInputs,
+    request: ForecastRequest,
+    rows: list[tuple[int, int]],
+    *,
+    ahead: bool,
+    history: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Latent frames of rows ``(trajectory, member)``; history and context are read once for each shift."""
-    which = sorted({inputs.history_of(row) for row in rows})
-    place = {history: i for i, history in enumerate(which)}
+    """Latent frames of rows ``(trajectory, member)``; history and context are read once for each shift.
+
+    A `history` of each row is read for it alone.
+    """
+    of_rows = [inputs.history_of(row) for row in rows]
+    which = sorted(set(of_rows)) if history is None else of_rows
+    place = {row: i for i, row in enumerate(which)}
+    groups = [place[row] for row in of_rows] if history is None else list(range(len(rows)))
     device = inputs.history_BTNC.device
     return engine.trajectory(
-        inputs.history_BTNC[which],
+        inputs.history_BTNC[which] if history is None else history,
         num_latents=inputs.num_latents,
         seeds=torch.tensor([inputs.seeds[b] for b, _ in rows], device=device),
         members=torch.tensor([k for _, k in rows], device=device),
         context=None if inputs.context_BTNC is None else inputs.context_BTNC[which],
         settings=request.sampling,
-        groups=torch.tensor([place[inputs.history_of(row)] for row in rows], device=device),
+        groups=torch.tensor(groups, device=device),
         chunk=request.rows,
         ahead=ahead,
     )
@@ -247,7 +254,7 @@ _Decode = Callable[[Tensor, list[tuple[int, int]], slice], Tensor]
 def _decoder(model: Model, inputs: EncodedInputs) -> _Decode:
     """A decoder at the query points, by default on the grid."""
     query = inputs.query
-    if query is None or model.tokenizer.interpolation is not None:
+    if query is None or model.config.codec.at_points:
         return _own_decoder(model, inputs, query)
     covariance, decode = model.covariance, _own_decoder(model, inputs, None)
     assert covariance is not None
@@ -264,17 +271,17 @@ def _decoder(model: Model, inputs: EncodedInputs) -> _Decode:
 
 def _own_decoder(model: Model, inputs: EncodedInputs, query: Tensor | None) -> _Decode:
     """A decoder that is the tokenizer's."""
-    tok = model.tokenizer
+    tok = model.codec
     native = inputs.native if query is None else None
-    end, block = None if native is not None else folded_end(tok), BLOCKS[tok.config.dims]
+    end, block = None if native is not None else tok.prepared_end(), BLOCKS[tok.config.dims]
 
     def decoded(latents: Tensor, frames: int, query: Tensor | None) -> Tensor:
         if native is not None:
             with torch.no_grad():
                 return native.decode(model.from_tokens(latents), frames)
-        operation = ("decode", tok.config, own_dtype(tok), frames, None if query is None else tuple(query.shape))
+        operation = ("decode", tok.config, tok.dtype, frames, None if query is None else tuple(query.shape))
         alone = inputs.graphs and query is None
-        recordings = tokenizer_recordings(tok, rows=len(latents), frames=frames) if alone else None
+        recordings = codec_recordings(tok, rows=len(latents), frames=frames) if alone else None
         return map_rows(
             lambda z: model.decode(z, frames, query, end=end),
             latents,

@@ -181,6 +181,8 @@ class ForecastRequest:
         """A request for forecasts of arrays; context and history are at `points` unless the context has its own."""
         if history is None and context_points is None:
             context_points = points
+        if context is None and context_points is not None:
+            raise EnmaError("context_points: there is no context; leave this out")
         observed = None if history is None else Fields(history, points)
         return cls(observed=observed, context=None if context is None else Fields(context, context_points), **entries)
 
@@ -263,10 +265,10 @@ class ForecastRequest:
         A frame has `num_points`, by default those of the grid. Each row also holds the keys and values of
         `read_latents` latent frames.
         """
-        tok, dyn = config.tokenizer, config.dynamics
+        tok = config.codec
         rows = num_trajectories * min(self.num_members, at_once or self.num_members)
         values = num_frames * (num_points or math.prod(tok.grid)) * tok.field_channels
-        keys_values = read_latents * dyn.temporal_layers * 2 * config.num_tokens * dyn.width
+        keys_values = read_latents * config.context.values_kept(config.num_tokens)
         held = 4 * max(values, _ROW_VALUES) + getattr(self.dtype, "itemsize", 4) * keys_values
         each, there = held / 1e9, memory() / 1e9
         if rows * each > there:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig, TokenizerConfig
+from ..config import CodecConfig, ModelConfig
 from ..data import DOMAIN_TOLERANCE, FieldFile, read_readings, unmasked
 from ..errors import EnmaError, first_line
 from ..models.model import Model
@@ -31,7 +31,7 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frame
     that is not there. `EnmaError` for a model that reads whole grids alone, another shape, points outside the domain,
     more of them than can be used together, and a frame without a point.
     """
-    options = model.config.tokenizer
+    options = model.config.codec
     require_scattered(name, model)
     try:
         value = value if isinstance(value, Tensor) else np.asarray(unmasked(name, value), np.float32)
@@ -71,9 +71,9 @@ def require_scattered(name: str, model: Model) -> None:
         )
 
 
-def require_errors(errors: Sequence[float], config: TokenizerConfig, *, scattered: bool) -> None:
+def require_errors(errors: Sequence[float], config: CodecConfig, *, scattered: bool) -> None:
     """Raise `EnmaError` for errors of observations that have none, and unless there is one of all or each channel."""
-    if errors and (not scattered or config.interpolation is not None):
+    if errors and (not scattered or config.at_points):
         of = "values at scattered points, for a model without an interpolation"
         raise EnmaError(f"observation_error: is that of {of}; leave it out")
     if len(errors) not in (0, 1, config.field_channels):
@@ -83,13 +83,13 @@ def require_errors(errors: Sequence[float], config: TokenizerConfig, *, scattere
 
 def require_together(name: str, model: Model, count: int) -> None:
     """Raise `EnmaError` for more points of a frame than a field is estimated from at once."""
-    if model.config.tokenizer.interpolation is None and count > MOST_TOGETHER:
+    if not model.config.codec.at_points and count > MOST_TOGETHER:
         raise EnmaError(
             f"{name} has {count} points a frame; at most {MOST_TOGETHER} are estimated from together: give some of them"
         )
 
 
-def moved(points: Tensor, view: View, options: TokenizerConfig) -> Tensor:
+def moved(points: Tensor, view: View, options: CodecConfig) -> Tensor:
     """Coordinates ``[..., d]`` of points in the field as a view shows it."""
     if not view.moves:
         return points
@@ -135,7 +135,7 @@ def readings_for(config: ModelConfig, path: str | Path) -> FieldFile:
     EnmaError
         As `data.read_readings`, and for fewer than 3 frames.
     """
-    tok = config.tokenizer
+    tok = config.codec
     found = read_readings(path, lengths=tok.lengths, num_channels=tok.field_channels, needed_by=config.name)
     num_frames = found.u.shape[1]
     if num_frames < 3:

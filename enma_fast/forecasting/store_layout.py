@@ -62,7 +62,7 @@ def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
                 "model": config.name,
                 "sampling": _in_words(config, request.sampling),
                 "precision": request.precision,
-                TOGETHER: config.tokenizer.time_factor,
+                TOGETHER: config.codec.time_factor,
                 "data_name": data.name,
                 **({} if count is None else {POINTS: count}),
                 **({"observation_error": list(request.errors)} if request.errors else {}),
@@ -107,7 +107,7 @@ def provenance(forecast: FileForecast, checkpoint: str | Path, command: str) -> 
 def _of_covariance(forecast: FileForecast, files: Mapping[str, str]) -> dict[str, str]:
     """Hash of what fields are estimated with, where they are seen at scattered points by a model that reads grids."""
     scattered = forecast.data.points is not None or forecast.request.points is not None
-    estimated = scattered and forecast.model.config.tokenizer.interpolation is None
+    estimated = scattered and not forecast.model.config.codec.at_points
     return {"covariance_sha256": files[COVARIANCE]} if estimated else {}
 
 
@@ -149,5 +149,5 @@ def _input_sha256(forecast: FileForecast) -> str:
 
 
 def _in_words(config: ModelConfig, settings: SamplingConfig) -> str:
-    words = [f"{name} {value}" for name, value in asdict(settings).items() if value is not None]
-    return ", ".join(["one-pass"] * (config.dynamics.decoder == "one-pass") + words)
+    used = {name: value for name, value in asdict(settings).items() if name in (*config.step.settings, "shifts")}
+    return ", ".join([config.step.kind, *(f"{name} {value}" for name, value in used.items() if value is not None)])

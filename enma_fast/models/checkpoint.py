@@ -8,7 +8,8 @@
     domain.json          what the model was trained on, in a few numbers (optional)
     covariance.safetensors  how its fields vary, to estimate them from scattered points (optional)
 
-A tokenizer alone, before its dynamics are trained, is the same folder with the tokenizer's weights only.
+A codec alone, before its dynamics are trained, is the same folder with the codec's weights only. Folders of format 1
+are read too (`format_1`).
 
 safetensors alone does not notice a flipped bit, so the manifest is verified before a weight is used.
 """
@@ -39,19 +40,20 @@ from ..errors import EnmaError, first_line
 from ..utils.dataclass_json import from_json, to_json
 from ..utils.files import write_atomic
 from ..utils.untrusted import open_regular, parse_json, read_bytes
+from . import format_1
+from .codecs.codec import Codec
 from .covariance import FieldCovariance
 from .envelope import Envelope
 from .model import Model
-from .tokenizer import Tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
 CARD, METRICS, ENVELOPE, COVARIANCE = "README.md", "metrics.json", "domain.json", "covariance.safetensors"
 # In the folder of a training run: its checkpoint, and its log or its plan.
 IN_RUN, LOG, RECIPE = "checkpoint", "log.jsonl", "recipe.toml"
 # The recipes of the package.
 RECIPE_FILES = Path(__file__).parents[1] / "recipes"
-_TOKENIZER = "tokenizer."
+_CODEC = "codec."
 # Names of files beside it that a manifest may list; and the largest size of a manifest or a config.
 _NAME, _SHA256 = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"), re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 1 << 20
@@ -115,9 +117,9 @@ def save_model(
     write_manifest(folder)
 
 
-def save_tokenizer(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None:
-    """Write a tokenizer and the model config it is meant for, to train the dynamics on."""
-    _write_weights(folder, config, {_TOKENIZER + name: t for name, t in tokenizer.state_dict().items()})
+def save_codec(codec: Codec, config: ModelConfig, folder: Path) -> None:
+    """Write a codec and the model config it is meant for, to train the dynamics on."""
+    _write_weights(folder, config, {_CODEC + name: t for name, t in codec.state_dict().items()})
     write_manifest(folder)
 
 
@@ -192,8 +194,8 @@ def listed(folder: Path) -> dict[str, tuple[int, str]]:
         if isinstance(error, EnmaError):
             raise
         raise EnmaError(f"{path}: not a manifest; copy the checkpoint again") from None
-    if version != FORMAT_VERSION:
-        raise EnmaError(f"{path}: format {version}; this version of enma_fast reads {FORMAT_VERSION}")
+    if version not in (1, FORMAT_VERSION):
+        raise EnmaError(f"{path}: format {version}; this version of enma_fast reads up to {FORMAT_VERSION}")
     for name in (CONFIG, WEIGHTS):
         if name not in found:
             raise EnmaError(f"{path}: lists no {name}; copy the checkpoint again")
@@ -229,7 +231,7 @@ def load_model(checkpoint: str | Path, *, device: str | torch.device = "cpu") ->
         Names the file and field: missing, truncated, flipped, unknown key, wrong shape, wrong version.
     """
     config, tensors, source = _load(checkpoint)
-    if tensors and all(name.startswith(_TOKENIZER) for name in tensors):
+    if tensors and all(name.startswith(_CODEC) for name in tensors):
         raise EnmaError(f"{source}: holds a tokenizer only; train a whole model: enma-fast train")
     model = _filled(lambda: Model(config), tensors, source)
     folder = locate(checkpoint)
@@ -246,7 +248,7 @@ def load_model(checkpoint: str | Path, *, device: str | torch.device = "cpu") ->
 
 def _covariance(path: Path, config: ModelConfig) -> FieldCovariance:
     """The covariance of a checkpoint's fields; `EnmaError` if a file holds another thing."""
-    (tensors, _), tok = read_tensors(path), config.tokenizer
+    (tensors, _), tok = read_tensors(path), config.codec
     try:
         wide = {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
         found = FieldCovariance(**wide, grid=tok.grid, lengths=tok.lengths, periodic=tok.periodic)
@@ -257,26 +259,35 @@ def _covariance(path: Path, config: ModelConfig) -> FieldCovariance:
         raise EnmaError(f"{path}: not how fields of this model vary ({error}); copy the checkpoint again") from None
 
 
-def load_tokenizer(checkpoint: str | Path) -> tuple[Tokenizer, ModelConfig]:
-    """Load the verified tokenizer of a checkpoint, whole or alone, and the config beside it; raises as `load_model`."""
+def load_codec(checkpoint: str | Path) -> tuple[Codec, ModelConfig]:
+    """Load the verified codec of a checkpoint, whole or alone, and the config beside it; raises as `load_model`."""
     config, tensors, source = _load(checkpoint)
-    own = {k.removeprefix(_TOKENIZER): t for k, t in tensors.items() if k.startswith(_TOKENIZER)}
-    tokenizer = _filled(lambda: Tokenizer(config.tokenizer), own, source)
-    return tokenizer.eval().requires_grad_(False), config
+    own = {k.removeprefix(_CODEC): t for k, t in tensors.items() if k.startswith(_CODEC)}
+    codec: Codec = _filled(lambda: config.codec.made()(config.codec), own, source)
+    return codec.eval().requires_grad_(False), config
 
 
 def load_config(checkpoint: str | Path) -> ModelConfig:
     """The config of a checkpoint by shipped name or folder; its weights are not read."""
-    return _config(locate(checkpoint))
+    return _config(locate(checkpoint))[0]
 
 
-def _config(folder: Path) -> ModelConfig:
+def _config(folder: Path) -> tuple[ModelConfig, bool]:
+    """The config of a checkpoint, and whether it is of format 1."""
     path = folder / CONFIG
     try:
         text = read_bytes(path, most=_MOST_BYTES).decode()
     except UnicodeDecodeError:
         raise EnmaError(f"{path}: is not text; copy the checkpoint again") from None
-    return from_json(ModelConfig, text, source=str(path))
+    if '"tokenizer"' not in text:
+        return from_json(ModelConfig, text, source=str(path)), False
+    try:
+        text = json.dumps(format_1.config_of(parse_json(text.encode())))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, EnmaError):
+            raise
+        raise EnmaError(f"{path}: not the config of a model; copy the checkpoint again") from None
+    return from_json(ModelConfig, text, source=str(path)), True
 
 
 def _filled(make: Callable[[], _Module], tensors: Mapping[str, Tensor], source: str) -> _Module:
@@ -319,8 +330,10 @@ def _load(checkpoint: str | Path) -> tuple[ModelConfig, dict[str, Tensor], str]:
     """Config and tensors of a verified checkpoint, and the name of the weights' file."""
     folder = locate(checkpoint)
     verify(folder)
-    config = _config(folder)
+    config, old = _config(folder)
     tensors, _ = read_tensors(folder / WEIGHTS)
+    if old:
+        tensors = format_1.names_of(json.loads(to_json(config)), tensors)
     return config, tensors, str(folder / WEIGHTS)
 
 

@@ -36,7 +36,7 @@ class FieldCovariance:
     deviation : [*f, c] standard deviation of the amplitude of one wave of these frequencies: of 0, 1, ... half-turns
         between walls, and turns around a ring
     correlation : [*f, c] of the amplitudes of such a wave in successive frames, 0 to 1
-    grid, lengths, periodic : of the fields, as `TokenizerConfig` has them
+    grid, lengths, periodic : of the fields, as `CodecConfig` has them
     """
 
     mean: Tensor

@@ -201,6 +201,23 @@ def sincos(token_grid: tuple[int, ...], width: int) -> Tensor:
     return F.pad(table, (0, width - table.shape[-1]))
 
 
+def pad_space(x: Tensor, amount: int, periodic: tuple[bool, ...]) -> Tensor:
+    """Pad every space axis of ``[B, c, T, *x]`` on both sides: periodically, or with zeros at a wall."""
+    if amount == 0:
+        return x
+    dims = len(periodic)
+    for axis, is_periodic in enumerate(periodic):
+        # F.pad counts axes from the last one.
+        pad = [0, 0] * (dims - 1 - axis) + [amount, amount]
+        if is_periodic:
+            where = x.ndim - dims + axis
+            n = x.shape[where]
+            x = torch.cat([x.narrow(where, n - amount, amount), x, x.narrow(where, 0, amount)], dim=where)
+        else:
+            x = F.pad(x, pad)
+    return x
+
+
 def init_linear(module: nn.Module, *, depth: int) -> None:
     """Draw weights with std 1/sqrt(fan_in), those of output projections scaled down by sqrt(2 depth)."""
     for name, child in module.named_modules():

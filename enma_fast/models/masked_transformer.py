@@ -10,11 +10,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig
+from ..config import CausalTransformerConfig, ModelConfig
 from .layers import Block, RMSNorm, Rotary, exact, init_linear, sincos
 
-# Scale of the noise that enters an untrained one-pass model: that of the mask token beside it.
-NOISE_STD = 0.02
+# Scale of an untrained mask token.
+MASK_STD = 0.02
 
 
 class MaskedTransformer(nn.Module):
@@ -25,25 +25,23 @@ class MaskedTransformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        dyn = config.dynamics
-        self.concat = dyn.condition == "concat"
-        self.embed = nn.Linear(config.token_channels, dyn.width)
-        self.mask = nn.Parameter(nn.init.normal_(torch.empty(dyn.width), std=0.02))
-        # Noise in place of unknown tokens, beside the mask token, which keeps what it has learned.
-        self.noise = nn.Linear(config.token_channels, dyn.width, bias=False) if dyn.decoder == "one-pass" else None
-        self.blocks = nn.ModuleList([Block(dyn.width, dyn.heads, dyn.mlp_ratio) for _ in range(dyn.spatial_layers)])
-        self.norm = RMSNorm(dyn.width)
-        init_linear(self.blocks, depth=dyn.spatial_layers)
-        if self.noise is not None:
-            nn.init.normal_(self.noise.weight, std=NOISE_STD * config.token_channels**-0.5)
+        own, trunk = config.context, config.trunk
+        assert isinstance(own, CausalTransformerConfig)
+        assert trunk is not None
+        self.concat = trunk.condition == "concat"
+        self.embed = nn.Linear(config.token_channels, own.width)
+        self.mask = nn.Parameter(nn.init.normal_(torch.empty(own.width), std=MASK_STD))
+        self.blocks = nn.ModuleList([Block(own.width, own.heads, own.mlp_ratio) for _ in range(trunk.layers)])
+        self.norm = RMSNorm(own.width)
+        init_linear(self.blocks, depth=trunk.layers)
         rotary = places = None
-        if dyn.positions == "rotary":
-            turns = Rotary(config.token_grid, config.tokenizer.periodic, dyn.width // dyn.heads)
+        if own.positions == "rotary":
+            turns = Rotary(config.token_grid, config.codec.periodic, own.width // own.heads)
             # Context and frame tokens of one place sit half a "frame" apart, so that attention can tell them apart.
             frames = torch.tensor([0.0, 0.5], device="cpu") if self.concat else torch.tensor([0.0], device="cpu")
             rotary = torch.stack(turns.tables(frames))
         else:
-            places = sincos(config.token_grid, dyn.width)
+            places = sincos(config.token_grid, own.width)
         self.register_buffer("rotary", rotary, persistent=False)
         self.register_buffer("places", places, persistent=False)
 
@@ -55,10 +53,9 @@ class MaskedTransformer(nn.Module):
         """
         return self._run(h_BND, torch.where(known_BN[..., None], exact(self.embed, x_BNC), self.mask.to(h_BND.dtype)))
 
-    def from_noise(self, h_BND: Tensor, noise_BNC: Tensor) -> Tensor:
-        """Conditions ``[B, N, D]`` of all tokens of an unknown frame, with noise in it (one-pass models)."""
-        assert self.noise is not None
-        return self._run(h_BND, self.mask.to(h_BND.dtype) + exact(self.noise, noise_BNC))
+    def unknown(self, h_BND: Tensor, added_BND: Tensor) -> Tensor:
+        """Conditions ``[B, N, D]`` of all tokens of an unknown frame, with something added to the mask token."""
+        return self._run(h_BND, self.mask.to(h_BND.dtype) + added_BND)
 
     def _run(self, h_BND: Tensor, x_BND: Tensor) -> Tensor:
         if self.places is not None:

@@ -1,4 +1,4 @@
-"""How many tokens each mask step decides, in how many flow steps, and at which flow times the velocity is evaluated.
+"""How many tokens each mask step decides, and at which flow times the velocity is evaluated.
 
 Everything here is plain Python on the host: the sizes are static, so a frame step built from them never
 synchronises.
@@ -58,57 +58,18 @@ def mask_schedule(num_tokens: int, mask_steps: int) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def flow_schedule(first: int, last: int | None, *, mask_steps: int) -> tuple[int, ...]:
-    """Flow steps of the tokens decided at each mask step of a frame, from `first` at the first to `last` at the last.
+def flow_times(flow_steps: int) -> list[tuple[float, float]]:
+    """Velocity evaluations `(r, h)` that carry a token from noise (`r = 0`) to data (`r = 1`) by the midpoint rule.
 
-    `first + (last - first) step / (mask_steps - 1)`, to the nearest whole number, halves upward: the first tokens are
-    decided with least knowledge, the last ones are nearly known. A single mask step takes `first`, and so does every
-    one with `last=None`. `EnmaError` if a number of flow steps is below 1.
-    """
-    last = first if last is None else last
-    if min(first, last) < 1:
-        raise EnmaError(f"first is {first} and last is {last}: at least 1 flow step is needed at every mask step")
-    intervals = max(mask_steps - 1, 1)
-    return tuple(
-        (2 * (first * (intervals - step) + last * step) + intervals) // (2 * intervals) for step in range(mask_steps)
-    )
-
-
-def flow_times(flow_steps: int, method: str) -> list[tuple[float, float]]:
-    """Velocity evaluations `(r, h)` that carry a token from noise (`r = 0`) to data (`r = 1`).
-
-    Each entry says: evaluate the velocity at flow time `r`, and move by `h` from where the flow step started.
-
-    * `"euler"`, one entry per flow step: `y <- y + h v(y, r)`.
-    * `"midpoint"`, two entries per flow step, a trial half step and the full step:
-      `y_mid = y + h_0 v(y, r_0)`, then `y <- y + h_1 v(y_mid, r_1)`, with `r_1 = r_0 + h_0` and `h_1 = 2
-      h_0`.
-
-    Parameters
-    ----------
-    flow_steps : int
-        Flow steps, at least 1. The paper's 10 midpoint steps are 20 velocity evaluations.
-    method : str
-        `"midpoint"` or `"euler"`.
-
-    Returns
-    -------
-    list of (float, float)
-        One `(r, h)` for each velocity evaluation, in order.
-
-    Raises
-    ------
-    EnmaError
-        If `flow_steps` is below 1 or the method is unknown.
+    Each entry says: evaluate the velocity at flow time `r`, and move by `h` from where the flow step started. A flow
+    step has two, a trial half step and the full step: `y_mid = y + h_0 v(y, r_0)`, then `y <- y + h_1 v(y_mid, r_1)`,
+    with `r_1 = r_0 + h_0` and `h_1 = 2 h_0`. The paper's 10 flow steps are 20 velocity evaluations. `EnmaError` if
+    `flow_steps` is below 1.
     """
     if flow_steps < 1:
         raise EnmaError(f"flow_steps is {flow_steps}: it must be at least 1")
-    if method == "euler":
-        return [(step / flow_steps, 1 / flow_steps) for step in range(flow_steps)]
-    if method == "midpoint":
-        return [
-            time
-            for step in range(flow_steps)
-            for time in ((step / flow_steps, 0.5 / flow_steps), ((step + 0.5) / flow_steps, 1 / flow_steps))
-        ]
-    raise EnmaError(f"flow method {method!r} is unknown: use 'midpoint' or 'euler'")
+    return [
+        time
+        for step in range(flow_steps)
+        for time in ((step / flow_steps, 0.5 / flow_steps), ((step + 0.5) / flow_steps, 1 / flow_steps))
+    ]

@@ -186,7 +186,7 @@ def frame_noise(
 ) -> tuple[Tensor, list[Tensor]]:
     """Order ``[B, N]`` in which each member decides the tokens of a frame, and the noise of each mask step.
 
-    The same numbers as :func:`enma_fast.sampling.noise.token_order` and, times `scale`, as
+    The same numbers as :func:`order_of` and, times `scale`, as
     :func:`enma_fast.ops.philox_normal.philox_normal`.
 
     Parameters

@@ -20,8 +20,7 @@ import torch
 from ..errors import EnmaError, first_line
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.members import Stop
-from ..models.folding import folded_end
-from ..models.native_tokenizer import native_tokenizer
+from ..models.codecs.native import native_codec
 from ..ops import instruction_set
 from ..sampling.engine import engine_for
 from .blocks import Block
@@ -57,10 +56,10 @@ class BlockSampler:
         self.independent = self._engine.backend == "native"
         how = self._engine.backend if self.independent else f"{self._engine.backend}, chunk {request.rows}"
         # Fields differ by rounding from those of a version that had no native tokenizer or no folded decoder.
-        if native_tokenizer(model.tokenizer) is not None:
+        if native_codec(model.codec) is not None:
             tokenizer = ", native tokenizer"
         else:
-            tokenizer = ", folded decoder" if folded_end(model.tokenizer) else ""
+            tokenizer = ", folded decoder" if model.codec.prepared_end() else ""
         self.arithmetic = f"{how}, {_instructions(next(model.parameters()).device)}{tokenizer}"
 
     @property
@@ -119,7 +118,7 @@ class BlockSampler:
         self.sample(block, first_chunk=True, stop=lambda number, frame: True)
         block = block.first_rows(self.chunk)
         memory = self._engine.planned_bytes()
-        frames, factor = self.forecast.num_frames, self.forecast.model.config.tokenizer.time_factor
+        frames, factor = self.forecast.num_frames, self.forecast.model.config.codec.time_factor
         short, long = min(frames, factor), min(frames, 2 * factor)
         seconds = []
         for length in (short, long):

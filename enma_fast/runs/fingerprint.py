@@ -65,7 +65,7 @@ def settings_here(device: str) -> list[str]:
 
 def _history(model: Model) -> np.ndarray:
     """Made-up observed frames `[1, L, *x, c]`, the same on every machine."""
-    tok = model.config.tokenizer
+    tok = model.config.codec
     shape = (1, _HISTORY, *tok.grid, tok.field_channels)
     # Plain numbers, since libraries round functions differently.
     values = np.arange(int(np.prod(shape))) * 7919 % 1009 / 1009 - 0.5

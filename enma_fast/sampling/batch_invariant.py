@@ -1,6 +1,6 @@
 """Batch-invariant encoding and decoding by PyTorch: on the CPU a row's bits depend neither on others nor on threads.
 
-Forecasts take it where `models/native_tokenizer` does not serve: query points, no extension.
+Forecasts take it where `models/native_codec` does not serve: query points, no extension.
 
 PyTorch's convolutions and linear layers choose their arithmetic by the number of rows and threads, and for some shapes
 by the address of a row in memory. So each row is computed by a single thread: in blocks of a fixed size if a row has

@@ -6,7 +6,7 @@
     step.close()                            frees graphs and pool; the static buffers belong to the StaticStep
 
 `try_capture` does the first line, and returns the uncaptured step if that fails; `Engine.captured` says so.
-`Recordings` are the graphs of what has the same shapes again and again: histories here, the tokenizer in `map_rows`.
+`Recordings` are the graphs of what has the same shapes again and again: histories here, the codec in `map_rows`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
+from ..models.codecs.codec import Codec
 from ..models.layers import prepared
-from ..models.tokenizer import Tokenizer
 from .static_plan import StaticPlan
 from .static_step import FrameKind, StaticStep
 
@@ -162,20 +162,20 @@ class Recordings:
         self._known, self._once, self._records = {}, {}, False
 
 
-def tokenizer_recordings(tokenizer: Tokenizer, *, rows: int, frames: int) -> Recordings | None:
-    """Recordings of encoding and decoding with the weights that a tokenizer has now; None without a GPU.
+def codec_recordings(codec: Codec, *, rows: int, frames: int) -> Recordings | None:
+    """Recordings of encoding and decoding with the weights that a codec has now; None without a GPU.
 
     Also None for more than `MOST_VALUES` of so many rows and frames on its grid, under autocast, and on another stream
     than the device's default.
     """
-    device, config = next(tokenizer.parameters()).device, tokenizer.config
+    device, config = codec.device, codec.config
     if device.type != "cuda" or rows * frames * math.prod(config.grid) * config.field_channels > MOST_VALUES:
         return None
     # A recording keeps the arithmetic of its time, and its memory is of one stream.
     if torch.is_autocast_enabled("cuda") or torch.cuda.current_stream(device) != torch.cuda.default_stream(device):
         return None
     kind = ("recordings", torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
-    return prepared(tokenizer, kind, lambda: Recordings(CudaRecorder(device), "fields are encoded and decoded"))
+    return prepared(codec, kind, lambda: Recordings(CudaRecorder(device), "fields are encoded and decoded"))
 
 
 class CapturedStep:

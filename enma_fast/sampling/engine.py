@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..config import SamplingConfig
+from ..config import ModelConfig, SamplingConfig
 from ..errors import EnmaError
 from ..models.layers import own_dtype, prepared
 from ..models.model import Dynamics
 from ..ops import choose, rates
-from . import native, reference
+from . import native, reference, static_plan
 from .cuda_graphs import CapturedStep, try_capture
 from .native import NativeSampler
 from .settings import chosen_sampling
@@ -37,13 +37,13 @@ BACKENDS = ("native", "graph", "static", "reference")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def candidates(device: torch.device, dtype: torch.dtype, *, head_dim: int) -> dict[str, str | None]:
-    """Backends for weights of this device, dtype and head size, best first: None, or why one cannot serve."""
-    on_gpu = device.type == "cuda"
+def candidates(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
+    """Backends for weights of this device and dtype, best first: None, or why one cannot serve."""
+    on_gpu, lacking = device.type == "cuda", static_plan.problem(config)
     return {
-        "native": native.problem(device, dtype, head_dim=head_dim),
-        "graph": None if on_gpu else f"needs a CUDA device; the model is on {device}",
-        "static": None if on_gpu else "is for GPUs; on the CPU it has to be asked for",
+        "native": native.problem(config, device, dtype),
+        "graph": lacking or (None if on_gpu else f"needs a CUDA device; the model is on {device}"),
+        "static": lacking or (None if on_gpu else "is for GPUs; on the CPU it has to be asked for"),
         "reference": None,
     }
 
@@ -117,11 +117,9 @@ class Engine:
     ) -> None:
         self.dynamics = dynamics
         self.dtype = weights_dtype(dynamics, dtype, backend=backend)
-        config = dynamics.config.dynamics
-        device = next(dynamics.parameters()).device
-        found = candidates(device, self.dtype, head_dim=config.width // config.heads)
+        found = candidates(dynamics.config, next(dynamics.parameters()).device, self.dtype)
         if backend == "static":
-            found["static"] = None
+            found["static"] = static_plan.problem(dynamics.config)
         if self.dtype != own_dtype(dynamics):
             found["reference"] = f"samples with the model's weights as they are, not with {self.dtype}"
         self.backend = choose("sampler", found, backend)
@@ -164,7 +162,7 @@ class Engine:
         context
             Latent frames ``[G, Tc, N, C]`` of another trajectory of the same environment.
         settings
-            Sampling settings; the model's own by default. For a one-pass model only the temperature may differ.
+            Sampling settings; the model's own by default.
         groups
             ``[B]`` int64, the history that each row continues; by default row b has history b.
         chunk
@@ -237,7 +235,7 @@ class Engine:
             prefix_frames=sum(s.shape[1] + 1 for s in segments),
             own_frames=max(0, num_latents - first - 1),
             settings=settings,
-            initial=first == 0 or self.dynamics.config.dynamics.decoder != "one-pass",
+            initial=first == 0 and self.dynamics.initial is not None,
         )
         kept = slice(B)
         if (larger := self._larger(size, chunk)) is not None:

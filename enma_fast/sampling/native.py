@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import SamplingConfig
+from ..config import ModelConfig, SamplingConfig
 from ..errors import EnmaError
 from ..models.layers import RMSNorm
 from ..models.model import Dynamics
@@ -23,6 +23,7 @@ from ..ops._backend import native, native_problem
 from ..ops._checks import dtype_name
 from ..utils.bounds import most_threads
 from ..utils.dataclass_json import to_json
+from .static_plan import parts
 
 # Of all norms; `NORM_EPSILON` of csrc/runtime/dynamics.cpp.
 EPSILON = 1e-5
@@ -33,9 +34,13 @@ FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 ROWS_AHEAD = 16
 
 
-def problem(device: torch.device, dtype: torch.dtype, *, head_dim: int) -> str | None:
-    """Why the extension cannot sample with weights of this device, dtype and size of heads."""
-    if head_dim > MAX_HEAD_DIM:
+def problem(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the extension cannot sample from a model with weights of this device and dtype."""
+    for kind in (config.codec, config.context, config.initial, config.step):
+        if kind is not None and not kind.native:
+            return f"has no {kind.kind!r}"
+    own, _ = parts(config)
+    if (head_dim := own.width // own.heads) > MAX_HEAD_DIM:
         return f"head dim is {head_dim}, the attention kernels take up to {MAX_HEAD_DIM}"
     if dtype not in FORMATS:
         return f"takes float32 and bfloat16 weights, these are {dtype_name(dtype)}"

@@ -12,30 +12,14 @@ are overwritten between replays.
     0xFFFFFFFD  what scattered observations leave open: normals with the number of the draw as member, and the wave as
     0xFFFFFFFC  token; the same of a context (`forecasting/analysis.py`)
     0xFFFFFFFB  frame 0 as a random field: normals of frame 0 with the wave as token (`models/decoders/gaussian.py`)
-
-Shape suffixes: B members, M tokens decided in this mask step, N tokens per frame, C channels.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ..errors import EnmaError
-from ..ops.frame_rows import order_of
-from ..ops.philox_normal import MASK32, Word, philox
+from ..ops.philox_normal import MASK32, philox
 
 TRAJECTORY_STEP = 0xFFFFFFFE
-
-
-def token_order(*, seed: Word, members: Tensor, frame: Word, num_tokens: int) -> Tensor:
-    """Draw the order in which each member decides the tokens of one frame.
-
-    The tokens are sorted by one random word each; tokens with equal words stay in the order of their indices. `seed`
-    and `frame`, the index of the latent frame in its trajectory, are taken modulo 2^32: an int, a 0-d int64 tensor or
-    one value per member `[B]`. `members` are `[B]` int64. Returns `[B, N]` int64, in each row a permutation of
-    `0 .. N - 1`: the token to decide first, second, ...
-    """
-    return order_of(seed=seed, members=members, frame=frame, num_tokens=num_tokens)
 
 
 def trajectory_seed(seed: int, index: int) -> int:

@@ -1,6 +1,6 @@
 """The sampler with gradients, through all of its frames: rollouts for training.
 
-Legend: B trajectories, K members, T latent frames, N tokens per frame, C token channels.
+Legend: B trajectories, K members, T latent frames, N tokens per frame, C token channels, D width.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from ..config import SamplingConfig
-from ..models.causal_transformer import GrowingCache
-from ..models.local_head import next_past
+from ..models.decoders.decoder import Noise, first_past, next_past
 from ..models.model import Dynamics
-from .reference import frame
 
 
 def rollout(
@@ -43,32 +41,20 @@ def rollout(
 
     Returns
     -------
-    The frames ``[B, K, T, N, C]``, and the context of frame 0 of the target ``[B, N, D]``.
+    The frames ``[B, K, T, N, C]``, and the condition of frame 0 of the target ``[B, N, D]``.
     """
     settings = settings or dynamics.config.sampling
-    temporal, (B, K) = dynamics.temporal, seeds.shape
+    B, K = seeds.shape
     segments = [history] if context is None else [context, history]
-    cache = GrowingCache(temporal, B)
-    h_BTND = temporal.read(segments, cache)
-    start = h_BTND.shape[1] - history.shape[1] - 1
-    cache.repeat(K)
-    h, anchor = (x.repeat_interleave(K, 0) for x in (h_BTND[:, -1], h_BTND[:, start]))
-    past = None if dynamics.local is None else dynamics.local.first_past(history).repeat_interleave(K, 0)
-    frames = []
+    read, start_BND = dynamics.context.begin_members(segments, K)
+    past = first_past(history, dynamics.past).repeat_interleave(K, 0)
+    frames: list[Tensor] = []
     for t in range(history.shape[1], history.shape[1] + num_frames):
-        context_BND = temporal.context(h, anchor, first=False)
-        z = frame(
-            dynamics,
-            context_BND,
-            settings=settings,
-            seeds=seeds.flatten(),
-            members=members.flatten(),
-            index=t,
-            past=past,
-        )
+        h, decoder = dynamics.context.condition(read), dynamics.decoder(t)
+        noise = Noise(seeds.flatten(), members.flatten(), t)
+        z = decoder.decide(h, past[:, past.shape[1] - decoder.past :], noise, dynamics.settings(t, settings))
         frames.append(z)
-        if past is not None:
-            past = next_past(past, z)
+        past = next_past(past, z)
         if len(frames) < num_frames:
-            h = temporal.step(z, cache)
-    return torch.stack(frames, 1).unflatten(0, (B, K)), h_BTND[:, start]
+            dynamics.context.advance(read, z)
+    return torch.stack(frames, 1).unflatten(0, (B, K)), start_BND

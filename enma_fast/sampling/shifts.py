@@ -47,7 +47,7 @@ def views(config: ModelConfig, settings: SamplingConfig) -> list[View]:
     first S multiples differ modulo P. `EnmaError` if a token has fewer points than there are shifts, or a domain
     between walls fewer views.
     """
-    count, tok = 1 if settings.shifts is None else settings.shifts, config.tokenizer
+    count, tok = 1 if settings.shifts is None else settings.shifts, config.codec
     if not any(tok.periodic):
         ways = mirrors(config)
         if count > len(ways):
@@ -65,16 +65,16 @@ def views(config: ModelConfig, settings: SamplingConfig) -> list[View]:
 
 def points_around(config: ModelConfig) -> int:
     """Grid points of a token along a periodic dimension, of which there is one at least: the most shifts of a field."""
-    return min(p for p, ring in zip(_points(config), config.tokenizer.periodic, strict=True) if ring)
+    return min(p for p, ring in zip(_points(config), config.codec.periodic, strict=True) if ring)
 
 
 def _points(config: ModelConfig) -> list[int]:
-    return [n // tokens for n, tokens in zip(config.tokenizer.grid, config.token_grid, strict=True)]
+    return [n // tokens for n, tokens in zip(config.codec.grid, config.token_grid, strict=True)]
 
 
 def mirrors(config: ModelConfig) -> list[View]:
     """All views of a field between walls; the first is the field as it is."""
-    tok = config.tokenizer
+    tok = config.codec
     square = tok.dims == 2 and all(len(set(axes)) == 1 for axes in (tok.grid, tok.lengths, config.token_grid))
     return [
         View(tuple(s >> axis & 1 for axis in range(tok.dims)), exchanged=exchanged)

@@ -1,4 +1,4 @@
-"""The plan of a static step: its weights, the integration plans of its flow head, and the size of every buffer.
+"""The plan of a static step: its weights, and the size of every buffer.
 
 What it reads is checked against these sizes.
 
@@ -9,20 +9,18 @@ C token channels, D width, H heads, K head dim.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig, SamplingConfig
+from ..config import CausalTransformerConfig, ModelConfig, TrunkConfig
 from ..errors import EnmaError
 from ..models.layers import Block, RMSNorm
 from ..models.model import Dynamics
-from ..models.schedule import flow_schedule
 from ..ops.frame_layer import LayerWeights
 
 Buffer = tuple[tuple[int, ...], torch.dtype]
@@ -50,6 +48,21 @@ class StaticPlan:
         return _bytes(self.buffers)
 
 
+def problem(config: ModelConfig) -> str | None:
+    """Why a model has no static step."""
+    for part in (config.context, config.initial, config.step):
+        if part is not None and not part.static:
+            return f"has no {part.kind!r}"
+    return None
+
+
+def parts(config: ModelConfig) -> tuple[CausalTransformerConfig, TrunkConfig]:
+    """The two transformers of a model that has a static step."""
+    assert isinstance(config.context, CausalTransformerConfig)
+    assert config.trunk is not None
+    return config.context, config.trunk
+
+
 def static_buffers(
     config: ModelConfig,
     *,
@@ -57,18 +70,18 @@ def static_buffers(
     groups: int,
     prefix_frames: int,
     own_frames: int,
-    mask_steps: bool,
+    past: int,
     dtype: torch.dtype,
 ) -> tuple[dict[str, Buffer], dict[str, Buffer]]:
     """Shape and type of each static buffer: of the keys and values, and of all others."""
-    dyn = config.dynamics
+    own, trunk = parts(config)
     state = torch.promote_types(dtype, torch.float32)
-    B, G, N, C, D = rows, groups, config.num_tokens, config.token_channels, dyn.width
-    H, K = dyn.heads, dyn.width // dyn.heads
-    L = 2 * N if dyn.condition == "concat" else N
+    B, G, N, C, D = rows, groups, config.num_tokens, config.token_channels, own.width
+    H, K = own.heads, own.width // own.heads
+    L = 2 * N if trunk.condition == "concat" else N
     kv: dict[str, Buffer] = {
-        "prefix": ((dyn.temporal_layers, 2, G, prefix_frames * N, H, K), dtype),
-        "own": ((dyn.temporal_layers, 2, B, own_frames * N, H, K), dtype),
+        "prefix": ((own.layers, 2, G, prefix_frames * N, H, K), dtype),
+        "own": ((own.layers, 2, B, own_frames * N, H, K), dtype),
     }
     buffers: dict[str, Buffer] = {
         "tokens": ((B, N, C), state),
@@ -76,16 +89,15 @@ def static_buffers(
         "anchor": ((G, N, D), dtype),
         "rows": ((4, B, L, D), dtype),
         "marks": ((B, N), torch.bool),
-        "steps": ((3, N if mask_steps else 0), torch.int64),
         "seeds": ((B,), torch.int64),
         "members": ((B,), torch.int64),
         "counters": ((4,), torch.int64),
         "increments": ((4,), torch.int64),
         "places": ((N,), torch.int64),
     }
-    if dyn.local is not None:
-        buffers["past"] = ((B, dyn.local.past, N, C), state)
-    if dyn.positions == "rotary":
+    if past:
+        buffers["past"] = ((B, past, N, C), state)
+    if own.positions == "rotary":
         buffers["turns"] = ((2, (prefix_frames + own_frames) * N, K // 2), state)
     return kv, buffers
 
@@ -123,9 +135,11 @@ def chunk_for(config: ModelConfig, *, cache: int) -> int:
     A row of the masked transformer holds the sum, its queries, keys and values, and the hidden layer of its MLP, in two
     bytes each.
     """
-    dyn = config.dynamics
-    length = config.num_tokens * (2 if dyn.condition == "concat" else 1)
-    each = 2 * length * int(dyn.width * (4 + dyn.mlp_ratio))
+    if problem(config) is not None:
+        return 128
+    own, trunk = parts(config)
+    length = config.num_tokens * (2 if trunk.condition == "concat" else 1)
+    each = 2 * length * int(own.width * (4 + own.mlp_ratio))
     return 256 if 256 * each <= cache else 128
 
 
@@ -158,23 +172,7 @@ def prepared_weights(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
     for ours, given in zip(model.modules(), dynamics.modules(), strict=True):
         if isinstance(ours, RMSNorm) and isinstance(given, RMSNorm):
             ours.weight.data = given.weight.detach().to(torch.promote_types(dtype, torch.float32), copy=True)
-    if dynamics.spatial.rotary is not None:
-        model.spatial.rotary = dynamics.spatial.rotary.to(torch.promote_types(dtype, torch.float32))
+    if dynamics.trunk is not None and dynamics.trunk.rotary is not None:
+        assert model.trunk is not None
+        model.trunk.rotary = dynamics.trunk.rotary.to(torch.promote_types(dtype, torch.float32))
     return model
-
-
-@torch.inference_mode()
-def flow_plans(dynamics: Dynamics, model: Dynamics, settings: SamplingConfig, mask_steps: int) -> list[Any]:
-    """Integration plans of the flow head for each mask step; steps with equal numbers of flow steps share a plan."""
-    steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
-    if not steps:
-        return []
-    assert model.flow is not None
-    assert dynamics.flow is not None
-    plans = {}
-    for count in set(steps):
-        plan = model.flow.velocity.plan(steps=count, method=settings.method)
-        # Embeddings of the evaluation times are computed from the original weights.
-        time_RW = dynamics.flow.velocity.plan(steps=count, method=settings.method).time_RW
-        plans[count] = dataclasses.replace(plan, time_RW=time_RW.to(plan.time_RW.dtype))
-    return [plans[count] for count in steps]

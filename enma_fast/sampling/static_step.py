@@ -2,7 +2,7 @@
 
 `StaticStep` gives the frames of `reference.trajectory`. Weights are cast once, every buffer is allocated once, and all
 values that change from frame to frame (seeds, members, frame number, lengths) are in device memory. So nothing waits
-for the device, and a captured frame can be replayed for the next one. Repeated work of `reference.frame` is done once:
+for the device, and a captured frame can be replayed for the next one. Repeated work of the reference is done once:
 
 * members share the keys and values of history and context, and the first frame's context;
 * a row of the masked transformer's first layer is computed when its token changes, not at every mask step;
@@ -11,8 +11,7 @@ for the device, and a captured frame can be replayed for the next one. Repeated 
 A layer is five launches on a GPU, and order and noise of a frame are one: a frame of few rows takes as long as its
 launches do, which `tests/sampling/test_node_budget.py` counts.
 
-In a one-pass model all frames but frame 0 of a trajectory are one pass from noise to tokens, and that too where it has
-a head of its own.
+How a frame is decided is the decoders' matter (`models.decoders`); the step is what they find there.
 
 Legend: B rows (members sampled together), G groups that share history and context, N tokens per frame, L rows of the
 masked transformer (2N: context and frame; N where they are added), M tokens of this mask step, C token channels,
@@ -29,29 +28,24 @@ from torch import Tensor
 
 from ..config import SamplingConfig
 from ..errors import EnmaError
-from ..models.local_head import next_past, noise_as_past
+from ..models.decoders.decoder import first_past, next_past
 from ..models.model import Dynamics
-from ..models.schedule import mask_schedule
-from ..ops.flow_head import flow_head
 from ..ops.frame_attention import frame_attention
 from ..ops.frame_layer import LayerWeights, attend, heads_, residual, swiglu
-from ..ops.frame_rows import frame_noise, mask_step_table, read, rows_, shifted_
+from ..ops.frame_rows import frame_noise, rows_, shifted_
 from ..ops.philox_normal import philox_normal
-from ..ops.rms_norm import rms_norm
 from ..ops.token_update import update_tokens_
 from . import static_plan
-from .reference import flow_temperature, in_one_pass
-from .static_plan import StaticPlan, flow_plans, layer_weights, prepared_weights, static_buffers
+from .static_plan import StaticPlan, layer_weights, prepared_weights, static_buffers
 
 
 class FrameKind(NamedTuple):
     """Kind of a frame, known on the host; each kind is a CUDA graph of its own."""
 
-    one_pass: bool
+    # Frame 0 of a trajectory, by a decoder of its own.
+    initial: bool
     # The last frame of a trajectory is not fed back.
     last: bool
-    # Frame 0, by a head of its own.
-    first: bool = False
 
 
 class StaticStep:
@@ -70,8 +64,7 @@ class StaticStep:
     settings
         Sampling settings, fixed for this step.
     initial
-        True if a one-pass model has to decide frame 0 of a trajectory too, which takes mask steps and the flow head, or
-        a head of its own.
+        True if frame 0 of a trajectory has to be decided too, by the decoder that the model has for it.
     dtype
         Type of weights and activations, by default that of the weights; tokens and the flow's state are fp32.
     """
@@ -85,7 +78,7 @@ class StaticStep:
         prefix_frames: int,
         own_frames: int,
         settings: SamplingConfig,
-        initial: bool = True,
+        initial: bool = False,
         dtype: torch.dtype | None = None,
     ) -> None:
         if rows < 1 or groups < 1 or rows % groups:
@@ -94,36 +87,35 @@ class StaticStep:
             raise EnmaError(
                 f"prefix_frames is {prefix_frames} and own_frames is {own_frames}; at least 1 and 0 are needed"
             )
-        self.config, self._tokens = dynamics.config, dynamics.config.num_tokens
+        self.config, self.num_tokens = dynamics.config, dynamics.config.num_tokens
+        self.channels = dynamics.config.token_channels
         self.settings = settings
         self.rows, self.groups = rows, groups
         self.prefix_frames, self.own_frames = prefix_frames, own_frames
-        self.dtype = dtype or dynamics.temporal.embed.weight.dtype
-        self.device = dynamics.temporal.embed.weight.device
-        self._state = torch.promote_types(self.dtype, torch.float32)
+        self.dtype = dtype or dynamics.context.embed.weight.dtype
+        self.device = dynamics.context.embed.weight.device
+        self.state = torch.promote_types(self.dtype, torch.float32)
         model = prepared_weights(dynamics, self.dtype)
-        self._temporal, self._spatial, self._flow = model.temporal, model.spatial, model.flow
-        # A linear layer or a local head reads tokens in one pass.
-        self._tokens_of, self._local = model.read, model.local
-        self._one_pass = self.config.dynamics.decoder == "one-pass"
-        self._initial = model.first if initial else None
-        # True if any frame is decided in mask steps.
-        self.in_steps = not self._one_pass or (initial and model.flow is not None)
-        self._counts = mask_schedule(self._tokens, min(settings.mask_steps, self._tokens)) if self.in_steps else ()
-        self._plans = flow_plans(dynamics, model, settings, len(self._counts))
+        assert model.trunk is not None
+        self._context, self._trunk = model.context, model.trunk
+        self.norm = model.trunk.norm.weight, model.trunk.norm.eps
         self._fed: int | None = None
         self._index = 0
+        decoders = {False: (model.step, dynamics.step)}
+        if initial:
+            assert model.initial is not None
+            assert dynamics.initial is not None
+            decoders[True] = model.initial, dynamics.initial
 
-        flow = self._flow if self.in_steps else None
-        parts = [self._temporal, self._spatial, flow, self._tokens_of, self._local, self._initial]
-        weights = [weight for part in parts if part is not None for weight in part.parameters()]
+        parts = [self._context, self._trunk, *(decoder for decoder, _ in decoders.values())]
+        weights = [weight for part in parts for weight in part.parameters()]
         kv, buffers = static_buffers(
             self.config,
             rows=rows,
             groups=groups,
             prefix_frames=prefix_frames,
             own_frames=own_frames,
-            mask_steps=self.in_steps,
+            past=model.past,
             dtype=self.dtype,
         )
         self.plan = StaticPlan(weights=sum(weight.nbytes for weight in weights), kv=kv, buffers=buffers)
@@ -138,25 +130,27 @@ class StaticStep:
         self._context_BND, self._anchor_GND = allocated["context"], allocated["anchor"]
         # Rows of the masked transformer before its first layer, and their queries, keys and values in it.
         self._rows = allocated["rows"]
-        split = (self.config.dynamics.heads, -1)
+        split = (static_plan.parts(self.config)[0].heads, -1)
         self._rows_q, self._rows_kv = (part.unflatten(-1, split) for part in (self._rows[1], self._rows[2:]))
         # Row of the first token.
-        self._first = self._rows.shape[2] - self._tokens
-        self._marks, self._steps = allocated["marks"], allocated["steps"]
+        self._first = self._rows.shape[2] - self.num_tokens
+        self._marks = allocated["marks"]
         # Frame number in the trajectory, frames before it in all segments, and valid entries of the two caches.
         self._counters, self._increments = allocated["counters"], allocated["increments"]
-        self._increments.copy_(torch.tensor([1, 1, self._tokens, 0]))
+        self._increments.copy_(torch.tensor([1, 1, self.num_tokens, 0]))
         self._frame, self._position, self._length, self._prefix_length = self._counters.unbind()
         self._zero = self._increments[3]
-        self._places_N = allocated["places"].copy_(torch.arange(self._tokens))
+        self._places_N = allocated["places"].copy_(torch.arange(self.num_tokens))
         self._turns = None
-        if self._temporal.rotary is not None:
+        if self._context.rotary is not None:
             frames = torch.arange(prefix_frames + own_frames, device=self.device)
-            self._turns = allocated["turns"].copy_(torch.stack(self._temporal.rotary.tables(frames)))
-        if self.in_steps:
-            self._steps.copy_(mask_step_table(self._counts, self.device))
-        self._temporal_layers = layer_weights(self._temporal.blocks)
-        self._spatial_layers = layer_weights(self._spatial.blocks)
+            self._turns = allocated["turns"].copy_(torch.stack(self._context.rotary.tables(frames)))
+        self._context_layers = layer_weights(self._context.blocks)
+        self._trunk_layers = layer_weights(self._trunk.blocks)
+        self._decide = {
+            slot: decoder.static(self, dynamics.settings(0 if slot else 1, settings), original)
+            for slot, (decoder, original) in decoders.items()
+        }
 
     def reset(self) -> None:
         """Discard the trajectory; :meth:`begin` has to come next."""
@@ -186,10 +180,10 @@ class StaticStep:
         """The part of :meth:`begin` that can be captured: it writes static buffers only."""
         anchor, h = self._read_history(segments)
         self._anchor_GND.copy_(anchor)
-        shared = self._temporal.context(h, anchor, first=first == 0)
+        shared = self._context.scaled(h, anchor, first=first == 0)
         self._context_BND.view(self.groups, -1, *shared.shape[1:]).copy_(shared[:, None])
-        if self._local is not None and self._past_BPNC is not None:
-            past = self._local.first_past(segments[-1].to(self._state))
+        if self._past_BPNC is not None:
+            past = first_past(segments[-1].to(self.state), self._past_BPNC.shape[1])
             self._past_BPNC.unflatten(0, (self.groups, -1)).copy_(past[:, None])
 
     @torch.inference_mode()
@@ -198,7 +192,7 @@ class StaticStep:
         self._seeds_B.copy_(seeds)
         self._members_B.copy_(members)
         position = sum(segment.shape[1] + 1 for segment in segments)
-        self._counters.copy_(torch.tensor([first, position, 0, position * self._tokens]))
+        self._counters.copy_(torch.tensor([first, position, 0, position * self.num_tokens]))
         self._fed, self._index = 0, first
 
     def frame(self, *, last: bool = False) -> Tensor:
@@ -218,17 +212,14 @@ class StaticStep:
 
     def kinds(self) -> list[FrameKind]:
         """All kinds of frames that can occur; without room to feed a frame back, every frame is the last."""
-        ways = [(False, False)] * self.in_steps + [(True, False)] * self._one_pass
-        ways += [(True, True)] * (self._initial is not None)
         lasts = (False, True) if self.own_frames else (True,)
-        return [FrameKind(one_pass, last, first) for one_pass, first in ways for last in lasts]
+        return [FrameKind(initial, last) for initial in self._decide for last in lasts]
 
     def advance(self, *, last: bool) -> FrameKind:
         """The host's part of :meth:`frame`: check that there is a trajectory, and room to feed the frame back."""
         if self._fed is None:
             raise EnmaError("frame: no trajectory has begun; call begin first")
-        first = self._index == 0 and self._initial is not None
-        kind = FrameKind(in_one_pass(self.config, self._index), last, first)
+        kind = FrameKind(self._index == 0 and True in self._decide, last)
         if last:
             self._fed = None
             return kind
@@ -243,110 +234,92 @@ class StaticStep:
     @torch.inference_mode()
     def run(self, kind: FrameKind) -> Tensor:
         """The device's part of :meth:`frame`; it reads and writes static buffers only."""
-        if kind.one_pass:
-            self._decide_in_one_pass(first=kind.first)
-        else:
-            self._decide_in_mask_steps()
+        self._decide[kind.initial]()
         if not kind.last:
             self._feed()
         return self.tokens_BNC
 
-    def _decide_in_mask_steps(self) -> None:
-        """Decide a frame in mask steps, from the context to the tokens."""
-        x, q, kv = self._rows[0], self._rows_q, self._rows_kv
-        order_BN, noises = frame_noise(
-            seeds=self._seeds_B,
-            members=self._members_B,
-            frame=self._frame,
-            counts=self._counts,
-            table=self._steps,
-            channels=self.config.token_channels,
-            dtype=self._state,
-            scale=flow_temperature(self.config, self.settings),
-        )
-        self._begin_rows()
-        assert self._flow is not None
-        done = 0
-        for step, (count, noise_BMC) in enumerate(zip(self._counts, noises, strict=True)):
-            tokens_BM = order_BN[:, done : done + count]
-            h_BMD = self._conditions(tokens_BM)
-            c_BMD = rms_norm(h_BMD, self._spatial.norm.weight, eps=self._spatial.norm.eps)
-            z_BMC = flow_head(c_BMD, noise_BMC, plan=self._plans[step])
-            if self._flow.moments is not None:
-                z_BMC = read(c_BMD, self._flow.moments.weight, self._flow.moments.bias, y_BMC=z_BMC)
-            done += count
-            if done == self._tokens:
-                # The operator marks the rows that it writes; the marks are not used, since the order is known.
-                update_tokens_(self.tokens_BNC, self._marks, tokens_BM, z_BMC)
-                return
-            # Rows of the first layer change where a token has been decided.
-            self._rows_from(z_BMC, tokens_BM)
-            heads_(
-                x, self._spatial_layers[0], q=q, kv=kv, turns=self._spatial.rotary, tokens=tokens_BM, first=self._first
-            )
-
-    def _decide_in_one_pass(self, *, first: bool) -> None:
-        """Decide a frame in one pass, from context and noise to the tokens; frame 0 by a head of its own."""
-        spatial, out = self._spatial, self._tokens_of
-        noise_BNC = philox_normal(
+    def noise(self) -> Tensor:
+        """Normals ``[B, N, C]`` of the frame."""
+        return philox_normal(
             seed=self._seeds_B,
             members=self._members_B,
             frame=self._frame,
             mask_step=self._zero,
             tokens=self._places_N,
-            channels=self.config.token_channels,
-            dtype=self._state,
+            channels=self.channels,
+            dtype=self.state,
         )
-        self._begin_rows(noise_BNC, scale=1.0 if first else self.settings.temperature)
-        x = self._conditions(None)
-        head = self._initial if first else self._local
-        if head is not None:
-            past = noise_as_past(noise_BNC) if first else self._past_BPNC
-            assert past is not None
-            condition = rms_norm(x, spatial.norm.weight, eps=spatial.norm.eps)
-            self.tokens_BNC.copy_(head(condition, past))
-            return
-        assert out is not None
-        read(x, out.weight, out.bias, norm=(spatial.norm.weight, spatial.norm.eps), out=self.tokens_BNC)
 
-    def _begin_rows(self, noise_BNC: Tensor | None = None, *, scale: float = 1.0) -> None:
-        """Rows of an unknown frame, and the first layer of the masked transformer of all of them."""
-        noise = None if noise_BNC is None else self._spatial.noise
-        rows_(
-            self._rows[0],
-            base_D=self._spatial.mask,
-            z_BMC=noise_BNC,
-            weight_DC=None if noise is None else noise.weight,
+    def ordered_noise(self, counts: tuple[int, ...], table: Tensor, scale: float) -> tuple[Tensor, list[Tensor]]:
+        """Order of the tokens ``[B, N]``, and the normals ``[B, M, C]`` of each mask step, times `scale`."""
+        return frame_noise(
+            seeds=self._seeds_B,
+            members=self._members_B,
+            frame=self._frame,
+            counts=counts,
+            table=table,
+            channels=self.channels,
+            dtype=self.state,
             scale=scale,
-            places_ND=self._spatial.places,
-            context_BND=self._context_BND,
-            concat=self._spatial.concat,
         )
-        heads_(self._rows[0], self._spatial_layers[0], q=self._rows_q, kv=self._rows_kv, turns=self._spatial.rotary)
 
-    def _rows_from(self, z_BMC: Tensor, tokens_BM: Tensor) -> None:
-        """Rows of tokens that have been decided, which also go into the frame."""
+    def past(self, count: int) -> Tensor:
+        """The `count` frames ``[B, P, N, C]`` before this one."""
+        assert self._past_BPNC is not None
+        return self._past_BPNC[:, self._past_BPNC.shape[1] - count :]
+
+    def begin_frame(self, noise_BNC: Tensor | None, weight_DC: Tensor | None, *, scale: float = 1.0) -> None:
+        """Rows of an unknown frame, with embedded noise in them, and the first layer of all of them."""
         rows_(
             self._rows[0],
-            base_D=self._spatial.embed.bias,
+            base_D=self._trunk.mask,
+            z_BMC=noise_BNC,
+            weight_DC=weight_DC,
+            scale=scale,
+            places_ND=self._trunk.places,
+            context_BND=self._context_BND,
+            concat=self._trunk.concat,
+        )
+        heads_(self._rows[0], self._trunk_layers[0], q=self._rows_q, kv=self._rows_kv, turns=self._trunk.rotary)
+
+    def put(self, z_BMC: Tensor, tokens_BM: Tensor, *, last: bool) -> None:
+        """Tokens that have been decided: into the frame, and unless they are the last also into the rows."""
+        if last:
+            # The operator marks the rows that it writes; the marks are not used, since the order is known.
+            update_tokens_(self.tokens_BNC, self._marks, tokens_BM, z_BMC)
+            return
+        rows_(
+            self._rows[0],
+            base_D=self._trunk.embed.bias,
             z_BMC=z_BMC,
-            weight_DC=self._spatial.embed.weight,
-            places_ND=self._spatial.places,
-            context_BND=None if self._spatial.concat else self._context_BND,
+            weight_DC=self._trunk.embed.weight,
+            places_ND=self._trunk.places,
+            context_BND=None if self._trunk.concat else self._context_BND,
             tokens_BM=tokens_BM,
             first=self._first,
             frame_BNC=self.tokens_BNC,
         )
+        # Rows of the first layer change where a token has been decided.
+        heads_(
+            self._rows[0],
+            self._trunk_layers[0],
+            q=self._rows_q,
+            kv=self._rows_kv,
+            turns=self._trunk.rotary,
+            tokens=tokens_BM,
+            first=self._first,
+        )
 
-    def _conditions(self, tokens_BM: Tensor | None) -> Tensor:
+    def conditions(self, tokens_BM: Tensor | None) -> Tensor:
         """Rows ``[B, M, D]`` of some tokens after the masked transformer, by default of all; without its last norm."""
         x, q, kv = self._rows[0], self._rows_q, self._rows_kv
         chosen = self._places_N.expand(self.rows, -1) if tokens_BM is None and self._first else tokens_BM
-        *earlier, last = self._spatial_layers
+        *earlier, last = self._trunk_layers
         if not earlier and chosen is not None:
             # With a single layer all queries are there already.
             q = q.gather(1, (chosen + self._first)[..., None, None].expand(-1, -1, *q.shape[2:]))
-        for layer, following in zip(earlier, self._spatial_layers[1:], strict=True):
+        for layer, following in zip(earlier, self._trunk_layers[1:], strict=True):
             x = self._layer(x, attend(q, *kv), layer)
             queries = chosen if following is last else None
             q, kv = self._heads_of(x, x.shape[1] if queries is None else queries.shape[1], layer)
@@ -355,7 +328,7 @@ class StaticStep:
                 following,
                 q=q,
                 kv=kv,
-                turns=self._spatial.rotary,
+                turns=self._trunk.rotary,
                 tokens=queries,
                 first=self._first,
                 only_queries=queries is not None,
@@ -379,7 +352,7 @@ class StaticStep:
             self._past_BPNC.copy_(next_past(self._past_BPNC, self.tokens_BNC))
         x = self._embedded(self.tokens_BNC)
         position = None if self._turns is None else self._position
-        for number, layer in enumerate(self._temporal_layers):
+        for number, layer in enumerate(self._context_layers):
             q, kv = self._heads_of(x, x.shape[1], layer)
             own, shared = self._own[number], self._prefix[number]
             heads_(x, layer, q=q, kv=kv, turns=self._turns, position=position, store=own, length=self._length)
@@ -402,7 +375,7 @@ class StaticStep:
 
     def _next_context(self, h_BND: Tensor) -> None:
         """Context of the next frame, from the raw output of this one; the anchor of a group serves all its members."""
-        scale_shift = self._temporal.scale_shift
+        scale_shift = self._context.scale_shift
         if scale_shift is None:
             self._context_BND.copy_(h_BND)
         else:
@@ -411,7 +384,7 @@ class StaticStep:
 
     def _read_history(self, segments: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Read all frames that a group shares in one pass; raw outputs of the last start and of the last frame."""
-        N, temporal = self._tokens, self._temporal
+        N, temporal = self.num_tokens, self._context
         parts: list[Tensor] = []
         start = 0
         for number, segment in enumerate(segments):
@@ -420,10 +393,10 @@ class StaticStep:
             first_ND = first_ND if temporal.places is None else first_ND + temporal.places
             parts.append(first_ND.expand(self.groups, -1, -1))
             if segment.shape[1]:
-                frames = self._embedded(segment.to(self._state).flatten(0, 1))
+                frames = self._embedded(segment.to(self.state).flatten(0, 1))
                 parts.append(frames.view(self.groups, -1, frames.shape[-1]))
         x = torch.cat(parts, dim=1)
-        for number, layer in enumerate(self._temporal_layers):
+        for number, layer in enumerate(self._context_layers):
             # Keys and values are written where they stay.
             both = self._prefix[number, :, :, : x.shape[1]]
             q = self._heads_of(x, x.shape[1], layer)[0]
@@ -432,9 +405,9 @@ class StaticStep:
         return x[:, start : start + N], x[:, -N:]
 
     def _embedded(self, z_BNC: Tensor) -> Tensor:
-        embed = self._temporal.embed
+        embed = self._context.embed
         x = embed.weight.new_empty(*z_BNC.shape[:2], embed.weight.shape[0])
-        rows_(x, base_D=embed.bias, z_BMC=z_BNC, weight_DC=embed.weight, places_ND=self._temporal.places)
+        rows_(x, base_D=embed.bias, z_BMC=z_BNC, weight_DC=embed.weight, places_ND=self._context.places)
         return x
 
     def check(self, segments: Sequence[Tensor], seeds: Tensor, members: Tensor, first: int) -> None:
@@ -445,6 +418,5 @@ class StaticStep:
         static_plan.check_words({"seeds": seeds, "members": members}, rows=self.rows, device=self.device)
         if first < 0:
             raise EnmaError(f"first is {first}; frames are counted from 0")
-        if not (self.in_steps or self._initial is not None or first):
-            takes = "mask steps" if self._flow is not None else "a head of its own"
-            raise EnmaError(f"first is 0; frame 0 takes {takes}, so make the step with initial=True")
+        if not first and self.config.initial is not None and True not in self._decide:
+            raise EnmaError("first is 0; frame 0 has a decoder of its own, so make the step with initial=True")

@@ -54,7 +54,7 @@ class Batch:
 
         Unless it is the second one.
         """
-        codec, left = self.config.tokenizer, len(self.times[chosen])
+        codec, left = self.config.codec, len(self.times[chosen])
         count = codec.whole_frames(left) if codec.whole_latents(left) > 1 else left
         self.times = self.times[chosen][:count]
         self.fields = [u[:, chosen][:, :count] for u in self.fields]
@@ -84,7 +84,7 @@ class Shift(Augmentation):
         return None if any(data.periodic) else "the domain has walls on all sides"
 
     def __call__(self, batch: Batch, rng: torch.Generator) -> None:
-        codec = batch.config.tokenizer
+        codec = batch.config.codec
         for i, u in enumerate(batch.fields):
             shifts = random_shifts(codec.grid, codec.periodic, batch.size, rng)
             batch.fields[i] = roll(u, [s[batch.mine] for s in shifts])
@@ -105,7 +105,7 @@ class Mirror(Augmentation):
     def __call__(self, batch: Batch, rng: torch.Generator) -> None:
         views = mirrors(batch.config)
         view = views[_one_of(len(views), rng)]
-        batch.fields = [shifted(u, view, batch.config.tokenizer.periodic) for u in batch.fields]
+        batch.fields = [shifted(u, view, batch.config.codec.periodic) for u in batch.fields]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +214,7 @@ class Strides(Augmentation):
 
     def refused_by(self, data: FieldFile, config: ModelConfig) -> str | None:
         frames, most = len(data.times), max(self.steps)
-        left = config.tokenizer.whole_frames(len(range(0, frames, most)))
+        left = config.codec.whole_frames(len(range(0, frames, most)))
         return f"a stride of {most} leaves {left} of {frames} frames, none to forecast" if left < 2 < frames else None
 
     def __call__(self, batch: Batch, rng: torch.Generator) -> None:
@@ -242,7 +242,7 @@ class CutContexts(Augmentation):
     def __call__(self, batch: Batch, rng: torch.Generator) -> None:
         if len(batch.fields) < 2:
             return
-        codec, frames = batch.config.tokenizer, len(batch.times)
+        codec, frames = batch.config.codec, len(batch.times)
         if (count := self.drawn(frames, rng, least=self.shortest)) < frames:
             batch.fields[0] = batch.fields[0][:, : codec.whole_frames(count)]
 
@@ -276,7 +276,7 @@ class Damping(Augmentation):
 
     def __call__(self, batch: Batch, rng: torch.Generator) -> None:
         order_B, rate_B = (x[batch.mine] for x in self.drawn(batch.size, rng))
-        lengths = batch.config.tokenizer.lengths
+        lengths = batch.config.codec.lengths
         batch.fields = [damped(u, order_B, rate_B, times=batch.times, lengths=lengths) for u in batch.fields]
 
     def drawn(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -329,7 +329,7 @@ class Scattered(Augmentation):
         _require(0 <= low <= high <= 1, self, "fraction", "two numbers from 0 to 1, the smaller first")
 
     def refused_by(self, data: FieldFile, config: ModelConfig) -> str | None:
-        return None if config.tokenizer.interpolation is not None else "the codec sees whole grids"
+        return None if config.codec.at_points else "the codec sees whole grids"
 
     def counts(self, trajectories: int, points: int, rng: torch.Generator) -> Tensor:
         """How many of the points each trajectory shows, ``[B, 1]``; the share is of no matter."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import DynamicsConfig, ModelConfig
+from ..config import ModelConfig
 from ..data import FieldFile, count, read, spread_out
 from ..errors import EnmaError
 from ..evaluation.metrics import columns, relative_l2
@@ -130,7 +131,7 @@ def tell_training(model: Model, path: Path) -> None:
     units = tuple(data.units.get(channel, "1") for channel in data.channels)
     # Without any unit the file stays as it was before units were kept.
     model.envelope = Envelope.of(data.u, data.channels, units if set(units) != {"1"} else ())
-    if model.config.tokenizer.interpolation is None:
+    if not model.config.codec.at_points:
         some = data.u[:: -(-len(data) // _VARIED)]
         model.covariance = FieldCovariance.of(some, lengths=data.lengths, periodic=data.periodic)
 
@@ -167,7 +168,7 @@ def measure(
             "rel_l2": reconstruction(model, inside),
         },
         "num_parameters": rows[0]["num_parameters"],
-        "tokenizer_parameters": sum(p.numel() for p in model.tokenizer.parameters()),
+        "tokenizer_parameters": sum(p.numel() for p in model.codec.parameters()),
     }
 
 
@@ -176,7 +177,7 @@ def reconstruction(model: Model, data: FieldFile) -> float:
     """Mean relative L2 error of fields that go through the tokenizer and back."""
     errors = []
     for u in torch.from_numpy(data.u).split(64):
-        decoded = model.tokenizer.decode(model.tokenizer.encode(u), u.shape[1])
+        decoded = model.codec.decode(model.codec.encode(u), u.shape[1])
         errors.append(relative_l2(decoded, u))
     return float(torch.cat(errors).mean())
 
@@ -189,14 +190,14 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
 
 def _about(config: ModelConfig, counts: str = "") -> list[str]:
     """What a model is: title and first paragraph, with the numbers of its parameters."""
-    tok, dyn = config.tokenizer, config.dynamics
+    tok = config.codec
     latent, tokens = tok.latent_frames(config.num_frames), config.num_tokens
     return [
         f"# {config.name}",
         f"An ENMA model (arXiv 2506.06158) for the data set `{config.dataset}`: {times(tok.grid)} points, "
         f"{config.num_frames} frames {config.frame_interval:g} apart. {counts}{config.num_frames} frames become "
-        f"{latent} latent frames of {tokens} tokens with {config.token_channels} channels. Dynamics: width "
-        f"{dyn.width}, {dyn.temporal_layers} causal and {dyn.spatial_layers} masked layers, {_head(dyn)}.",
+        f"{latent} latent frames of {tokens} tokens with {config.token_channels} channels. Context: "
+        f"{config.context.kind}; {_decoders(config)}.",
     ]
 
 
@@ -269,11 +270,15 @@ def _cases(
                 yield split, task, members, None if rows == there else rows, small
 
 
-def _head(dyn: DynamicsConfig) -> str:
-    """What decides tokens: the flow head, or local heads."""
-    parts = [f"{name} {h.layers} x {h.width}" for name, h in (("local head", dyn.local), ("frame 0", dyn.first)) if h]
-    flow = [] if dyn.first is not None else [f"flow head {dyn.flow.layers} x {dyn.flow.width}"]
-    return ", ".join(flow + parts)
+def _decoders(config: ModelConfig) -> str:
+    """What decides frames, with the sizes of its layers."""
+    said = []
+    for what, decoder in (("frame 0", config.initial), ("frames", config.step)):
+        if decoder is not None:
+            sizes = dataclasses.asdict(decoder)
+            layers = f" {sizes['layers']} x {sizes['width']}" if "layers" in sizes else ""
+            said.append(f"{what} by {decoder.kind}{layers}")
+    return ", ".join(said)
 
 
 def _score_command(config: ModelConfig, row: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from ..data import FieldFile
 from ..data.selection import share_of
 from ..errors import EnmaError
 from ..models.model import Model, draw
-from ..models.tokenizer import patchify
+from ..models.patches import patchify
 from ..utils.devices import to_device
 from .augment import (
     Augmentation,
@@ -76,7 +76,7 @@ class DynamicsStage(Stage):
     def config(self, model: ModelConfig) -> ModelConfig:
         model = with_contexts(self, model)
         if self.by_flow:
-            model = replace(model, dynamics=replace(model.dynamics, decoder="masked-flow", local=None))
+            model = replace(model, initial=None, step=model.initial or model.step)
         return model
 
     def task(self, model: Model, material: Material) -> DynamicsTask:
@@ -96,10 +96,10 @@ class DynamicsStage(Stage):
             fields = torch.from_numpy(data.u)[:, ::stride]
             if stride > 1:
                 # At the same place of whole trajectories latent frames are full.
-                fields = fields[:, : model.config.tokenizer.whole_frames(fields.shape[1])]
+                fields = fields[:, : model.config.codec.whole_frames(fields.shape[1])]
             material.tell("encoding %d trajectories of %d frames", *fields.shape[:2])
             encode_all(
-                model.tokenizer,
+                model.codec,
                 fields,
                 environment_of(data),
                 shift=found(self.augment, Shift) is not None,
@@ -147,8 +147,7 @@ class DynamicsTask:
         self.scattered, self.strides = found(stage.augment, Scattered), found(stage.augment, Strides)
         model.latent_mean.copy_(self.train.mean)
         model.latent_std.copy_(self.train.std)
-        if model.config.dynamics.decoder == "one-pass":
-            model.dynamics.score_weight.copy_(channel_weights(model, self.train.z[0]))
+        model.dynamics.score_weight.copy_(channel_weights(model, self.train.z[0]))
         self.groups = environments(self.train.environment, paired=stage.context_share > 0)
 
     def loss(
@@ -168,7 +167,7 @@ class DynamicsTask:
         if paired:
             context = lengths[0]
             if self.cut is not None:
-                least = model.config.tokenizer.whole_latents(self.cut.shortest)
+                least = model.config.codec.whole_latents(self.cut.shortest)
                 context = self.cut.drawn(context, generator, least=least)
             lengths = [context, *lengths]
         segments, shapes = [], [(rows, length) for length in lengths]
@@ -178,7 +177,7 @@ class DynamicsTask:
         draws = draw(
             model.config,
             shapes,
-            flow=replace(model.config.dynamics.flow, draws=stage.draws),
+            draws=stage.draws,
             mask_ratio=stage.mask_ratio,
             generator=generator,
         )
@@ -194,7 +193,7 @@ class DynamicsTask:
 
         Where the latents have been made from scattered points too, these are ``[1]`` of ``[2, B, T, N, C]``.
         """
-        options = self.model.config.tokenizer
+        options = self.model.config.codec
         sub = torch.randint(latents.z.shape[0], rows.shape, generator=generator)
         # Widened first: under autocast a CPU concatenates no fp16.
         z = torch.cat([x[sub, rows, :length].float() for x in (latents.z, latents.scattered) if x is not None])
@@ -203,7 +202,7 @@ class DynamicsTask:
             shifts = random_shifts(options.token_grid, options.periodic, len(rows), generator)
             shifts = [s.repeat(len(z) // len(rows)) for s in shifts]
             z = roll(z.unflatten(2, options.token_grid), shifts).flatten(2, -2)
-        return patchify(z, options.token_grid, self.model.config.dynamics.patch).unflatten(0, (-1, len(rows)))
+        return patchify(z, options.token_grid, self.model.config.context.patch).unflatten(0, (-1, len(rows)))
 
     def _scattered_frames(
         self, scattered: Scattered, count: int, lengths: list[int], generator: torch.Generator
@@ -226,5 +225,5 @@ class DynamicsTask:
         """Scores of forecasts; `_points` where the training has scattered points, from as few as it shows."""
         points = None
         if self.scattered is not None:
-            points = share_of(math.prod(self.model.config.tokenizer.grid), self.scattered.fraction[0])
+            points = share_of(math.prod(self.model.config.codec.grid), self.scattered.fraction[0])
         return rollout_scores(self.model, self.val, self.val_contexts, members=self.members, points=points, rank=rank)

@@ -9,15 +9,15 @@ Legend: B trajectories, R masks, N tokens per frame, C token channels, S noises 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import EnmaError
-from ..models.flow_head import FlowHead
-from ..models.model import Draws, Dynamics, Model, draw
+from ..models.decoders.flow import FlowDecoder
+from ..models.model import Dynamics, Model, SegmentDraws, draw
 from .augment import Augmentation
 from .forecasts import FIELD_AUGMENTATIONS, FIRST_DRAWS, ForecastTask
 from .ranks import ALONE, Rank
@@ -58,11 +58,11 @@ class FirstFrame(nn.Module):
         dynamics.requires_grad_(False)
         self._flow().velocity.requires_grad_(True)
 
-    def _flow(self) -> FlowHead:
-        assert self.dynamics.flow is not None
-        return self.dynamics.flow
+    def _flow(self) -> FlowDecoder:
+        assert isinstance(self.dynamics.initial, FlowDecoder)
+        return self.dynamics.initial
 
-    def forward(self, z_BNC: Tensor, context_BTNC: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, z_BNC: Tensor, context_BTNC: Tensor, draws: SegmentDraws) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow loss of the masked tokens, with the draws of :meth:`FirstFrameTask.draws`."""
         known_BRN = draws.known[0]
         with torch.no_grad():
@@ -70,7 +70,7 @@ class FirstFrame(nn.Module):
         masked = ~known_BRN.flatten(0, 1)
         noise, times = (x[0].flatten(0, 1)[masked] for x in (draws.noise, draws.times))
         # The likelihood of the mean and scale is part of it, and has no gradient here.
-        per_token, _ = self._flow().loss(z[masked], condition[masked], noise, times)
+        per_token, _ = self._flow().token_loss(z[masked], condition[masked], noise, times)
         loss = per_token.sum() / draws.masked
         return loss, {"flow": loss.detach()}
 
@@ -78,9 +78,10 @@ class FirstFrame(nn.Module):
         """Conditions ``[B R, N, D]`` of the tokens of frame 0, and these tokens ``[B R, N, C]``."""
         R = known_BRN.shape[1]
         # With frame 0 behind it the start is computed as in forecasts.
-        h_BND = self.dynamics.temporal.read([context_BTNC, z_BNC[:, None]])[:, -2]
+        h_BND = self.dynamics.context.read([context_BTNC, z_BNC[:, None]])[:, -2]
         z, h = (x.repeat_interleave(R, 0) for x in (z_BNC, h_BND))
-        return self.dynamics.spatial(h, z, known_BRN.flatten(0, 1)), z
+        assert self.dynamics.trunk is not None
+        return self.dynamics.trunk(h, z, known_BRN.flatten(0, 1)), z
 
 
 class FirstFrameTask(ForecastTask):
@@ -93,9 +94,9 @@ class FirstFrameTask(ForecastTask):
         self.contexts = self.val_contexts
 
     def _module(self) -> nn.Module:
-        config = self.model.config
-        if config.dynamics.decoder != "one-pass" or self.model.dynamics.flow is None:
-            raise EnmaError(f"stage first-frame: {config.name} has no flow for frame 0 alone; leave the stage out")
+        if not isinstance(self.model.dynamics.initial, FlowDecoder):
+            name = self.model.config.name
+            raise EnmaError(f"stage first-frame: {name} has no flow for frame 0 alone; leave the stage out")
         return FirstFrame(self.model.dynamics)
 
     def loss(
@@ -107,12 +108,12 @@ class FirstFrameTask(ForecastTask):
         draws = self.draws(self.stage.batch, generator).share(mine, ranks=rank.count, device=target.device)
         return module(target[:, 0], context, draws)
 
-    def draws(self, count: int, generator: torch.Generator) -> Draws:
+    def draws(self, count: int, generator: torch.Generator) -> SegmentDraws:
         """Known tokens ``[B, R, N]``, noise ``[B, R, N, S, C]`` and flow times ``[B, R, N, S, 1]`` of one segment."""
         return draw(
             self.model.config,
             [(count, FIRST_DRAWS)],
-            flow=replace(self.model.config.dynamics.flow, draws=NOISES),
+            draws=NOISES,
             # The mask steps of a forecast meet every number of known tokens.
             mask_ratio=(0.0, 1.0),
             generator=generator,

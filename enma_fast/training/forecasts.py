@@ -9,7 +9,7 @@ Legend: B trajectories, K members, T latent frames, N tokens per frame, C token 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,8 +19,9 @@ from ..config import ModelConfig, SamplingConfig
 from ..config_checks import require
 from ..data import FieldFile
 from ..errors import EnmaError
+from ..models.decoders.decoder import Draws, first_past
 from ..models.fair_score import fair_score
-from ..models.model import Draws, Dynamics, Model, draw
+from ..models.model import Dynamics, Model, SegmentDraws, draw
 from ..sampling.rollout import rollout
 from ..utils.devices import to_device
 from .augment import (
@@ -142,11 +143,11 @@ class Forecasts(nn.Module):
         members_BK: Tensor,
         history: int,
         num_frames: int,
-        first: Draws | None,
+        first: SegmentDraws | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted score of forecasts of the latent frames ``[history, history + num_frames)``.
 
-        With the draws ``first`` the flow loss of frame 0 is added.
+        With the draws ``first`` the loss of frame 0 is added.
         """
         made, h_BND = rollout(
             self.dynamics,
@@ -163,13 +164,12 @@ class Forecasts(nn.Module):
         loss = (weight_B * crps_B).mean()
         terms = {"crps": crps_B.mean()}
         if first is not None:
-            assert self.dynamics.flow is not None
             known, noise, times = (x[0].flatten(0, 1) for x in (first.known, first.noise, first.times))
             z, h = (x.repeat_interleave(first.known[0].shape[1], 0) for x in (z_BTNC[:, 0], h_BND))
-            per_token, _ = self.dynamics.flow.loss(z, self.dynamics.spatial(h, z, known), noise, times)
-            flow = (per_token * (~known).to(per_token.dtype)).sum() / first.masked
-            loss = loss + self.first_frame * flow
-            terms["first_frame"] = flow
+            decoder = self.dynamics.decoder(0)
+            draws = Draws(noise, times, known, first.masked, channels)
+            score, _ = decoder.loss(h, first_past(z[:, None][:, :0], decoder.past), z, draws)
+            loss, terms["first_frame"] = loss + self.first_frame * score, score
         return loss, {name: value.detach() for name, value in terms.items()}
 
 
@@ -199,11 +199,11 @@ class ForecastTask:
         self.groups = environments(environment_of(train), paired=stage.context_share > 0)
         emphasis = found(stage.augment, Emphasis)
         self.odds = None if emphasis is None else emphasis.odds(train)[self.groups[:, 0]]
-        self.latents = model.config.tokenizer.latent_frames(self.train.shape[1])
+        self.latents = model.config.codec.latent_frames(self.train.shape[1])
         stage.check_frames(self.latents)
         sample = self.train[:TRAJECTORIES].to(model.latent_std)
         with torch.no_grad():
-            model.dynamics.score_weight.copy_(channel_weights(model, model.tokenizer.encode(sample)))
+            model.dynamics.score_weight.copy_(channel_weights(model, model.codec.encode(sample)))
 
     def _module(self) -> nn.Module:
         """What is trained, with the loss as ``forward``."""
@@ -225,12 +225,12 @@ class ForecastTask:
         history = drawn_history((low, high), latents, generator)
         left = latents - history if stage.frames is None else min(latents - history, stage.frames)
         seeds = torch.randint(2**32, (B, 1), generator=generator).expand(-1, MEMBERS)[mine]
-        first: Draws | None = None
-        if paired and stage.first_frame and model.dynamics.flow is not None:
+        first: SegmentDraws | None = None
+        if paired and stage.first_frame and not model.draws_fields:
             draws = draw(
                 model.config,
                 [(B, FIRST_DRAWS)],
-                flow=replace(model.config.dynamics.flow, draws=_NOISES),
+                draws=_NOISES,
                 mask_ratio=_MASK_RATIO,
                 generator=generator,
             )
@@ -267,11 +267,11 @@ class ForecastTask:
             augmentation(batch, generator)
         tokens, device = [], next(self.module.parameters()).device
         target = to_device(batch.fields[-1], device)
-        rms = model.tokenizer.standardised(target).square().flatten(1).mean(1).sqrt()
+        rms = model.codec.standardised(target).square().flatten(1).mean(1).sqrt()
         weight = ((_USUAL + _FLOOR) / (rms + _FLOOR)).clamp(max=_MOST)
         if latents is not None:
             # Later frames change no latent frame before them.
-            target = target[:, : 1 + (latents - 1) * model.config.tokenizer.time_factor]
+            target = target[:, : 1 + (latents - 1) * model.config.codec.time_factor]
         for u in [*(to_device(u, device) for u in batch.fields[:-1]), target]:
             # Forecasts encode in full precision, whatever the steps multiply in.
             with torch.no_grad(), torch.autocast(device.type, enabled=False):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import EnmaError
-from ..models.local_head import LocalHead, next_past
+from ..models.decoders.decoder import first_past, next_past
+from ..models.decoders.local import LocalDecoder
 from ..models.model import Dynamics, Model
 from .forecasts import ForecastTask, RolloutStage, drawn_history
 from .ranks import Rank
@@ -49,9 +50,9 @@ class HeadAlone(nn.Module):
         for weight in self._head().features.parameters():
             weight.requires_grad_(False).zero_()
 
-    def _head(self) -> LocalHead:
-        assert self.dynamics.local is not None
-        return self.dynamics.local
+    def _head(self) -> LocalDecoder:
+        assert isinstance(self.dynamics.step, LocalDecoder)
+        return self.dynamics.step
 
     def forward(self, z_BTNC: Tensor, history: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean log of the relative L2 of the frames behind the first ``history`` ones, and its exponential.
@@ -61,10 +62,10 @@ class HeadAlone(nn.Module):
         others.
         """
         head, channels = self._head(), self.dynamics.score_weight
-        past, errors = head.first_past(z_BTNC[:, :history]), []
-        nothing = z_BTNC.new_zeros(*z_BTNC.shape[:1], z_BTNC.shape[2], self.dynamics.config.dynamics.width)
+        past, errors = first_past(z_BTNC[:, :history], head.past), []
+        nothing = z_BTNC.new_zeros(*z_BTNC.shape[:1], z_BTNC.shape[2], head.features.in_features)
         for truth in z_BTNC[:, history:].unbind(1):
-            made = head(nothing, past)
+            made = head.tokens_of(nothing, past)
             off, size = ((x * channels).flatten(1).norm(dim=1) for x in (made - truth, truth))
             errors.append(off / size.clamp_min(1e-6))
             past = next_past(past, made)
@@ -76,8 +77,8 @@ class HeadTask(ForecastTask):
     """Training and validation fields as those of whole forecasts; only the loss, and what it trains, are others."""
 
     def _module(self) -> nn.Module:
-        if self.model.dynamics.local is None:
-            raise EnmaError(f"stage head: {self.model.config.name} has no local head; leave the stage out")
+        if not isinstance(self.model.dynamics.step, LocalDecoder):
+            raise EnmaError(f"stage head: {self.model.config.name} has no decoder of kind local; leave the stage out")
         return HeadAlone(self.model.dynamics)
 
     def loss(

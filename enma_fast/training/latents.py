@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import TokenizerConfig
+from ..config import CodecConfig
 from ..models.checkpoint import read_tensors, write_tensors
-from ..models.interpolation import grid_points
-from ..models.tokenizer import Tokenizer
+from ..models.codecs.codec import Codec
+from ..models.codecs.interpolation import grid_points
 from .augment import Scattered, roll
 
 
@@ -42,7 +42,7 @@ class Latents:
         return cls(**read_tensors(path)[0])
 
 
-def sub_token_shifts(options: TokenizerConfig, *, shift: bool, most: int | None = None) -> list[tuple[int, ...]]:
+def sub_token_shifts(options: CodecConfig, *, shift: bool, most: int | None = None) -> list[tuple[int, ...]]:
     """Shifts by less than a token, in grid points of each dimension; none across walls. At most `most`, evenly spaced.
 
     On a plane those along the diagonal, which have every place of a token in either axis: all would be their square.
@@ -54,7 +54,7 @@ def sub_token_shifts(options: TokenizerConfig, *, shift: bool, most: int | None 
 
 @torch.no_grad()
 def encode_all(
-    tokenizer: Tokenizer,
+    codec: Codec,
     u: Tensor,
     environment: Tensor,
     *,
@@ -67,7 +67,7 @@ def encode_all(
 
     With `scattered` each is encoded once more from such a share of its points, drawn by `seed`.
     """
-    generator, options = torch.Generator().manual_seed(seed), tokenizer.config
+    generator, options = torch.Generator().manual_seed(seed), codec.config
     shifts = sub_token_shifts(options, shift=shift, most=most_shifts)
     shape = (len(shifts), len(u), options.latent_frames(u.shape[1]), math.prod(options.token_grid))
     z = torch.empty(*shape, options.latent_channels, dtype=torch.float16, device=u.device)
@@ -79,28 +79,28 @@ def encode_all(
         for rows in batches:
             place = slice(int(rows[0]), int(rows[-1]) + 1)
             rolled = roll(u[place], [torch.full((len(rows),), a) for a in amounts])
-            encoded = tokenizer.encode(rolled)
+            encoded = codec.encode(rolled)
             z[s, place] = encoded
             flat = encoded.flatten(0, -2).double()
             sums += torch.stack([flat.sum(0), flat.square().sum(0)])
             if at_points is not None:
                 assert scattered is not None
-                at_points[s, place] = _encode_scattered(tokenizer, rolled, scattered, generator)
+                at_points[s, place] = _encode_scattered(codec, rolled, scattered, generator)
     count = z[..., 0].numel()
     mean, square = sums / count
     std = ((square - mean.square()).clamp_min(0) * count / (count - 1)).sqrt()
     return Latents(z, environment, mean.float(), std.float(), at_points)
 
 
-def _encode_scattered(tokenizer: Tokenizer, u: Tensor, scattered: Scattered, generator: torch.Generator) -> Tensor:
+def _encode_scattered(codec: Codec, u: Tensor, scattered: Scattered, generator: torch.Generator) -> Tensor:
     """Latent frames of fields ``[B, T, *grid, c]`` at random points, for half of them the same in all frames."""
-    points, (B, T) = grid_points(tokenizer.config), u.shape[:2]
+    points, (B, T) = grid_points(codec.config), u.shape[:2]
     count = scattered.counts(B, len(points), generator)[..., None]
     order = torch.rand(B, T, len(points), generator=generator)
     order = torch.where(torch.rand(B, 1, 1, generator=generator) < 0.5, order, order[:, :1])
     index = order.argsort(-1)[..., : int(count.max())]
     valid = (torch.arange(index.shape[-1]) < count).expand_as(index)
-    return tokenizer.encode(values_at(u, index), points[index].to(u.device), valid.to(u.device))
+    return codec.encode(values_at(u, index), points[index].to(u.device), valid.to(u.device))
 
 
 def values_at(u: Tensor, places: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from .own_plan import Plan, moves
 def own_card(plan: Plan, metrics: dict[str, Any], command: str) -> str:
     """The card in Markdown: the data, the scores beside the baselines, the cost, the limits."""
     model = plan.recipe.model
-    tok, name = model.tokenizer, model.name
+    tok, name = model.codec, model.name
     held = ", ".join(
         f"{split} {plan.trajectories[split]} in {plan.environments[split]} environments" for split in plan.trajectories
     )
@@ -69,7 +69,7 @@ def _views(sampling: dict[str, Any]) -> str:
 
 def notes(plan: Plan) -> list[str]:
     """Sentences that a reader of the scores needs for these fields."""
-    tok = plan.recipe.model.tokenizer
+    tok = plan.recipe.model.codec
     pairs = zip(plan.channels, tok.field_mean or (), tok.field_scale or (), strict=True)
     return [said for name, mean, scale in pairs if (said := hidden_changes(name, mean, scale)) is not None]
 

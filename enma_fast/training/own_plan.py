@@ -262,9 +262,9 @@ def _tasks(recipe: Recipe, splits: Mapping[str, FieldFile], contexts: bool) -> t
     tasks: dict[str, Task] = {}
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        tokenizer = Model(recipe.model).tokenizer
+        codec = Model(recipe.model).codec
         clock = time.monotonic()
-        encode_all(tokenizer, fields, torch.from_numpy(environment), shift=False)
+        encode_all(codec, fields, torch.from_numpy(environment), shift=False)
         encoding = (time.monotonic() - clock) * len(train) / len(rows)
         given = Material(
             train=lambda: sample,
@@ -320,7 +320,7 @@ def _shifts(recipe: Recipe) -> list[tuple[int, ...]]:
     """The shifts that trajectories are encoded at."""
     stage = recipe.first(DynamicsStage)
     moved = found(stage.augment, Shift) is not None
-    return sub_token_shifts(recipe.model.tokenizer, shift=moved, most=stage.encoded_shifts)
+    return sub_token_shifts(recipe.model.codec, shift=moved, most=stage.encoded_shifts)
 
 
 def affordable_shifts(recipe: Recipe, minutes: float | None, seconds: float) -> int | None:
@@ -355,7 +355,7 @@ def _with_steps(recipe: Recipe, request: Request, each: Mapping[str, float], fix
 def _memory(recipe: Recipe, trajectories: int) -> int:
     """Bytes of this process at its peak, which has taken steps of every stage, and of the latents of all data."""
     unit = 1 if sys.platform == "darwin" else 1024
-    tokenizer = recipe.model.tokenizer
+    tokenizer = recipe.model.codec
     latents = tokenizer.latent_frames(recipe.model.num_frames) * math.prod(tokenizer.token_grid)
     shifts = len(_shifts(recipe))
     # Latents are in half precision, and there twice while they are written and read back.

@@ -8,7 +8,19 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from ..config import LocalConfig, ModelConfig, SamplingConfig, TokenizerConfig
+from ..config import (
+    BlocksConfig,
+    CausalTransformerConfig,
+    CodecConfig,
+    ConvConfig,
+    DecoderConfig,
+    FlowConfig,
+    LinearConfig,
+    LocalConfig,
+    ModelConfig,
+    SamplingConfig,
+    TrunkConfig,
+)
 from ..errors import EnmaError
 from ..utils.bounds import FEWEST_FRAMES, MOST_FLOAT
 from ..utils.names import SPACE
@@ -28,6 +40,20 @@ SIZES = ("small", "base", "paper")
 _LINE, _PLANE, _BLOCKS, _PAPER = (
     RECIPES[name] for name in ("combined-fast", "gray-scott-fast", "vorticity-fast", "combined-fast-paper")
 )
+# Context, masked transformer and flow of each size.
+_SLOTS: Mapping[str, tuple[CausalTransformerConfig, TrunkConfig, FlowConfig]] = {
+    "small": (
+        CausalTransformerConfig(width=192, heads=6, layers=3, positions="rotary", scale_shift_rank=0),
+        TrunkConfig(layers=2, condition="add"),
+        FlowConfig(width=128, layers=2, time_features=64, target="residual"),
+    ),
+    "base": (
+        CausalTransformerConfig(width=320, heads=10, layers=4, positions="rotary", scale_shift_rank=0),
+        TrunkConfig(layers=3, condition="add"),
+        FlowConfig(width=256, layers=2, time_features=64, target="residual"),
+    ),
+    "paper": (CausalTransformerConfig(), TrunkConfig(), FlowConfig()),
+}
 # Frames of the windows that a codec is trained on. Windows of half a trajectory give more steps in the same time than
 # whole ones; of 5 frames they are too short, since then latent frames beyond the third, whose past the convolutions
 # see, are never trained (docs/experiments.md).
@@ -86,7 +112,7 @@ def derived_recipe(
             )
     plane, paper, shift = len(grid) == 2, size == "paper", shift and any(periodic)
     space, patch = _tokens(name, grid, 1 + plane if paper else 4)
-    tokenizer = TokenizerConfig(
+    convolutions = ConvConfig(
         grid=grid,
         lengths=lengths,
         periodic=periodic,
@@ -101,27 +127,27 @@ def derived_recipe(
     )
     if plane and not paper:
         # As the recipes of planes: the first halving is the first convolution's.
-        known = _PLANE.model.tokenizer
-        tokenizer = dataclasses.replace(
-            tokenizer,
+        known = _PLANE.model.codec
+        assert isinstance(known, ConvConfig)
+        convolutions = dataclasses.replace(
+            convolutions,
             width=known.width,
-            max_width=2 * tokenizer.max_width,
+            max_width=2 * convolutions.max_width,
             kernel_ends=known.kernel_ends,
             stride_ends=2,
-            layers=tokenizer.layers[1:],
+            layers=convolutions.layers[1:],
         )
-    dynamics = (_PAPER if paper else _LINE).model.dynamics
-    if size == "base":
-        flow = dataclasses.replace(dynamics.flow, width=256)
-        dynamics = dataclasses.replace(dynamics, width=320, heads=10, temporal_layers=4, spatial_layers=3, flow=flow)
+    codec: CodecConfig = convolutions
+    step: DecoderConfig = LinearConfig()
+    context, trunk, flow = _SLOTS[size]
     # Relative places make the dynamics the same everywhere, which only a homogeneous ring is.
-    positions = dynamics.positions if shift and all(periodic) else "sincos"
-    latents = tokenizer.latent_frames(num_frames)
+    positions = context.positions if shift and all(periodic) else "sincos"
+    latents = codec.latent_frames(num_frames)
     moved = (Shift(),) if shift else ()
     pairs: dict[str, Any] = (
         {"augment": (*moved, CutContexts())} if contexts else {"augment": moved, "context_share": 0.0}
     )
-    codec = _stage(
+    first = _stage(
         _PAPER if paper else _PLANE,
         TokenizerStage,
         batch=8 if plane and not paper else 16,
@@ -131,14 +157,13 @@ def derived_recipe(
     # The flow head teaches the transformers, and its mean is where one pass begins.
     frames = _stage(_PAPER if paper else _LINE, DynamicsStage, batch=32, by_flow=True, **pairs)
     forecasts = _stage(_LINE, ForecastStage, batch=16, history=(2, min(4, latents - 1)), **pairs)
-    stages: tuple[Stage, ...] = (codec, frames, forecasts)
+    stages: tuple[Stage, ...] = (first, frames, forecasts)
     fewest, most = _FINE_SIDES
     if plane and not paper and shift and all(periodic) and fewest <= min(grid) and max(grid) <= most:
-        tokenizer = _blocks(tokenizer)
-        patch = tuple(p * 2**space // tokenizer.space_factor for p in patch)
+        codec = _blocks(codec)
+        patch = tuple(p * 2**space // codec.space_factor for p in patch)
         width, layers = {"small": (32, 6), "base": (48, 9)}[size]
-        local = LocalConfig(width=width, layers=layers, modes=min(8, min(tokenizer.token_grid) // 2))
-        dynamics = dataclasses.replace(dynamics, local=local)
+        step = LocalConfig(width=width, layers=layers, modes=min(8, min(codec.token_grid) // 2))
         alone = _stage(_BLOCKS, HeadStage, history=(1, min(11, latents - 1)), frames=min(4, latents - 1), augment=moved)
         forecasts = _stage(
             _BLOCKS,
@@ -155,8 +180,11 @@ def derived_recipe(
             dataset=name,
             num_frames=num_frames,
             frame_interval=frame_interval,
-            tokenizer=tokenizer,
-            dynamics=dataclasses.replace(dynamics, patch=patch, positions=positions),
+            codec=codec,
+            context=dataclasses.replace(context, patch=patch, positions=positions),
+            trunk=trunk,
+            initial=flow,
+            step=step,
             sampling=SamplingConfig(mask_steps=4, flow_steps=4),
         ),
         stage=stages,
@@ -169,15 +197,14 @@ def _stage(recipe: Recipe, kind: type[_Stage], **changes: Any) -> _Stage:
     return dataclasses.replace(recipe.first(kind), **changes)
 
 
-def _blocks(tokenizer: TokenizerConfig) -> TokenizerConfig:
-    """Of a plane's codec the lossless one: blocks of 2 x 2 points and two frames.
+def _blocks(codec: CodecConfig) -> BlocksConfig:
+    """Blocks of 2 x 2 points and two frames of the fields of a codec.
 
-    On coarser places a local head has to learn shifts within a block for every place of it (docs/experiments.md).
+    On coarser places local convolutions have to learn shifts within a block for every place of it
+    (docs/experiments.md).
     """
-    values = 8 * tokenizer.field_channels
-    return dataclasses.replace(
-        tokenizer, width=values, max_width=values, latent_channels=values, layers=("time",), variational=False
-    )
+    shared = (entry.name for entry in dataclasses.fields(CodecConfig) if entry.name != "kind")
+    return BlocksConfig(**{name: getattr(codec, name) for name in shared})
 
 
 def refusal(found: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ from ..evaluation.metrics import Scores
 from ..forecasting.members import sample_fields
 from ..forecasting.request import HISTORY
 from ..forecasting.scattered import drawn_places
-from ..models.interpolation import grid_points
+from ..models.codecs.interpolation import grid_points
 from ..models.model import Model
 from .latents import values_at
 from .ranks import ALONE, Rank
@@ -58,7 +58,7 @@ def rollout_scores(
     """
     names = ("rel_l2", "rel_l2_member", "spread_skill", "crps")
     out: dict[str, float] = {}
-    standardised = model.tokenizer.standardised
+    standardised = model.codec.standardised
     inputs: dict[str, dict[str, Any]] = {"": {"history": val[:, :HISTORY]}}
     if contexts is not None:
         inputs["_ivp"] = {"history": val[:, :1], "context": contexts}
@@ -79,7 +79,7 @@ def rollout_scores(
             out |= {f"{key}{name}": math.nan for key in names}
             continue
         scores = Scores()
-        device = model.tokenizer.from_latent.weight.device
+        device = model.codec.device
         truth = val[:, given["history"].shape[1] :]
         scores.update(*(standardised(u.to(device)).cpu().numpy() for u in (samples, truth)))
         result = scores.result()
@@ -89,7 +89,7 @@ def rollout_scores(
 
 def _at_points(model: Model, u: Tensor, count: int) -> dict[str, Tensor]:
     """Observations ``[n, L, P, c]`` of fields, at ``count`` points of the grid that each frame has for itself."""
-    tokenizer = model.config.tokenizer
+    tokenizer = model.config.codec
     drawn = drawn_places(tokenizer.grid, range(len(u)), count=count, num_frames=u.shape[1], seed=0)
     places = torch.from_numpy(drawn)
     return {"history": values_at(u, places), "points": grid_points(tokenizer)[places]}

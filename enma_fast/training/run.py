@@ -334,7 +334,7 @@ def _validated(data: FieldFile, count: int, config: ModelConfig, num_history: in
     Refuses one that is the mean of the training data in all frames after `num_history`: relative errors divide by 0.
     """
     rows = spread_rows(len(data), count)
-    mean = np.asarray(0.0 if config.tokenizer.field_mean is None else config.tokenizer.field_mean, np.float32)
+    mean = np.asarray(0.0 if config.codec.field_mean is None else config.codec.field_mean, np.float32)
     for row in rows:
         if (data.u[row, num_history:] == mean).all():
             raise EnmaError(

@@ -27,7 +27,7 @@ def channel_weights(model: Model, z_BTNC: Tensor) -> Tensor:
     channel once with normal noise of a tenth of its standard deviation. Its weight is proportional to the root mean
     square of what that changes in the standardised field.
     """
-    tokenizer, std = model.tokenizer, model.latent_std
+    tokenizer, std = model.codec, model.latent_std
     z_BTNC = z_BTNC[:TRAJECTORIES].to(std)
     generator = torch.Generator().manual_seed(0)
     field = tokenizer.standardised(tokenizer.decode(z_BTNC))
@@ -39,4 +39,4 @@ def channel_weights(model: Model, z_BTNC: Tensor) -> Tensor:
         changes.append((tokenizer.standardised(tokenizer.decode(moved)) - field).square().mean().sqrt())
     weights = torch.stack(changes)
     weights = weights / weights.mean()
-    return weights.repeat(math.prod(model.config.dynamics.patch))
+    return weights.repeat(math.prod(model.config.context.patch))

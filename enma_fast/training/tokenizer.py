@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..config_checks import require
 from ..data import FieldFile
 from ..errors import EnmaError
-from ..models.interpolation import grid_points
+from ..models.codecs.conv import ConvCodec
+from ..models.codecs.interpolation import grid_points
 from ..models.model import Model
 from ..utils.devices import to_device
 from .augment import (
@@ -83,19 +84,19 @@ class TokenizerTask:
             raise EnmaError(
                 f"window={stage.window}: trajectories have {train.u.shape[1]} frames; at most these can be asked for"
             )
-        if model.config.tokenizer.lossless:
-            raise EnmaError(f"{model.config.name}: its codec is lossless and has nothing to train; leave the stage out")
+        if not isinstance(model.codec, ConvCodec):
+            raise EnmaError(f"{model.config.name}: its codec has nothing to train; leave the stage out")
         check_augmentations(stage.augment, train, model.config, stage=stage.kind, known=stage.augmentations)
         self.stage, self.config, self.data, self.val = stage, model.config, train, val
         self.train = torch.from_numpy(train.u)
         emphasis = found(stage.augment, Emphasis)
         self.odds = None if emphasis is None else emphasis.odds(train)
         self.scattered = found(stage.augment, Scattered)
-        self.module: nn.Module = model.tokenizer.requires_grad_(True)
+        self.module: nn.Module = model.codec.requires_grad_(True)
         if stage.decoder_only:
-            for weight in model.tokenizer.encoder().values():
+            for weight in model.codec.encoder().values():
                 weight.requires_grad_(False)
-        self.options = model.config.tokenizer
+        self.options = model.config.codec
         self.points = grid_points(self.options)
 
     def loss(
@@ -158,7 +159,7 @@ class TokenizerTask:
             return {}
         codec: Any = self.module
         errors = []
-        device = codec.from_latent.weight.device
+        device = codec.device
         for u in self.val.to(device).split(64):
             out = codec.standardised(codec.decode(codec.encode(u), u.shape[1]))
             u = codec.standardised(u)

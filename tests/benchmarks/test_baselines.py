@@ -25,7 +25,7 @@ from enma_fast.models.model import Model
 from enma_fast.training.recipes import RECIPES
 from enma_fast.utils.dataclass_json import replace
 
-SMALL = replace(RECIPES["combined-small"].model, {"dynamics.width": 48, "dynamics.flow.width": 88})
+SMALL = replace(RECIPES["combined-small"].model, {"context.width": 48, "step.width": 88})
 # Networks, and steps after which their loss is at most 0.7 of what it was (0.8 is asked).
 STEPS = {"fno": 50, "gino": 30, "transformer": 30, "latent-flow": 80}
 NAMES = tuple(STEPS)

@@ -12,17 +12,16 @@ from benchmarks.cases import CASES, flow_head_case
 from enma_fast.ops import _flow_head_cuda
 from enma_fast.ops.flow_head import flow_head_ref
 from enma_fast.training.recipes import RECIPES
-from enma_fast.utils.dataclass_json import replace
 
-from .._tiny import COMBINED
+from .._tiny import COMBINED, in_one_pass
 
 DTYPE_NAMES = ("bfloat16", "float32")
 
 
 @pytest.fixture
 def presets(monkeypatch):
-    for name, decoder in (("tiny", "masked-flow"), ("tiny-fast", "one-pass")):
-        model = replace(COMBINED, {"name": name, "num_frames": 8, "dynamics.decoder": decoder})
+    for name, made in (("tiny", COMBINED), ("tiny-fast", in_one_pass(COMBINED))):
+        model = dataclasses.replace(made, name=name, num_frames=8)
         monkeypatch.setitem(RECIPES, name, dataclasses.replace(RECIPES["combined-small"], model=model))
     monkeypatch.setattr(compare, "gemm_rate", lambda *_, **__: 1e9)
 
@@ -58,7 +57,7 @@ def test_contenders_of_a_whole_forecast(presets, monkeypatch, capsys, case, dtyp
         assert (row["members"], row["preset"], row["decoder"]) == (
             members,
             preset,
-            "one-pass" if one_pass else "masked-flow",
+            "linear" if one_pass else "flow",
         )
 
 
@@ -92,7 +91,7 @@ def test_a_wrong_contender_has_no_time(presets, monkeypatch, capsys, case, name)
 def test_one_pass_needs_fewer_flops():
     config = RECIPES["combined-fast-paper"].model
     slow = trajectory.with_mask_steps(config)
-    assert slow.dynamics == RECIPES["combined-paper"].model.dynamics
+    assert slow == dataclasses.replace(RECIPES["combined-paper"].model, name=slow.name)
     counted = [trajectory.needed_flops(made, members=4, num_latents=11, observed=2) for made in (config, slow)]
     assert counted[0] < counted[1] / 3
 

@@ -59,9 +59,9 @@ def test_a_trace_of_one_length_is_refused() -> None:
         traced(Baked(), (past,))
 
 
-def test_models_of_more_than_one_pass_have_no_such_step() -> None:
+def test_models_of_other_decoders_have_no_such_step() -> None:
     network = model("relative")
-    with pytest.raises(EnmaError, match="one pass"):
+    with pytest.raises(EnmaError, match="linear decoder"):
         started(network, wave(network.config), MEMBERS)
 
 

@@ -10,9 +10,8 @@ from benchmarks import forecast_step, report
 from benchmarks.forecast_step import Stepper, fields, without_parameters
 from enma_fast.models.model import Model
 from enma_fast.training.recipes import RECIPES
-from enma_fast.utils.dataclass_json import replace as replace_in
 
-from .._tiny import COMBINED
+from .._tiny import COMBINED, in_one_pass
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["without a context", "with a context"])
@@ -23,7 +22,7 @@ def test_naive_baseline_takes_the_same_step(kind, monkeypatch):
     model = Model(preset.model)
     for p in model.dynamics.parameters():
         p.data += 0.01 * torch.randn_like(p)
-    model.tokenizer.requires_grad_(False)
+    model.codec.requires_grad_(False)
     config = replace(without_parameters(preset), batch=2)
     data = fields(preset.model, environments=2)
     (loss, g), (expected, h) = (Stepper(model, config, data, naive=naive).gradients(kind) for naive in (False, True))
@@ -33,9 +32,7 @@ def test_naive_baseline_takes_the_same_step(kind, monkeypatch):
 
 
 def test_its_result_has_a_table(monkeypatch, capsys, tmp_path):
-    fast = replace(
-        RECIPES["combined-fast"], model=replace_in(COMBINED, {"name": "tiny", "dynamics.decoder": "one-pass"})
-    )
+    fast = replace(RECIPES["combined-fast"], model=replace(in_one_pass(COMBINED), name="tiny"))
     monkeypatch.setitem(RECIPES, "tiny", fast)
     monkeypatch.setattr(forecast_step, "gemm_rate", lambda *_: 1e9)
     monkeypatch.setattr(forecast_step.Stepper, "gradients", lambda self, kind: (torch.ones(()), torch.ones(3)))

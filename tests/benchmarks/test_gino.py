@@ -19,7 +19,7 @@ from enma_fast.models.checkpoint import PRETRAINED
 from enma_fast.training.recipes import RECIPES
 from enma_fast.utils.dataclass_json import replace
 
-SMALL = replace(RECIPES["combined-small"].model, {"dynamics.width": 48, "dynamics.flow.width": 88})
+SMALL = replace(RECIPES["combined-small"].model, {"context.width": 48, "step.width": 88})
 
 
 @pytest.fixture(scope="module")

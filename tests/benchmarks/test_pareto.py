@@ -19,7 +19,7 @@ from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.models.checkpoint import PRETRAINED, load_model, save_model
 from enma_fast.models.model import Model
 
-from .._tiny import COMBINED, CONFIGS, random_model
+from .._tiny import COMBINED, CONFIGS, in_one_pass, random_model
 
 CONFIG = dataclasses.replace(COMBINED, sampling=SamplingConfig(mask_steps=2, flow_steps=2))
 
@@ -68,16 +68,13 @@ def test_the_grid_begins_with_the_models_own_and_is_cheaper_or_cooler():
     assert len(set(settings.values())) == len(settings)
     for name, chosen in settings.items():
         assert label(own, chosen) == name
-        evaluations = chosen.flow_steps * (2 if chosen.method == "midpoint" else 1)
-        assert evaluations <= 2 * own.flow_steps, name
+        assert chosen.flow_steps <= own.flow_steps, name
         assert chosen.mask_steps <= own.mask_steps, name
         assert chosen.temperature <= own.temperature, name
-    assert settings["flow 4 to 1"] == dataclasses.replace(own, last_flow_steps=1)
     assert settings["mask 2, flow 1"] == dataclasses.replace(own, mask_steps=2, flow_steps=1)
-    assert settings["flow 8 euler"] == dataclasses.replace(own, flow_steps=8, method="euler")
-    # One step and one mask step leave no cheaper number, only the other method and the temperature.
-    least = SamplingConfig(mask_steps=1, flow_steps=1, method="euler", temperature=0.0)
-    assert list(grid(least).values()) == [least, dataclasses.replace(least, flow_steps=2)]
+    # One step and one mask step leave no cheaper number, and no temperature is below 0.
+    least = SamplingConfig(mask_steps=1, flow_steps=1, temperature=0.0)
+    assert grid(least) == {OWN: least}
     # A one-pass model has no steps to save, only a temperature.
     assert [label(own, chosen) for chosen in grid(own, one_pass=True).values()] == list(grid(own, one_pass=True))
     assert {dataclasses.replace(chosen, temperature=1.5) for chosen in grid(own, one_pass=True).values()} == {own}
@@ -85,9 +82,8 @@ def test_the_grid_begins_with_the_models_own_and_is_cheaper_or_cooler():
 
 
 def test_a_one_pass_model_beside_another(tmp_path, monkeypatch, capsys):
-    for name, decoder in (("tiny", "masked-flow"), ("fast", "one-pass")):
-        dynamics = dataclasses.replace(CONFIG.dynamics, decoder=decoder)
-        save_model(Model(dataclasses.replace(CONFIG, name=name, dynamics=dynamics)), tmp_path / name)
+    for name, config in (("tiny", CONFIG), ("fast", in_one_pass(CONFIG))):
+        save_model(Model(dataclasses.replace(config, name=name)), tmp_path / name)
     common = ["--members", 2, "--limit", 1, "--rounds", 1, "--chunk", 2, "--device", "cpu", "--json", "--no-compile"]
     common += ["--threads", torch.get_num_threads()]
     found = {}
@@ -100,7 +96,7 @@ def test_a_one_pass_model_beside_another(tmp_path, monkeypatch, capsys):
         found[name] = {row["name"]: row for row in result["rows"]}
         assert list(found[name])[-3:] == [other, f"{OWN}, eager", f"{other}, eager"]
     assert len(found["fast"]) == 8
-    assert {row["decoder"] for name, row in found["fast"].items() if "tiny" not in name} == {"one-pass"}
+    assert {row["decoder"] for name, row in found["fast"].items() if "tiny" not in name} == {"linear"}
     # A point is the same from either side.
     for name, other in (("tiny", "fast"), ("fast", "tiny")):
         for key in ("rel_l2", "crps", "decoder"):
@@ -118,16 +114,16 @@ def test_compiled_networks_are_compiled(name):
     model = random_model(CONFIGS[name])
     twin, counters = pareto.compiled_model(model).dynamics, torch._dynamo.utils.counters["stats"]
     before = counters["unique_graphs"]
-    N, C, D = model.config.num_tokens, model.config.token_channels, model.config.dynamics.width
+    N, C, D = model.config.num_tokens, model.config.token_channels, model.config.context.width
     h, noise = torch.randn(2, N, D), torch.randn(2, N, C)
     with torch.no_grad():
         if name == "line-local":
-            past = torch.randn(2, model.config.dynamics.local.past, N, C)
-            found, expected = (dynamics.one_pass(h, noise, past) for dynamics in (twin, model.dynamics))
+            past = torch.randn(2, model.dynamics.step.past, N, C)
+            found, expected = (dynamics.step.from_noise(h, past, noise) for dynamics in (twin, model.dynamics))
         else:
             known = torch.rand(2, N) < 0.5
             found, expected = (
-                dynamics.flow.sample(dynamics.spatial(h, noise, known), noise, steps=2, method="midpoint")
+                dynamics.step.sample(dynamics.trunk(h, noise, known), noise, steps=2)
                 for dynamics in (twin, model.dynamics)
             )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -165,7 +161,7 @@ def test_a_run_on_an_untrained_model(tmp_path, monkeypatch, capsys, compiled):
     assert result["machine"]["threads"] == result["threads"]
 
     model, data = load_model(tmp_path / "tiny"), read(PRETRAINED / "combined-test-in.h5")
-    for name in (OWN, "flow 2 to 1", "mask 1, flow 1"):
+    for name in (OWN, "flow 1", "mask 1, flow 1"):
         settings = SamplingConfig(**rows[name]["sampling"])
         request = ForecastRequest(num_members=3, trajectories=[0, 2, 4, 6], chunk=6, settings=settings)
         expected = Scores()
@@ -173,7 +169,7 @@ def test_a_run_on_an_untrained_model(tmp_path, monkeypatch, capsys, compiled):
             expected.update(samples, data.u[part, 3:20])
         for key in ("rel_l2", "crps", "spread_skill"):
             assert rows[name][key] == pytest.approx(expected.result()[key], rel=1e-6)
-    assert rows[OWN]["crps"] != rows["flow 2 to 1"]["crps"] != rows["mask 1, flow 1"]["crps"]
+    assert rows[OWN]["crps"] != rows["flow 1"]["crps"] != rows["mask 1, flow 1"]["crps"]
 
     # The temperature changes no work: one time for all of them.
     assert rows["temperature 0"]["seconds_per_member"] == rows[OWN]["seconds_per_member"]

@@ -36,9 +36,9 @@ def test_a_method_sees_trajectories_that_were_read_by_number(task: Task) -> None
 @pytest.mark.parametrize(
     ("task", "frames", "said"),
     [
-        (TEMPORAL, 3, "method sees"),
-        (TEMPORAL, 2, "method sees"),
-        (INITIAL_VALUE, 1, "method sees"),
+        (TEMPORAL, 3, "holds"),
+        (TEMPORAL, 2, "holds"),
+        (INITIAL_VALUE, 1, "holds"),
     ],
 )
 def test_a_case_without_a_frame_to_forecast_is_refused(task: Task, frames: int, said: str) -> None:

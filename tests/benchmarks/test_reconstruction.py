@@ -9,22 +9,21 @@ import torch
 from benchmarks import reconstruction
 from enma_fast.data import write
 from enma_fast.errors import EnmaError
-from enma_fast.models.checkpoint import save_tokenizer
-from enma_fast.models.tokenizer import Tokenizer
+from enma_fast.models.checkpoint import save_codec
 from enma_fast.utils.dataclass_json import replace
 
 from .._tiny import CONFIGS, shaken, waves
 
-CONFIG = CONFIGS["points"].tokenizer
+CONFIG = CONFIGS["points"].codec
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reconstruction")
-    for name, changes in (("points", {}), ("relative", {}), ("walls", {"tokenizer.periodic": [False]})):
+    for name, changes in (("points", {}), ("relative", {}), ("walls", {"codec.periodic": [False]})):
         torch.manual_seed(0)
         config = replace(CONFIGS["relative" if name == "relative" else "points"], changes)
-        save_tokenizer(shaken(Tokenizer(config.tokenizer)), config, folder / name)
+        save_codec(shaken(config.codec.made()(config.codec)), config, folder / name)
     u = waves(2, 3, 5, CONFIG)[..., 0].numpy()
     write(
         folder / "waves.h5",

@@ -181,6 +181,11 @@ def test_the_pareto_set_is_bold(results: Path) -> None:
     assert tables(written(results, pareto=found | {"solver": solver}))[0][3:] == [
         ["fitted solver", "500 ms", "-", "0.0001", "1e-05", "0.9"]
     ]
+    # What was measured with settings that are gone is left out.
+    gone = [setting("old", 0.01, 0.1, 0.1) | {"sampling": old} for old in ({"method": "euler"}, {"last_flow_steps": 1})]
+    kept = setting("new", 0.01, 0.1, 0.1) | {"sampling": {"method": "midpoint", "last_flow_steps": None}}
+    shown = tables(written(results, pareto=found | {"rows": [*gone, kept]}))[0][1:]
+    assert [cells[0] for cells in shown] == ["new"]
     (results / "abacus" / "pareto.png").write_bytes(b"")
     assert "(../benchmarks/results/abacus/pareto.png)" in page(results)
 

@@ -8,18 +8,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import train_step
 from benchmarks.harness import interleave, ratios
-from benchmarks.train_step import flops_per_step, main, naive_loss, naive_one_pass_loss
+from benchmarks.train_step import BY_HAND, flops_per_step, main
 from enma_fast.models.model import Model, draw
 from enma_fast.training.loop import step_generator
 from enma_fast.training.recipes import RECIPES
 
-ROWS, FRAMES = 2, 11
+from .._tiny import in_one_pass
+
+ROWS, FRAMES, DRAWS = 2, 11, 4
 
 
-def _case(condition: str, decoder: str = "masked-flow"):
+def _case(condition: str, step: str = "flow"):
     options = RECIPES["combined-small"].model
-    changed = dataclasses.replace(options.dynamics, condition=condition, decoder=decoder)
-    options = dataclasses.replace(options, dynamics=changed)
+    options = dataclasses.replace(options, trunk=dataclasses.replace(options.trunk, condition=condition))
+    options = options if step == "flow" else in_one_pass(options)
     model = Model(options)
     for p in model.dynamics.parameters():
         p.data += 0.02 * torch.randn_like(p)
@@ -27,7 +29,7 @@ def _case(condition: str, decoder: str = "masked-flow"):
     draws = draw(
         options,
         [(ROWS, FRAMES)] * 2,
-        flow=options.dynamics.flow,
+        draws=DRAWS,
         mask_ratio=(0.0, 1.0),
         generator=step_generator(0, 0),
     )
@@ -37,19 +39,19 @@ def _case(condition: str, decoder: str = "masked-flow"):
     return model, segments, draws
 
 
-@pytest.mark.parametrize("decoder", ["masked-flow", "one-pass"])
+@pytest.mark.parametrize("step", list(BY_HAND))
 @pytest.mark.parametrize("condition", ["add", "concat"])
-def test_flops_are_those_of_the_matrix_products(condition, decoder):
-    model, segments, draws = _case(condition, decoder)
+def test_flops_are_those_of_the_matrix_products(condition, step):
+    model, segments, draws = _case(condition, step)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.dynamics(segments, draws)
-    counted = flops_per_step(model, ROWS, FRAMES, model.config.dynamics.flow.draws) / 3
+    counted = flops_per_step(model, ROWS, FRAMES, DRAWS) / 3
     assert counted == counter.get_total_flops()
 
 
-@pytest.mark.parametrize(("decoder", "by_hand"), [("masked-flow", naive_loss), ("one-pass", naive_one_pass_loss)])
-def test_naive_baseline_takes_the_same_step(decoder, by_hand):
-    model, segments, draws = _case("add", decoder)
+@pytest.mark.parametrize(("step", "by_hand"), BY_HAND.items())
+def test_naive_baseline_takes_the_same_step(step, by_hand):
+    model, segments, draws = _case("add", step)
     model.dynamics.score_weight.copy_(torch.linspace(0.5, 1.5, model.config.token_channels))
     ours, _ = model.dynamics(segments, draws)
     naive = by_hand(model.dynamics, segments, draws)
@@ -106,4 +108,4 @@ def test_a_preset_whose_step_has_no_naive_form_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit:
         main()
     assert exit.value.code == 2
-    assert "--preset: vorticity-fast has a local head" in capsys.readouterr().err
+    assert "--preset: vorticity-fast has a step of kind local" in capsys.readouterr().err

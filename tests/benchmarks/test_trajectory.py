@@ -12,7 +12,7 @@ from .._tiny import COMBINED
 @pytest.mark.slow
 def test_weights_of_compiled_copies_are_frozen():
     config = COMBINED
-    N, C, D = config.num_tokens, config.token_channels, config.dynamics.width
+    N, C, D = config.num_tokens, config.token_channels, config.context.width
     with torch._inductor.config.patch(freezing=False), torch.inference_mode():
         model = random_dynamics(config)
         twin = compiled_copy(model)
@@ -24,10 +24,10 @@ def test_weights_of_compiled_copies_are_frozen():
             noise = torch.randn(rows, N, C)
 
             def head(dynamics, h=h, noise=noise):
-                return dynamics.flow.sample(h, noise, steps=2, method="midpoint")
+                return dynamics.step.sample(h, noise, steps=2)
 
             def masked(dynamics, h=h, z=z, known=known):
-                return dynamics.spatial(h, z, known)
+                return dynamics.trunk(h, z, known)
 
             for part in (masked, head):
                 found, code = run_and_get_code(part, twin)

@@ -74,10 +74,8 @@ def test_truncated_hdf5(refused: Callable, rewrite: Callable) -> None:
     ("options", "message"),
     [
         (("--flow-steps", 0), "--flow-steps 0"),
-        (("--last-flow-steps", 0), "--last-flow-steps 0"),
         (("--mask-steps", -2), "--mask-steps -2"),
         (("--temperature", -1), "--temperature -1.0"),
-        (("--flow-method", "heun"), "--flow-method"),
     ],
 )
 def test_bad_settings_of_the_sampler(refused: Callable, rewrite: Callable, options: tuple, message: str) -> None:
@@ -88,12 +86,7 @@ def test_settings_that_a_one_pass_model_has_no_use_for(
     refused: Callable, rewrite: Callable, enma: Callable, tiny_fast: Path
 ) -> None:
     file = rewrite()
-    for option, value in (
-        ("--mask-steps", 1),
-        ("--flow-steps", 3),
-        ("--last-flow-steps", 2),
-        ("--flow-method", "euler"),
-    ):
+    for option, value in (("--mask-steps", 1), ("--flow-steps", 3)):
         error = refused(file, option, value, checkpoint=tiny_fast)
         assert f" is {value}; combined-fast " in error
         assert f"leave out {option}" in error
@@ -223,7 +216,8 @@ def test_damaged_weights(refused: Callable, rewrite: Callable, tiny: Path, tmp_p
     [
         ({"colour": "blue"}, "colour"),
         ({"num_frames": "many"}, "num_frames"),
-        ({"tokenizer": {"grid": []}}, "grid"),
+        ({"codec": {"kind": "conv", "grid": []}}, "grid"),
+        ({"step": {"kind": "magic"}}, "step"),
     ],
 )
 def test_a_config_with_an_unknown_key_or_a_wrong_type(
@@ -244,9 +238,9 @@ def test_config_and_weights_of_different_models(
     folder = Path(shutil.copytree(tiny, tmp_path / "copy"))
     config = folder / "config.json"
     text = json.loads(config.read_text())
-    text["dynamics"]["flow"]["width"] = 24
+    text["step"]["width"] = 24
     config.write_text(json.dumps(text))
     write_manifest(folder)
     error = refused(rewrite(), checkpoint=folder)
-    assert error.startswith(f"{folder / 'model.safetensors'}: dynamics.flow.")
+    assert error.startswith(f"{folder / 'model.safetensors'}: dynamics.step.")
     assert "config asks" in error

@@ -63,7 +63,7 @@ def test_generate_replaces_no_file_without_force(enma: Callable, tmp_path: Path)
 def test_nobody_is_told_to_generate_into_a_folder_of_their_own(enma: Callable, tmp_path: Path, test_in: Path) -> None:
     own = tmp_path / "own.h5"
     own.write_bytes(test_in.read_bytes()[:5000])
-    command = ("train", "tokenizer", "combined-small", "--data", tmp_path, "--out", tmp_path / "run")
+    command = ("train", "combined-small", "--data", tmp_path, "--out", tmp_path / "run")
     expected = f"{tmp_path / 'combined-train.h5'}: no such file; --data is the folder that holds combined-train.h5"
     assert enma(*command).error() == expected
     assert "generate" not in enma("data", "info", own).error()

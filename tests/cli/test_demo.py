@@ -84,7 +84,7 @@ def test_numbers_and_files(
     assert drawn["place"] == median
     words = ("--checkpoint", str(tiny), "--members", "5", "--seed", "2", "--trajectories", "5")
     assert (store.attrs["command"], store.attrs["seed"]) == (shlex.join(["enma-fast", "demo", *words]), 2)
-    assert store.attrs[TOGETHER] == model.config.tokenizer.time_factor
+    assert store.attrs[TOGETHER] == model.config.codec.time_factor
     assert len(store.attrs["model_sha256"]) == len(store.attrs["data_sha256"]) == 64
     assert Path(result["figure"]).read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demo.png", "forecast.zarr"]

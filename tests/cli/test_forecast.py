@@ -53,11 +53,11 @@ def test_forecast_takes_the_settings_and_writes_them_down(
     store = read_forecast(tmp_path / "a")
     np.testing.assert_allclose(stacked(store), expected, rtol=1e-4, atol=1e-5)
     assert run.json["sampling"] == asdict(SAMPLING)
-    assert store.attrs["sampling"] == "mask_steps 3, flow_steps 4, method midpoint, temperature 0.5"
+    assert store.attrs["sampling"] == "flow, mask_steps 3, flow_steps 4, temperature 0.5"
     assert store.attrs["command"].endswith(" ".join(map(str, (*SETTINGS, "--temperature", 0.5))))
     # One option leaves the others as the model has them; none leaves all.
     assert enma("forecast", test_in, "--out", tmp_path / "b", *options, "--flow-steps", 3).status == 0
-    own = "mask_steps 2, flow_steps {}, method midpoint, temperature 1.0"
+    own = "flow, mask_steps 2, flow_steps {}, temperature 1.5"
     assert read_forecast(tmp_path / "b").attrs["sampling"] == own.format(3)
     assert enma("forecast", test_in, "--out", tmp_path / "c", *options).status == 0
     assert read_forecast(tmp_path / "c").attrs["sampling"] == own.format(1)

@@ -13,7 +13,7 @@ import torch
 
 import enma_fast
 from enma_fast.cli import main
-from enma_fast.models.checkpoint import available, load_model, save_tokenizer, sha256
+from enma_fast.models.checkpoint import available, load_model, save_codec, sha256
 from enma_fast.training.recipes import RECIPES
 
 
@@ -82,10 +82,10 @@ def test_verify_the_shipped_model_by_name(enma: Callable) -> None:
 
 def test_verify_a_tokenizer_alone(enma: Callable, tiny: Path, tmp_path: Path) -> None:
     model = load_model(tiny)
-    save_tokenizer(model.tokenizer, model.config, tmp_path)
+    save_codec(model.codec, model.config, tmp_path)
     result = enma("verify", tmp_path, "--json").json
     assert result["kind"] == "tokenizer"
-    assert result["num_parameters"] == sum(p.numel() for p in model.tokenizer.parameters())
+    assert result["num_parameters"] == sum(p.numel() for p in model.codec.parameters())
 
 
 def test_verify_finds_every_kind_of_damage(enma: Callable, tiny: Path, tmp_path: Path) -> None:

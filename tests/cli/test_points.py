@@ -15,14 +15,13 @@ from enma_fast.models.checkpoint import load_model, save_model
 from enma_fast.store.read import read_forecast
 from tests._stacked import stacked
 
-from .._tiny import COMBINED, INTERPOLATION, random_model
+from .._tiny import COMBINED, random_model, with_points
 
 
 @pytest.fixture(scope="module")
 def seeing_points(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = replace(COMBINED.tokenizer, interpolation=INTERPOLATION)
     folder = tmp_path_factory.mktemp("model") / "tiny-points"
-    save_model(random_model(replace(COMBINED, tokenizer=tokenizer)), folder)
+    save_model(random_model(replace(COMBINED, codec=with_points(COMBINED.codec))), folder)
     return folder
 
 

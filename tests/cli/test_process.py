@@ -164,6 +164,6 @@ def test_two_ranks_train_and_one_of_them_speaks(data_folder: Path, tiny: Path, t
     result = json.loads(run.stdout)
     assert result["training"]["stages"]["dynamics"]["steps"] == 2
     assert json.loads((tmp_path / "run" / "run.json").read_text())["ranks"] == 2
-    assert load_model(result["checkpoint"]).config.dynamics.width == 16
+    assert load_model(result["checkpoint"]).config.context.width == 16
     assert run.stderr.count("step 2: rel_l2") == 1
     assert "step 2: \n" not in run.stderr

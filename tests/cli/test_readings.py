@@ -37,8 +37,8 @@ def write_table(path: Path, points: np.ndarray, u: np.ndarray) -> Path:
 def checkpoint_of(name: str, folder: Path) -> Path:
     """A model with an interpolation, or with the covariance of its fields."""
     made = model(name)
-    tok = made.config.tokenizer
-    if tok.interpolation is None:
+    tok = made.config.codec
+    if not tok.at_points:
         fields = waves(3, 2, made.config.num_frames, tok).numpy()
         made.covariance = FieldCovariance.of(fields, lengths=tok.lengths, periodic=tok.periodic)
     save_model(made, folder)
@@ -53,13 +53,13 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="module")
 def truth(checkpoint: Path) -> FieldFile:
     config = load_config(checkpoint)
-    return waves_file(config, waves(1, 2, config.num_frames, config.tokenizer))
+    return waves_file(config, waves(1, 2, config.num_frames, config.codec))
 
 
 @pytest.fixture
 def readings(checkpoint: Path, truth: FieldFile, tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Points and values of two trajectories, and in the folder `readings.csv` with them; fewer in some frames."""
-    rng, tok = np.random.default_rng(1), load_config(checkpoint).tokenizer
+    rng, tok = np.random.default_rng(1), load_config(checkpoint).codec
     points = rng.uniform(0, tok.lengths, (2, 3, 12, tok.dims)).astype(np.float32)
     u = rng.normal(size=(2, 3, 12, tok.field_channels)).astype(np.float32)
     absent = np.arange(12) >= np.array(COUNTS)[..., None]
@@ -208,7 +208,7 @@ def test_export_and_plan(enma: Callable, checkpoint: Path, tmp_path: Path, caplo
 
 def test_errors_of_readings(enma: Callable, tmp_path: Path) -> None:
     grid, attending = (checkpoint_of(name, tmp_path / name) for name in ("plane", "plane-paper"))
-    rng, tok = np.random.default_rng(1), load_config(grid).tokenizer
+    rng, tok = np.random.default_rng(1), load_config(grid).codec
     points = rng.uniform(0, tok.lengths, (1, 3, 9, 2)).astype(np.float32)
     u = rng.normal(size=(1, 3, 9, 2)).astype(np.float32)
     file, out = write_table(tmp_path / "readings.csv", points, u), tmp_path / "run.zarr"

@@ -1,6 +1,7 @@
 """`enma-fast train RECIPE` and `enma-fast publish`, on a model that trains in a moment."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -74,7 +75,7 @@ def test_a_recipe_trains_all_its_stages(run: Path, recipe: Path, data_folder: Pa
     for stage, trained in (
         ("dynamics", ("dynamics.", "latent_")),
         ("forecasts", ("dynamics.",)),
-        ("first-frame", ("dynamics.flow.velocity.",)),
+        ("first-frame", ("dynamics.initial.velocity.",)),
     ):
         after = weights(run / stage)
         changed = {name for name, value in after.items() if name not in before or not torch.equal(before[name], value)}
@@ -171,9 +172,9 @@ def test_a_run_begins_with_the_weights_of_another(run: Path, data_folder: Path, 
     assert done["training"]["start"] == sha256(run / "checkpoint" / "model.safetensors")
     before, after = weights(run), weights(tmp_path / "run")
     changed = {name for name, value in after.items() if not torch.equal(before[name], value)}
-    encoder = {f"tokenizer.{name}" for name in load_model(run).tokenizer.encoder()}
+    encoder = {f"codec.{name}" for name in load_model(run).codec.encoder()}
     assert changed
-    assert all(name.startswith("tokenizer.") for name in changed - encoder)
+    assert all(name.startswith("codec.") for name in changed - encoder)
     assert not changed & encoder
     assert "this run was begun with other start" in enma(*words, "--out", tmp_path / "run").error()
 
@@ -181,15 +182,10 @@ def test_a_run_begins_with_the_weights_of_another(run: Path, data_folder: Path, 
 def test_a_lossless_codec_needs_no_stage(data_folder: Path, tmp_path: Path, enma: Callable) -> None:
     """And behind it a local head is trained alone, then on whole forecasts."""
     lossless = {
-        "tokenizer.layers": ["time"],
-        "tokenizer.width": 4,
-        "tokenizer.max_width": 4,
-        "tokenizer.latent_channels": 4,
-        "tokenizer.kernel_ends": 3,
-        "tokenizer.stride_ends": 2,
-        "tokenizer.variational": False,
-        "dynamics.local": {"width": 16, "layers": 2, "modes": 4},
-        "dynamics.patch": [16],
+        "codec": {"kind": "blocks", "lengths": [2 * math.pi]},
+        "initial": {"kind": "flow", "width": 16, "layers": 1, "time_features": 8},
+        "step": {"kind": "local", "width": 16, "layers": 2, "modes": 4},
+        "context.patch": [16],
     }
     stages = [STAGES[1], {"kind": "head", "steps": 2, "augment": [SHIFT]}, STAGES[2] | {"steps": 1}]
     words = ("--data", data_folder, "--precision", "fp32")
@@ -199,7 +195,7 @@ def test_a_lossless_codec_needs_no_stage(data_folder: Path, tmp_path: Path, enma
     assert enma("train", recipe, *words, "--out", tmp_path / "run").status == 0
     model = load_model(tmp_path / "run")
     u = torch.randn(2, 20, 128, 1)
-    assert torch.equal(model.tokenizer.decode(model.tokenizer.encode(u), 20), u)
+    assert torch.equal(model.codec.decode(model.codec.encode(u), 20), u)
     assert [path.name for path in (tmp_path / "run").glob("*/log.jsonl")]
 
 
@@ -234,7 +230,7 @@ def test_a_validation_trajectory_of_zeros_is_refused_before_the_first_step(
         ("steps = 12", 'steps = "many"', "stage.0.steps"),
         ("steps = 12", "steps = 12\nmask_ratio = [0, 1]", "stage.0.mask_ratio"),
         ('kind = "muon"', 'kind = "sgd"', "stage.0.optimizer.kind"),
-        ("width = 16", "width = 30", "dynamics.width"),
+        ("width = 16", "width = 30", "context.width"),
         ("seed = 3", "seed", "is not TOML"),
     ],
 )
@@ -302,7 +298,7 @@ def test_publish_measures_and_writes_a_card(
     for name in ("rel_l2", "crps", "rmsce", "spread_skill", "num_trajectories", "num_parameters"):
         assert row[name] == pytest.approx(expected[name], rel=1e-5), name
     u = torch.from_numpy(read(test_in).u)
-    error = (model.tokenizer.decode(model.tokenizer.encode(u), 20) - u).flatten(1).norm(dim=1)
+    error = (model.codec.decode(model.codec.encode(u), 20) - u).flatten(1).norm(dim=1)
     relative = (error / u.flatten(1).norm(dim=1)).mean().item()
     assert metrics["tokenizer"]["rel_l2"] == pytest.approx(relative, rel=1e-4)
 

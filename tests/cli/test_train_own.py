@@ -26,9 +26,9 @@ def test_a_dry_run_shows_the_plan_of_a_plane_and_writes_nothing(enma: Callable, 
     plan = enma("train", plane, "--out", out, "--dry-run", "--minutes", 20, "--json").json["plan"]
     assert not out.exists()
     model = plan["recipe"]["model"]
-    assert (model["name"], model["tokenizer"]["grid"], model["tokenizer"]["field_channels"]) == ("plane", [16, 8], 2)
-    assert model["tokenizer"]["field_mean"][0] == pytest.approx(288, abs=1)
-    assert model["tokenizer"]["field_scale"][0] == pytest.approx(1e4 * model["tokenizer"]["field_scale"][1], rel=1e-3)
+    assert (model["name"], model["codec"]["grid"], model["codec"]["field_channels"]) == ("plane", [16, 8], 2)
+    assert model["codec"]["field_mean"][0] == pytest.approx(288, abs=1)
+    assert model["codec"]["field_scale"][0] == pytest.approx(1e4 * model["codec"]["field_scale"][1], rel=1e-3)
     assert plan["trajectories"] == {"train": 10, "val": 1, "test-in": 1}
     assert 600 < sum(plan["seconds"].values()) < 1200
     assert plan["memory"] > 1e8

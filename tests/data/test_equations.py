@@ -180,8 +180,8 @@ def test_initial_conditions_and_solutions_have_the_shapes_of_the_protocol(name: 
 @pytest.mark.parametrize("preset", [preset for preset in RECIPES.values() if preset.model.dataset in EQUATIONS])
 def test_presets_are_made_for_the_data_of_their_equation(preset: object) -> None:
     model, equation = preset.model, EQUATIONS[preset.model.dataset]
-    assert model.tokenizer.grid == equation.grid
-    assert model.tokenizer.lengths == pytest.approx(equation.lengths)
-    assert model.tokenizer.periodic == equation.periodic
-    assert model.tokenizer.field_channels == len(equation.channels)
+    assert model.codec.grid == equation.grid
+    assert model.codec.lengths == pytest.approx(equation.lengths)
+    assert model.codec.periodic == equation.periodic
+    assert model.codec.field_channels == len(equation.channels)
     assert (model.num_frames, model.frame_interval) == (equation.num_frames, equation.frame_spacing)

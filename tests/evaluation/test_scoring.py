@@ -30,7 +30,7 @@ from enma_fast.store.create import create_store
 from enma_fast.training.recipes import RECIPES
 from enma_fast.utils.extras import load_extra
 
-from .._tiny import COMBINED, CONFIGS, waves
+from .._tiny import COMBINED, CONFIGS, in_one_pass, waves
 
 CONFIG = COMBINED
 ERRORS = ("rel_l2", "rel_l2_member", "rmse")
@@ -69,10 +69,10 @@ def by_hand(model: Model, data: FieldFile, task: str, **options: Any) -> tuple[t
     return samples, data.u[:, seen:]
 
 
-@pytest.mark.parametrize("decoder", ["masked-flow", "one-pass"])
+@pytest.mark.parametrize("config", [CONFIG, in_one_pass(CONFIG)], ids=["flow", "linear"])
 @pytest.mark.parametrize("task", TASKS)
-def test_scores_are_those_of_the_metrics(data: FieldFile, task: str, decoder: str) -> None:
-    model = untrained(replace(CONFIG, dynamics=replace(CONFIG.dynamics, decoder=decoder)))
+def test_scores_are_those_of_the_metrics(data: FieldFile, task: str, config: ModelConfig) -> None:
+    model = untrained(config)
     result = score(model, data, task=task, num_members=3, seed=5, chunk=4)
     samples, truth = by_hand(model, data, task, num_members=3, seed=5)
     expected = {name: float(getattr(metrics, name)(samples, truth)) for name in ("crps", "rmsce", "spread_skill")}
@@ -383,7 +383,7 @@ def test_a_file_of_several_channels_has_scores_of_each(tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Model(CONFIGS["plane"]).eval().requires_grad_(False)
-    tok = model.config.tokenizer
+    tok = model.config.codec
     given: dict[str, Any] = {"times": model.config.frame_interval * np.arange(8), "periodic": list(tok.periodic)}
     axes = zip(tok.grid, tok.lengths, tok.periodic, strict=True)
     given["coords"] = [np.linspace(0, length, n, endpoint=not wraps) for n, length, wraps in axes]

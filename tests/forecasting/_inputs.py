@@ -10,7 +10,7 @@ TASKS = {"temporal": (3, False), "initial-value": (1, True), "generation": (0, T
 def inputs(made, task, batch=2):
     """History and context for two trajectories."""
     observed, has_context = task
-    fields = waves(batch, 2, FRAMES, made.config.tokenizer)
+    fields = waves(batch, 2, FRAMES, made.config.codec)
     history = fields[::2, :observed] if observed else None
     return {"history": history, "context": fields[1::2] if has_context else None}
 

@@ -14,8 +14,8 @@ import enma_fast
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.api import forecast, stream
 from enma_fast.forecasting.members import sample_fields
+from enma_fast.models.codecs.interpolation import grid_points
 from enma_fast.models.envelope import Envelope
-from enma_fast.models.interpolation import grid_points
 
 from .._labelled import INTERVAL, LINE_DIMS, NUMBERS, TIMES, labelled
 from .._tiny import model, waves
@@ -27,7 +27,7 @@ def sampled(made, history, **options):
 
 @pytest.mark.parametrize("batched", [True, False])
 def test_numpy_and_torch_come_back_as_they_went_in(plane, batched):
-    fields = waves(2, 1, 3, plane.config.tokenizer)
+    fields = waves(2, 1, 3, plane.config.codec)
     fields = fields if batched else fields[0]
     expected = sample_fields(plane, fields, num_members=3)
     from_torch = forecast(plane, fields, num_members=3)
@@ -50,7 +50,7 @@ def test_numpy_and_torch_come_back_as_they_went_in(plane, batched):
 
 @pytest.mark.parametrize("strange", ["big-endian", "backwards", "read-only", "half"])
 def test_numpy_arrays_of_any_make(line, strange):
-    fields = waves(2, 1, 3, line.config.tokenizer).numpy()
+    fields = waves(2, 1, 3, line.config.codec).numpy()
     if strange == "half":
         fields = fields.astype(np.float16).astype(np.float32)
     expected = forecast(line, fields).values
@@ -148,7 +148,7 @@ def test_a_context_in_xarray(plane, observed):
 
 def test_scattered_points_and_queries():
     made = model("points")
-    options = made.config.tokenizer
+    options = made.config.codec
     where = grid_points(options)[[3, 17, 8, 30, 21]]
     history = labelled(made, 3).isel(x=[3, 17, 8, 30, 21]).rename(x="point")
     ensemble = forecast(made, history, points=where, query=where[:2], num_members=3)
@@ -308,7 +308,7 @@ def test_the_first_example_forecasts_and_shows_what_the_page_says(page, heading,
 def test_channels_of_other_names_are_warned_of_and_arrays_are_not(caplog):
     made = model("plane")
     history = labelled(made, 3)
-    made.envelope = Envelope.of(waves(6, 2, 8, made.config.tokenizer).numpy(), channels=("u", "v"))
+    made.envelope = Envelope.of(waves(6, 2, 8, made.config.codec).numpy(), channels=("u", "v"))
     dataset = history.to_dataset("channel")
     first, second = dataset.data_vars
     plain = forecast(made, history.to_numpy(), num_members=2, trajectories=NUMBERS)

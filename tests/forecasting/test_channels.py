@@ -25,7 +25,7 @@ INITIAL = replace(REQUEST, task=INITIAL_VALUE)
 
 def file_of(made, path, channels=("u", "v"), units=None) -> FieldFile:
     """Two trajectories of a model on a plane."""
-    tok = made.config.tokenizer
+    tok = made.config.codec
     fields = waves(2, 2, 8, tok).numpy()
     return FieldFile(
         path=Path(path),

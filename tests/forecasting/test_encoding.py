@@ -10,7 +10,7 @@ import torch
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.api import forecast, stream
 from enma_fast.forecasting.members import sample_fields
-from enma_fast.models.interpolation import grid_points
+from enma_fast.models.codecs.interpolation import grid_points
 
 from .._tiny import distance, model, random_model, waves
 from ._inputs import FRAMES, TASKS, inputs
@@ -33,7 +33,7 @@ def test_arrays_of_any_float_type_will_do(made, task):
 
 @pytest.mark.parametrize("observed", [3, 5, 7])
 def test_every_observed_frame_matters(relative, observed):
-    history = waves(2, 1, FRAMES, relative.config.tokenizer)[:, :observed]
+    history = waves(2, 1, FRAMES, relative.config.codec)[:, :observed]
     out = sample_fields(relative, history)
     for t in range(observed):
         changed = history.clone()
@@ -43,7 +43,7 @@ def test_every_observed_frame_matters(relative, observed):
 
 def test_a_frame_that_fills_no_latent_is_forecast_from_the_others(relative):
     # The last of four frames shares its latent with one that is not observed; frames 4 to 7 are forecast.
-    history = waves(2, 1, FRAMES, relative.config.tokenizer)[:, :4]
+    history = waves(2, 1, FRAMES, relative.config.codec)[:, :4]
     assert distance(sample_fields(relative, history), sample_fields(relative, history[:, :3])[:, :, 1:]) < 1e-5
 
 
@@ -64,7 +64,7 @@ def test_frames_beyond_training_are_forecast_with_a_warning(relative, caplog):
 
 
 def test_a_frame_that_is_not_used_is_said_once(relative, caplog):
-    fields = waves(2, 2, FRAMES, relative.config.tokenizer)
+    fields = waves(2, 2, FRAMES, relative.config.codec)
 
     def said(run, observed, **given):
         caplog.clear()
@@ -85,7 +85,7 @@ def test_a_frame_that_is_not_used_is_said_once(relative, caplog):
 
 
 def test_a_context_that_training_did_not_show_is_said(relative, caplog):
-    fields = waves(1, 2, FRAMES, relative.config.tokenizer)
+    fields = waves(1, 2, FRAMES, relative.config.codec)
     taught = random_model(replace(relative.config, shortest_context=5))
     for made, least in ((relative, FRAMES), (taught, 5)):
         for frames in (FRAMES, 5, 4):
@@ -101,7 +101,7 @@ def test_a_context_that_training_did_not_show_is_said(relative, caplog):
 
 
 def test_a_context_is_whole_or_ends_with_a_whole_latent_frame(relative):
-    fields = waves(1, 2, FRAMES + 1, relative.config.tokenizer)
+    fields = waves(1, 2, FRAMES + 1, relative.config.codec)
 
     def forecast(frames):
         return sample_fields(relative, fields[0, :1], context=fields[1, :frames], num_frames=4, warn=False)
@@ -137,7 +137,7 @@ def there(monkeypatch):
 
 
 def test_memory_is_that_of_the_query(points, there):
-    history, where = good(points)["history"][:1], grid_points(points.config.tokenizer)
+    history, where = good(points)["history"][:1], grid_points(points.config.codec)
     # Five frames of 32 grid points are 640 bytes of a member.
     there(3000)
     with pytest.raises(EnmaError, match=r"^forecasts of 8 x 5 frames take .*; use fewer at a time"):
@@ -169,7 +169,7 @@ def test_memory_is_that_of_all_rows_that_advance_together(relative, there):
 
 def test_observations_at_scattered_points(points):
     given = inputs(points, TASKS["temporal"])
-    options = points.config.tokenizer
+    options = points.config.codec
     order = torch.randperm(32)
     where = grid_points(options)[order]
     scattered = given["history"][:, :, order]
@@ -180,7 +180,7 @@ def test_observations_at_scattered_points(points):
 
 
 def good(made):
-    fields = waves(2, 2, FRAMES, made.config.tokenizer)
+    fields = waves(2, 2, FRAMES, made.config.codec)
     return {"history": fields[::2, :3], "context": fields[1::2]}
 
 
@@ -265,7 +265,7 @@ def test_bad_input_is_named_before_anything_is_sampled(relative, name, run):
     given = good(relative)
     arguments = {"history": given["history"]} | change(given)
     sampled = []
-    hook = relative.dynamics.spatial.register_forward_pre_hook(lambda *_: sampled.append(1))
+    hook = relative.dynamics.trunk.register_forward_pre_hook(lambda *_: sampled.append(1))
     with pytest.raises(EnmaError, match=f"^{said}") as caught:
         run(relative, **arguments)
     hook.remove()
@@ -279,15 +279,13 @@ def test_bad_input_is_named_before_anything_is_sampled(relative, name, run):
     [
         ("mask_steps", 1, "--mask-steps"),
         ("flow_steps", 5, "--flow-steps"),
-        ("last_flow_steps", 1, "--last-flow-steps"),
-        ("method", "euler", "--flow-method"),
     ],
 )
 def test_a_one_pass_model_has_no_use_for_mask_steps(models, run, name, value, option):
     made = models["paper-fast"]
     history = inputs(made, TASKS["temporal"])["history"]
     own = made.config.sampling
-    said = f"^{name} is {value}; paper-fast decides a frame in one pass .*: leave out {option} "
+    said = f"^{name} is {value}; .*: leave out {option} "
     with pytest.raises(EnmaError, match=said):
         list(run(made, history, settings=replace(own, **{name: value})))
     with pytest.raises(EnmaError, match=r"from Python settings=dataclasses\.replace\(model\.config\.sampling, "):

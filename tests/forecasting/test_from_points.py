@@ -15,8 +15,8 @@ from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.members import sample_fields, stream_members
 from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.models.checkpoint import load_model
+from enma_fast.models.codecs.interpolation import grid_points
 from enma_fast.models.covariance import FieldCovariance
-from enma_fast.models.interpolation import grid_points
 from enma_fast.models.model import Model
 
 from .._tiny import distance, model, waves, waves_file
@@ -27,21 +27,21 @@ pytestmark = pytest.mark.usefixtures("analysis_backend")
 @pytest.fixture(scope="module", params=["relative", "plane", "line-local"])
 def reading_grids(request) -> Model:
     made = model(request.param)
-    tok = made.config.tokenizer
+    tok = made.config.codec
     made.covariance = FieldCovariance.of(waves(6, 2, 8, tok).numpy(), lengths=tok.lengths, periodic=tok.periodic)
     return made
 
 
 def at_points(made: Model, fields: torch.Tensor, count: int) -> dict[str, torch.Tensor]:
     """Values of `[B, L, *x, c]` at so many grid points of each frame, and the points."""
-    grid, flat = grid_points(made.config.tokenizer), fields.flatten(2, -2)
+    grid, flat = grid_points(made.config.codec), fields.flatten(2, -2)
     where = torch.rand(flat.shape[:3], generator=torch.Generator().manual_seed(0)).argsort(-1)[..., :count]
     return {"history": flat.gather(2, where[..., None].expand(-1, -1, -1, flat.shape[-1])), "points": grid[where]}
 
 
 def test_forecasts_from_enough_points_are_those_from_the_grid(reading_grids):
     """The fields hold one wave, which a quarter of the points give."""
-    tok = reading_grids.config.tokenizer
+    tok = reading_grids.config.codec
     fields = waves(2, 1, 3, tok)
     given = at_points(reading_grids, fields, math.prod(tok.grid) // 4)
     found = sample_fields(reading_grids, **given, num_members=3)
@@ -50,7 +50,7 @@ def test_forecasts_from_enough_points_are_those_from_the_grid(reading_grids):
 
 @pytest.mark.parametrize("context", [False, True])
 def test_a_member_depends_on_its_own_numbers_only(reading_grids, context):
-    tok = reading_grids.config.tokenizer
+    tok = reading_grids.config.codec
     fields = waves(2, 2, 8, tok)
     frames = 1 if context else 3
     given = at_points(reading_grids, fields[::2, :frames], 5)
@@ -76,7 +76,7 @@ def test_a_member_depends_on_its_own_numbers_only(reading_grids, context):
 @pytest.mark.parametrize("shifts", [None, 3])
 def test_queries(reading_grids, shifts):
     """On the grid its values; between its points those of the waves that meet it, of all frames, streamed or not."""
-    made, tok = reading_grids, reading_grids.config.tokenizer
+    made, tok = reading_grids, reading_grids.config.codec
     settings = replace(made.config.sampling, shifts=shifts)
     given = {"history": waves(2, 1, 3, tok), "num_members": 4, "settings": settings}
     whole = sample_fields(made, **given)
@@ -103,7 +103,7 @@ def test_queries(reading_grids, shifts):
 
 
 def test_threads_do_not_change_a_bit(reading_grids):
-    given = at_points(reading_grids, waves(4, 1, 3, reading_grids.config.tokenizer), 7)
+    given = at_points(reading_grids, waves(4, 1, 3, reading_grids.config.codec), 7)
     threads = torch.get_num_threads()
     try:
         found = []
@@ -127,7 +127,7 @@ def test_threads_do_not_change_a_bit(reading_grids):
     ],
 )
 def test_bad_errors_are_named(reading_grids, arguments, said):
-    fields = waves(1, 1, 3, reading_grids.config.tokenizer)
+    fields = waves(1, 1, 3, reading_grids.config.codec)
     given = at_points(reading_grids, fields, 5) | arguments
     if given["points"] is None:
         given["history"] = fields
@@ -136,7 +136,7 @@ def test_bad_errors_are_named(reading_grids, arguments, said):
 
 
 def test_errors_of_any_kind(reading_grids):
-    fields = waves(1, 1, 3, reading_grids.config.tokenizer)
+    fields = waves(1, 1, 3, reading_grids.config.codec)
     given = at_points(reading_grids, fields, 5) | {"num_members": 2}
     expected = forecast(reading_grids, **given, observation_error=0.25).values
     for error in (np.float32(0.25), np.array(0.25), np.array([0.25]), torch.tensor(0.25), [0.25], iter([0.25])):
@@ -146,7 +146,7 @@ def test_errors_of_any_kind(reading_grids):
 
 def test_all_points_of_the_grid(reading_grids):
     """Without an error they are the grid; with one they are estimated from."""
-    tok = reading_grids.config.tokenizer
+    tok = reading_grids.config.codec
     data = waves_file(reading_grids.config, waves(1, 2, 8, tok))
     points = math.prod(tok.grid)
     whole = FileForecast(reading_grids, data, ForecastRequest(num_members=2))
@@ -161,7 +161,7 @@ def test_all_points_of_the_grid(reading_grids):
 
 def test_an_error_is_none_of_a_model_with_an_interpolation():
     made = model("points")
-    given = at_points(made, waves(1, 1, 3, made.config.tokenizer), 5)
+    given = at_points(made, waves(1, 1, 3, made.config.codec), 5)
     with pytest.raises(EnmaError, match=r"^observation_error: .* for a model without an interpolation; leave it out"):
         forecast(made, **given, observation_error=0.1)
     assert forecast(made, **given, observation_error=0.0, num_members=1).values.isfinite().all()

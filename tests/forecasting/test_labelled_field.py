@@ -8,7 +8,7 @@ import xarray as xr
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.api import forecast
 from enma_fast.forecasting.members import sample_fields
-from enma_fast.models.interpolation import grid_points
+from enma_fast.models.codecs.interpolation import grid_points
 
 from .._labelled import INTERVAL, labelled
 from .._tiny import model
@@ -56,7 +56,7 @@ def test_units_and_further_coordinates_are_kept(line, kind):
 def test_coordinates_that_cannot_be_kept_are_left_out(line):
     """Those of the observed points, those of several levels, and those with the name of a channel."""
     made = model("points")
-    options = made.config.tokenizer
+    options = made.config.codec
     places = [3, 17, 8, 30, 21]
     where = grid_points(options)[places]
     history = labelled(made, 3).isel(x=places).rename(x="point").drop_vars("point")
@@ -92,7 +92,7 @@ def test_a_generated_trajectory_has_the_times_of_its_context(line):
 
 def test_points_that_contradict_each_other_are_refused():
     made = model("points")
-    options = made.config.tokenizer
+    options = made.config.codec
     places = [3, 17, 8, 30, 21]
     where = grid_points(options)[places]
     history = labelled(made, 3).isel(x=places).rename(x="point").drop_vars("point")

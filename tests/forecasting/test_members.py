@@ -11,7 +11,7 @@ from enma_fast.config import SamplingConfig
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.api import stream
 from enma_fast.forecasting.members import _window, sample_fields
-from enma_fast.models.interpolation import grid_points
+from enma_fast.models.codecs.interpolation import grid_points
 from enma_fast.models.model import Model
 from enma_fast.sampling.engine import Engine
 from enma_fast.sampling.noise import trajectory_seed
@@ -26,7 +26,7 @@ def test_a_forecast_is_encode_sample_decode(made, task):
     given = inputs(made, task)
     out = sample_fields(made, **given, num_members=3, seed=11)
     observed = task[0]
-    assert out.shape == (2, 3, FRAMES - observed, *made.config.tokenizer.grid, made.config.tokenizer.field_channels)
+    assert out.shape == (2, 3, FRAMES - observed, *made.config.codec.grid, made.config.codec.field_channels)
     assert out.dtype == torch.float32
     b, k = 1, 2
     alone = {key: None if value is None else made.encode(value[b : b + 1]) for key, value in given.items()}
@@ -48,7 +48,7 @@ def test_a_forecast_is_encode_sample_decode(made, task):
 def test_a_trajectory_without_a_batch_loses_that_axis(made, task):
     given = single(inputs(made, task), 0)
     out = sample_fields(made, **given, num_members=3)
-    assert out.shape == (3, FRAMES - task[0], *made.config.tokenizer.grid, made.config.tokenizer.field_channels)
+    assert out.shape == (3, FRAMES - task[0], *made.config.codec.grid, made.config.codec.field_channels)
     batched = {key: None if value is None else value[None] for key, value in given.items()}
     assert torch.equal(sample_fields(made, **batched, num_members=3)[0], out)
 
@@ -97,7 +97,7 @@ def test_a_stream_is_the_forecast_frame_by_frame(made, task, frames, batched):
     expected = sample_fields(made, **given, num_members=2, num_frames=frames, seed=3)
     found = list(stream(made, **given, num_members=2, num_frames=frames, seed=3))
     assert len(found) == frames
-    assert distance(torch.stack(found, dim=-made.config.tokenizer.dims - 2), expected) < 1e-4
+    assert distance(torch.stack(found, dim=-made.config.codec.dims - 2), expected) < 1e-4
 
 
 def at_most(limits):
@@ -255,10 +255,10 @@ PRESET_NAMES = [
 def test_a_stream_has_the_bits_of_the_forecast(name, one_thread):
     """The latest latents decide a frame: the same bits as from all of them, on the CPU, at the presets' sizes."""
     preset = RECIPES[name].model
-    tok = preset.tokenizer
+    tok = preset.codec
     # Only the shapes of the dynamics matter here.
-    small = replace(preset.dynamics, width=32, heads=2, temporal_layers=1, spatial_layers=1)
-    config = replace(preset, dynamics=small, sampling=SamplingConfig(mask_steps=1, flow_steps=1))
+    small = {"context": replace(preset.context, width=32, heads=2, layers=1), "trunk": replace(preset.trunk, layers=1)}
+    config = replace(preset, **small, sampling=SamplingConfig(mask_steps=1, flow_steps=1))
     frames = (_window(tok) + 3) * tok.time_factor
     made = shaken(Model(config).eval().requires_grad_(False), scale=0.1)
     history = waves(1, 1, 3, tok)
@@ -270,18 +270,18 @@ def test_a_stream_has_the_bits_of_the_forecast(name, one_thread):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_frame_depends_on_latents_before_its_window(models, name):
     made = models[name]
-    config, window = made.config, _window(made.config.tokenizer)
+    config, window = made.config, _window(made.config.codec)
     z = torch.randn(1, window + 2, config.num_tokens, config.token_channels)
     other = z.clone()
     other[:, :2] += 10
-    last = made.decode(z)[:, -config.tokenizer.time_factor :]
-    assert torch.equal(made.decode(other)[:, -config.tokenizer.time_factor :], last)
-    assert distance(made.decode(z[:, 2:])[:, -config.tokenizer.time_factor :], last) < 1e-5
+    last = made.decode(z)[:, -config.codec.time_factor :]
+    assert torch.equal(made.decode(other)[:, -config.codec.time_factor :], last)
+    assert distance(made.decode(z[:, 2:])[:, -config.codec.time_factor :], last) < 1e-5
 
 
 def test_the_grid_as_query_points_gives_the_grid(points):
     given = inputs(points, TASKS["temporal"])
-    options = points.config.tokenizer
+    options = points.config.codec
     grid = grid_points(options)
     out = sample_fields(points, **given, num_members=2)
     assert distance(sample_fields(points, **given, num_members=2, query=grid), out) < 1e-5
@@ -294,7 +294,7 @@ def test_the_grid_as_query_points_gives_the_grid(points):
 def test_query_points_on_a_plane(models):
     plane = models["plane-paper"]
     given = inputs(plane, TASKS["initial-value"])
-    options = plane.config.tokenizer
+    options = plane.config.codec
     grid = grid_points(options)
     out = sample_fields(plane, **given)
     assert out.shape == (2, 1, 7, 16, 8, 2)

@@ -20,13 +20,13 @@ from .._tiny import model, waves
 @pytest.fixture(scope="module")
 def reading_grids():
     made = model("relative")
-    tok = made.config.tokenizer
+    tok = made.config.codec
     made.covariance = FieldCovariance.of(waves(6, 2, 8, tok).numpy(), lengths=tok.lengths, periodic=tok.periodic)
     return made
 
 
 def test_a_refusal_names_the_arguments_of_values_at_other_points(reading_grids):
-    tok = reading_grids.config.tokenizer
+    tok = reading_grids.config.codec
     half = np.zeros((3, *(n // 2 for n in tok.grid), tok.field_channels), np.float32)
     with pytest.raises(EnmaError, match=r"^history has shape .* points=.* query="):
         forecast(reading_grids, half)
@@ -52,7 +52,7 @@ def test_a_refusal_names_the_arguments_of_values_at_other_points(reading_grids):
     ],
 )
 def test_a_refusal_of_a_file_names_the_option(reading_grids, changes, option):
-    tok = reading_grids.config.tokenizer
+    tok = reading_grids.config.codec
     data = FieldFile(
         path=Path("fields.h5"),
         name="fields",

@@ -72,8 +72,8 @@ def test_settings_that_would_hang_are_refused() -> None:
 
 
 BAD_SETTINGS = [
-    *((name, value) for name in ("mask_steps", "flow_steps", "last_flow_steps", "shifts") for value in (0, -1, 2.5)),
-    *((name, True) for name in ("mask_steps", "last_flow_steps", "shifts", "temperature")),
+    *((name, value) for name in ("mask_steps", "flow_steps", "shifts") for value in (0, -1, 2.5)),
+    *((name, True) for name in ("mask_steps", "shifts", "temperature")),
     ("mask_steps", None),
     ("flow_steps", "3"),
     ("temperature", -1),
@@ -81,7 +81,6 @@ BAD_SETTINGS = [
     ("temperature", float("inf")),
     ("temperature", "x"),
     ("temperature", None),
-    ("method", "heun"),
 ]
 
 

@@ -16,8 +16,8 @@ from enma_fast.forecasting.members import sample_fields, stream_members
 from enma_fast.forecasting.request import TASKS as NAMED
 from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.forecasting.scattered import drawn_places, moved, readings_for
+from enma_fast.models.codecs.interpolation import grid_points
 from enma_fast.models.envelope import Envelope
-from enma_fast.models.interpolation import grid_points
 from enma_fast.sampling.shifts import View, views
 
 from .._tiny import CONFIGS, SQUARE, between_walls, distance, model, random_model, waves, waves_file
@@ -32,7 +32,7 @@ def made(request):
 
 
 def grid_of(made):
-    return grid_points(made.config.tokenizer)
+    return grid_points(made.config.codec)
 
 
 def scattered(made, fields, seed=0):
@@ -93,7 +93,7 @@ def test_fields_decoded_in_inference_mode_are_moved_back(monkeypatch):
     made = random_model(config)
     given = inputs(made, TASKS["temporal"])
     expected = sample_fields(made, **given, num_members=4)
-    monkeypatch.setattr(encoding, "native_tokenizer", lambda tokenizer: None)
+    monkeypatch.setattr(encoding, "native_codec", lambda tokenizer: None)
     monkeypatch.setattr(members, "map_rows", lambda function, rows, **_: torch.inference_mode()(function)(rows))
     assert distance(sample_fields(made, **given, num_members=4), expected) < 1e-5
     streamed = stream_members(made, ForecastRequest.of_arrays(**given, num_members=4))
@@ -103,7 +103,7 @@ def test_fields_decoded_in_inference_mode_are_moved_back(monkeypatch):
 def test_a_moved_point_meets_the_grid_again():
     """The end of a ring is its beginning, whatever rounding makes of a sum."""
     for n, length in ((32, 2 * math.pi), (128, 2 * math.pi), (96, 0.7)):
-        options = replace(CONFIGS["points"].tokenizer, grid=(n,), lengths=(length,))
+        options = replace(CONFIGS["points"].codec, grid=(n,), lengths=(length,))
         grid = grid_points(options)
         for amount in range(n):
             torch.testing.assert_close(moved(grid, View((amount,)), options), grid.roll(-amount, 0), rtol=0, atol=1e-5)
@@ -112,8 +112,8 @@ def test_a_moved_point_meets_the_grid_again():
 @pytest.mark.parametrize("task", TASKS)
 def test_mirrored_points(task):
     """Between walls shifts are mirror images, of points and of queries as of fields."""
-    tokenizer = replace(CONFIGS["points"].tokenizer, periodic=(False,))
-    config = replace(CONFIGS["points"], tokenizer=tokenizer, sampling=replace(CONFIGS["points"].sampling, shifts=2))
+    codec = replace(CONFIGS["points"].codec, periodic=(False,))
+    config = replace(CONFIGS["points"], codec=codec, sampling=replace(CONFIGS["points"].sampling, shifts=2))
     made = random_model(config)
     given = inputs(made, TASKS[task])
     whole = sample_fields(made, **given, num_members=3)
@@ -138,7 +138,7 @@ def test_points_of_a_square_are_mirrored_and_their_coordinates_exchanged():
     found = sample_fields(made, **given, num_members=8, query=grid_of(made)[some])
     assert distance(found, whole.flatten(-3, -2)[..., some, :]) < 1e-5
     seen = {
-        tuple(moved(torch.tensor([0.1, 0.3]), view, made.config.tokenizer).tolist())
+        tuple(moved(torch.tensor([0.1, 0.3]), view, made.config.codec).tolist())
         for view in views(made.config, made.config.sampling)
     }
     assert len(seen) == 8, "the images of a point all lie elsewhere"
@@ -147,7 +147,7 @@ def test_points_of_a_square_are_mirrored_and_their_coordinates_exchanged():
 def test_absent_points_are_not_compared_with_the_training_data():
     made = model("points")
     u, x = scattered(made, 300 + inputs(made, TASKS["temporal"])["history"])
-    made.envelope = Envelope.of(300 + waves(6, 2, 8, made.config.tokenizer).numpy())
+    made.envelope = Envelope.of(300 + waves(6, 2, 8, made.config.codec).numpy())
     u[:, 1, 20:], x[:, 1, 20:] = NAN, NAN
     assert sample_fields(made, u, points=x, strict=True).isfinite().all()
     u[1, 1, 3] = 0.0
@@ -217,12 +217,12 @@ def test_drawn_points():
 
 
 def file_of(made):
-    return waves_file(made.config, waves(3, 2, 8, made.config.tokenizer))
+    return waves_file(made.config, waves(3, 2, 8, made.config.codec))
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_file_seen_at_points(made, task):
-    data, options = file_of(made), made.config.tokenizer
+    data, options = file_of(made), made.config.codec
     common = {"task": NAMED[task], "num_members": 3, "trajectories": [4, 1], "seed": 5}
     whole = FileForecast(made, data, ForecastRequest(**common))
     forecasts = FileForecast(made, data, ForecastRequest(**common, points=len(grid_of(made))))
@@ -255,11 +255,11 @@ def test_a_file_seen_at_points(made, task):
 
 
 def test_scores_of_fewer_points():
-    made = model("points")
+    made = model("points", seed=1)
     data = file_of(made)
     whole, same, few = (score(made, data, num_members=2, points=points) for points in (None, 32, 2))
     assert (whole["points"], same["points"], few["points"]) == (None, 32, 2)
-    assert same["rel_l2"] == pytest.approx(whole["rel_l2"], rel=1e-4)
+    assert same["rel_l2"] == pytest.approx(whole["rel_l2"], rel=1e-6)
     assert few["rel_l2"] != pytest.approx(whole["rel_l2"], rel=2e-4)
 
 
@@ -297,7 +297,7 @@ def changed(x, index, value):
             r"points has shape \(1, 2, 3, 32, 1\); \[points, 1\] is expected, with frames",
         ),
         (lambda u, x: {"history": changed(u, (0, 1, 2), NAN), "points": x}, "history holds a value that is not finite"),
-        (lambda u, x: {"context_points": x}, "context_points: points is None"),
+        (lambda u, x: {"context_points": x}, "context_points: there is no context"),
         (
             lambda u, x: {"points": x, "context": u, "context_points": x[:, :1]},
             "context has 3 frames of 2 trajectories, its points are those of 2 x 1 frames; give context_points",
@@ -356,7 +356,7 @@ def test_readings_have_the_grid_and_times_of_the_model(tmp_path):
 
 def test_readings_are_compared_with_the_training_data(tmp_path):
     made = model("points")
-    made.envelope = Envelope.of(300 + waves(6, 2, 8, made.config.tokenizer).numpy())
+    made.envelope = Envelope.of(300 + waves(6, 2, 8, made.config.codec).numpy())
     rows = [f"{t},{x},{300 + math.sin(x + t)}" for t in range(3) for x in range(t + 3)]
     for value, found in ((300.5, []), (0.0, [0])):
         data = readings_for(made.config, table(tmp_path, "frame,x,u", *rows, f"2,6,{value}"))

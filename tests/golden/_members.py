@@ -38,7 +38,7 @@ MEMBERS, FRAMES, CONTEXT, POINTS, SEED = 2, 4, 5, 40, 11
 
 def observed(model: Model) -> np.ndarray:
     """Two trajectories ``[2, CONTEXT, *grid, c]`` of smooth fields in the units of a model's data."""
-    tokenizer = model.config.tokenizer
+    tokenizer = model.config.codec
     bits = np.random.Generator(np.random.PCG64(SEED)).integers(0, 2**16, (2, *tokenizer.grid, tokenizer.field_channels))
     u = bits / 2.0**15 - 1.0
     for axis in range(1, u.ndim - 1):
@@ -51,7 +51,7 @@ def observed(model: Model) -> np.ndarray:
 
 def scattered(model: Model, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Points ``[P, d]`` of the grid, in no order, and the values ``[L, P, c]`` there."""
-    tokenizer = model.config.tokenizer
+    tokenizer = model.config.codec
     places = np.random.Generator(np.random.PCG64(SEED)).permutation(int(np.prod(tokenizer.grid)))[:POINTS]
     index = np.unravel_index(places, tuple(tokenizer.grid))
     steps = [

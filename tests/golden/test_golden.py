@@ -67,7 +67,7 @@ def channels(model: Model) -> tuple[str, ...]:
 
 def field_file(model: Model) -> FieldFile:
     """The observed trajectory as a file holds it."""
-    tokenizer, u = model.config.tokenizer, _members.observed(model)[:1]
+    tokenizer, u = model.config.codec, _members.observed(model)[:1]
     coords = [
         np.linspace(0.0, length, n, endpoint=not ring)
         for n, length, ring in zip(tokenizer.grid, tokenizer.lengths, tokenizer.periodic, strict=True)

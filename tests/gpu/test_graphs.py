@@ -17,7 +17,7 @@ from enma_fast.sampling.static_step import FrameKind, StaticStep
 from enma_fast.training.recipes import RECIPES
 
 from .._static import LATENTS, TASKS, Problem, build, generate, make_step, problem
-from .._tiny import CONFIGS, FIRST, ONE_PASS, distance, waves
+from .._tiny import CONFIGS, ONE_PASS, distance, waves
 from .._tiny import model as tiny_model
 
 pytestmark = pytest.mark.gpu
@@ -103,7 +103,7 @@ def test_a_history_is_read_in_one_launch(name: str, task: str, cuda: torch.devic
 @pytest.mark.parametrize("name", ["relative-fast", "plane"])
 def test_a_forecast_that_comes_again_encodes_and_decodes_in_one_launch_each(name: str) -> None:
     model = tiny_model(name).to("cuda")
-    tok = model.config.tokenizer
+    tok = model.config.codec
 
     def forecast(seed: int) -> tuple[Tensor, Counter[str]]:
         history = waves(1, 1, 3, tok, seed=seed)[0].to("cuda")
@@ -119,7 +119,7 @@ def test_a_forecast_that_comes_again_encodes_and_decodes_in_one_launch_each(name
         assert torch.equal(first, second)
     # What is not in a graph: noise keys, shifts, copies in and out.
     assert again[0][1].total() < once[0][1].total() / 2
-    frames = model.config.tokenizer.latent_frames(model.config.num_frames) - model.config.tokenizer.whole_latents(3)
+    frames = model.config.codec.latent_frames(model.config.num_frames) - model.config.codec.whole_latents(3)
     assert again[0][1]["cudaGraphLaunch"] == frames + 3
 
 
@@ -138,7 +138,7 @@ def test_replays_need_no_memory(name: str, cuda: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["paper", "relative", *FIRST, *ONE_PASS])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_a_member_has_the_same_bits_in_any_place(name: str, dtype: torch.dtype, cuda: torch.device) -> None:
     dynamics = build(name).to(cuda)
     rows = 16

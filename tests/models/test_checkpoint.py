@@ -13,14 +13,14 @@ from enma_fast.errors import EnmaError
 from enma_fast.models import checkpoint
 from enma_fast.models.checkpoint import (
     available,
+    load_codec,
     load_model,
     load_tensors,
-    load_tokenizer,
     locate,
     read_tensors,
     round_weights,
+    save_codec,
     save_model,
-    save_tokenizer,
     verify,
     write_manifest,
     write_tensors,
@@ -70,7 +70,7 @@ def test_a_model_comes_back_to_the_bit(name, tmp_path):
     expected, found = made.state_dict(), again.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
-    u = waves(1, 2, 5, made.config.tokenizer)
+    u = waves(1, 2, 5, made.config.codec)
     assert torch.equal(again.encode(u), made.encode(u))
     assert not again.training
     assert not any(p.requires_grad for p in again.parameters())
@@ -93,6 +93,11 @@ def test_special_values_come_back_to_the_bit(tmp_path):
     for key, value in tensors.items():
         assert (found[key].dtype, found[key].shape) == (value.dtype, value.shape)
         assert found[key].contiguous().view(-1).view(torch.uint8).equal(value.contiguous().view(-1).view(torch.uint8))
+
+
+def test_checkpoints_are_written_as_format_2(saved):
+    assert json.loads((saved / "manifest.json").read_text())["format"] == checkpoint.FORMAT_VERSION == 2
+    assert {"codec", "context", "trunk", "initial", "step"} <= json.loads((saved / "config.json").read_text()).keys()
 
 
 def test_the_same_model_makes_the_same_files(made, saved, tmp_path):
@@ -185,17 +190,17 @@ def rewrite_weights(folder, change):
 
 
 def test_an_unknown_key_of_the_config_is_named(folder):
-    rewrite_config(folder, lambda document: document["dynamics"].update(colour="red"))
-    assert message(load_model, folder).startswith(f"{folder / 'config.json'}: dynamics.colour: ")
+    rewrite_config(folder, lambda document: document["context"].update(colour="red"))
+    assert message(load_model, folder).startswith(f"{folder / 'config.json'}: context.colour: ")
 
 
 def test_config_and_weights_must_belong_together(folder):
     weights = folder / "model.safetensors"
-    rewrite_config(folder, lambda document: document["dynamics"].update(temporal_layers=3))
-    assert message(load_model, folder).startswith(f"{weights}: lacks dynamics.temporal.blocks.2.")
-    rewrite_config(folder, lambda document: document["dynamics"].update(temporal_layers=1))
-    assert message(load_model, folder).startswith(f"{weights}: holds unknown dynamics.temporal.blocks.1.")
-    rewrite_config(folder, lambda document: document["dynamics"].update(temporal_layers=2, mlp_ratio=3.0))
+    rewrite_config(folder, lambda document: document["context"].update(layers=3))
+    assert message(load_model, folder).startswith(f"{weights}: lacks dynamics.context.blocks.2.")
+    rewrite_config(folder, lambda document: document["context"].update(layers=1))
+    assert message(load_model, folder).startswith(f"{weights}: holds unknown dynamics.context.blocks.1.")
+    rewrite_config(folder, lambda document: document["context"].update(layers=2, mlp_ratio=3.0))
     assert "mlp.down.weight has shape (32, 64); config asks for (32, 96)" in message(load_model, folder)
 
 
@@ -220,8 +225,8 @@ def test_other_formats_of_the_weights_are_refused(folder):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda m: m.update(format=2), "format 2; this version of enma_fast reads 1"),
-        (lambda m: m.update(format="1"), "format 1; this version of enma_fast reads 1"),
+        (lambda m: m.update(format=3), "format 3; this version of enma_fast reads up to 2"),
+        (lambda m: m.update(format="2"), "format 2; this version of enma_fast reads up to 2"),
         (lambda m: m.pop("format"), "not a manifest"),
         (lambda m: m.update(files=[]), "not a manifest"),
         (lambda m: m["files"]["config.json"].update(bytes="many"), "not a manifest"),
@@ -317,21 +322,21 @@ def test_a_saved_model_has_no_card_of_another(made, tmp_path):
     verify(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "manifest.json", "model.safetensors"]
     save_model(made, tmp_path, card="# of the first")
-    save_tokenizer(made.tokenizer, made.config, tmp_path)
+    save_codec(made.codec, made.config, tmp_path)
     assert not (tmp_path / "README.md").exists()
 
 
-def test_a_tokenizer_alone_can_be_saved(made, tmp_path):
-    save_tokenizer(made.tokenizer, made.config, tmp_path)
-    tokenizer, config = load_tokenizer(tmp_path)
+def test_a_codec_alone_can_be_saved(made, tmp_path):
+    save_codec(made.codec, made.config, tmp_path)
+    codec, config = load_codec(tmp_path)
     assert config == made.config
-    u = waves(1, 2, 5, config.tokenizer)
-    assert torch.equal(tokenizer.encode(u), made.tokenizer.encode(u))
+    u = waves(1, 2, 5, config.codec)
+    assert torch.equal(codec.encode(u), made.codec.encode(u))
     said = message(load_model, tmp_path)
     assert said.startswith(f"{tmp_path / 'model.safetensors'}: holds a tokenizer only")
 
 
-@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+@pytest.mark.parametrize("load", [load_model, load_codec])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_loading_draws_no_numbers_of_the_caller(name, load, tmp_path):
     save_model(model(name), tmp_path)
@@ -340,12 +345,11 @@ def test_loading_draws_no_numbers_of_the_caller(name, load, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_tokenizer_of_a_model_can_be_loaded(made, saved):
-    tokenizer, config = load_tokenizer(saved)
+def test_the_codec_of_a_model_can_be_loaded(made, saved):
+    codec, config = load_codec(saved)
     assert config == made.config
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(tokenizer.state_dict().values(), made.tokenizer.state_dict().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(codec.state_dict().values(), made.codec.state_dict().values(), strict=True)
     )
 
 

@@ -8,8 +8,8 @@ import torch
 
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import COVARIANCE, load_model, save_model, write_manifest, write_tensors
+from enma_fast.models.codecs.interpolation import grid_points
 from enma_fast.models.covariance import FieldCovariance
-from enma_fast.models.interpolation import grid_points
 
 from .._covariance import GRIDS, covariance_on, points_of
 from .._tiny import model, waves
@@ -68,8 +68,8 @@ def test_a_channel_that_never_varies_has_no_power():
 @pytest.mark.parametrize("name", ["relative", "plane"])
 def test_a_checkpoint_keeps_it(name, tmp_path):
     made = model(name)
-    fields = waves(3, 2, 4, made.config.tokenizer)
-    tok = made.config.tokenizer
+    fields = waves(3, 2, 4, made.config.codec)
+    tok = made.config.codec
     made.covariance = FieldCovariance.of(fields.numpy(), lengths=tok.lengths, periodic=tok.periodic)
     save_model(made, tmp_path / "a")
     read = load_model(tmp_path / "a").covariance
@@ -105,7 +105,7 @@ def _changed(name, change):
 )
 def test_a_file_of_other_numbers_is_refused(change, said, tmp_path):
     made = model("relative")
-    fields = waves(3, 2, 4, made.config.tokenizer)
+    fields = waves(3, 2, 4, made.config.codec)
     made.covariance = FieldCovariance.of(fields.numpy(), lengths=(2 * math.pi,), periodic=(True,))
     save_model(made, tmp_path)
     write_tensors(tmp_path / COVARIANCE, change(made.covariance.tensors()))

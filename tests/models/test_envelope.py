@@ -219,7 +219,7 @@ def test_a_store_and_its_report_name_them(
 
 def test_a_checkpoint_keeps_what_it_was_trained_on(tmp_path: Path) -> None:
     made = tiny_model("plane")
-    fields = waves(8, 2, 8, made.config.tokenizer).numpy()
+    fields = waves(8, 2, 8, made.config.codec).numpy()
     made.envelope = Envelope.of(fields)
     save_model(made, tmp_path)
     verify(tmp_path)
@@ -306,7 +306,7 @@ def test_the_rules_cost_next_to_nothing(model: Model, inside: FieldFile, caplog:
 
 def test_channels_in_another_order_are_found(tmp_path: Path) -> None:
     made = tiny_model("plane")
-    tok = made.config.tokenizer
+    tok = made.config.codec
     fields = waves(4, 2, 8, tok).numpy()
     made.envelope = Envelope.of(fields, ("u", "v"))
     save_model(made, tmp_path / "checkpoint")

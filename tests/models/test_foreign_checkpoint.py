@@ -59,8 +59,8 @@ def entry(**changes: Any) -> dict[str, Any]:
 MANIFESTS: dict[str, Callable[[str], str]] = {
     "nested": lambda text: "[" * 100_000,
     "nested objects": lambda text: '{"a":' * 100_000,
-    "an infinite format": lambda text: text.replace('"format": 1', '"format": 1e999'),
-    "not a number": lambda text: text.replace('"format": 1', '"format": NaN'),
+    "an infinite format": lambda text: text.replace('"format": 2', '"format": 1e999'),
+    "not a number": lambda text: text.replace('"format": 2', '"format": NaN'),
     "an infinite size": lambda text: text.replace('"bytes": ', '"bytes": 1e999, "was": ', 1),
     "half a byte": lambda text: text.replace('"bytes": ', '"bytes": 0.5, "was": ', 1),
     "a size below 0": lambda text: text.replace('"bytes": ', '"bytes": -', 1),
@@ -129,15 +129,15 @@ def test_linked_files_are_read(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("dynamics.width", 10**9, "dynamics.width is 1000000000; at most 65536 is possible"),
-        ("dynamics.temporal_layers", 10**9, "dynamics.temporal_layers is 1000000000; at most 256 is possible"),
-        ("dynamics.mlp_ratio", 1e300, "dynamics.mlp_ratio is 1e+300; at most 64 is possible"),
+        ("context.width", 10**9, "context.width is 1000000000; at most 65536 is possible"),
+        ("context.layers", 10**9, "context.layers is 1000000000; at most 256 is possible"),
+        ("context.mlp_ratio", 1e300, "context.mlp_ratio is 1e+300; at most 64 is possible"),
         ("sampling.flow_steps", 10**9, "sampling.flow_steps is 1000000000; at most 1000 is possible"),
         ("num_frames", 10**9, "num_frames is 1000000000; at most 30000 is possible"),
-        ("tokenizer.lengths", [1e999], "tokenizer.lengths is inf; a finite number is needed"),
-        ("tokenizer.layers", ["time"] * 1000, "tokenizer.layers has 1000 entries; at most 256 are possible"),
-        ("dynamics.width", 65536, "config asks for"),
-        ("tokenizer.width", 65536, "config asks for"),
+        ("codec.lengths", [1e999], "codec.lengths is inf; a finite number is needed"),
+        ("codec.layers", ["time"] * 1000, "codec.layers has 1000 entries; at most 256 are possible"),
+        ("context.width", 65536, "config asks for"),
+        ("codec.width", 65536, "config asks for"),
     ],
 )
 def test_a_config_asks_for_no_more_than_its_weights_hold(folder: Path, key: str, value: Any, said: str) -> None:

@@ -23,7 +23,7 @@ def line():
 
 @pytest.fixture(scope="module")
 def fields(line):
-    return waves(1, 2, 3, line.config.tokenizer).numpy()
+    return waves(1, 2, 3, line.config.codec).numpy()
 
 
 @pytest.fixture
@@ -95,4 +95,4 @@ def test_a_masked_coordinate_is_refused():
     points = model("points")
     given = np.ma.masked_less(np.linspace(0, 1, 5)[:, None], 0.2)
     with pytest.raises(EnmaError, match="query is masked, 1 of 5 values are missing"):
-        forecast(points, waves(1, 1, 3, points.config.tokenizer).numpy(), query=given)
+        forecast(points, waves(1, 1, 3, points.config.codec).numpy(), query=given)

@@ -16,15 +16,19 @@ VARIANTS = dict(enumerate(itertools.product(("sincos", "rotary"), ("concat", "ad
 
 def build(positions, condition, periodic=True):
     config = CONFIGS["relative"]
-    dynamics = replace(config.dynamics, positions=positions, condition=condition)
-    tokenizer = replace(config.tokenizer, periodic=(periodic,))
+    changed = replace(
+        config,
+        codec=replace(config.codec, periodic=(periodic,)),
+        context=replace(config.context, positions=positions),
+        trunk=replace(config.trunk, condition=condition),
+    )
     torch.manual_seed(0)
-    made = shaken(MaskedTransformer(replace(config, dynamics=dynamics, tokenizer=tokenizer)))
+    made = shaken(MaskedTransformer(changed))
     return made.eval().requires_grad_(False)
 
 
 @pytest.fixture(params=VARIANTS.values(), ids="-".join)
-def spatial(request):
+def trunk(request):
     return build(*request.param)
 
 
@@ -36,52 +40,52 @@ def frame():
     return torch.randn(4, N, D), torch.randn(4, N, C), known
 
 
-def test_unknown_tokens_do_not_matter(spatial, frame):
+def test_unknown_tokens_do_not_matter(trunk, frame):
     h, x, known = frame
-    c = spatial(h, x, known)
+    c = trunk(h, x, known)
     assert c.shape == (4, N, D)
-    assert torch.equal(spatial(h, torch.where(known[..., None], x, torch.full_like(x, 1e6)), known), c)
-    assert torch.equal(spatial(h, torch.where(known[..., None], x, torch.nan), known), c)
+    assert torch.equal(trunk(h, torch.where(known[..., None], x, torch.full_like(x, 1e6)), known), c)
+    assert torch.equal(trunk(h, torch.where(known[..., None], x, torch.nan), known), c)
 
 
-def test_every_known_token_and_every_context_matter_everywhere(spatial, frame):
+def test_every_known_token_and_every_context_matter_everywhere(trunk, frame):
     h, x, _ = frame
     known = torch.ones(4, N, dtype=torch.bool)
-    c = spatial(h, x, known)
+    c = trunk(h, x, known)
     for n in range(N):
         new_x, new_h = x.clone(), h.clone()
         new_x[:, n] += 1
         new_h[:, n] += torch.randn(4, D)
-        for changed in (spatial(h, new_x, known), spatial(new_h, x, known)):
+        for changed in (trunk(h, new_x, known), trunk(new_h, x, known)):
             assert ((changed - c).abs().amax(-1) > 1e-5).all()
 
 
-def test_knowing_a_token_matters(spatial, frame):
+def test_knowing_a_token_matters(trunk, frame):
     h, x, known = frame
-    c = spatial(h, x, known)
+    c = trunk(h, x, known)
     flipped = known.clone()
     flipped[:, 3] = ~flipped[:, 3]
-    assert ((spatial(h, x, flipped) - c).abs().amax((-1, -2)) > 1e-4).all()
+    assert ((trunk(h, x, flipped) - c).abs().amax((-1, -2)) > 1e-4).all()
 
 
-def test_rows_do_not_mix(spatial, frame):
+def test_rows_do_not_mix(trunk, frame):
     h, x, known = frame
-    assert distance(spatial(h[2:], x[2:], known[2:]), spatial(h, x, known)[2:]) < 1e-5
+    assert distance(trunk(h[2:], x[2:], known[2:]), trunk(h, x, known)[2:]) < 1e-5
 
 
 def test_two_n_tokens_or_n(frame):
     lengths = {}
     for condition in ("concat", "add"):
-        spatial = build("rotary", condition)
-        spatial.blocks[0].register_forward_hook(
+        trunk = build("rotary", condition)
+        trunk.blocks[0].register_forward_hook(
             lambda module, inputs, output, key=condition: lengths.update({key: inputs[0].shape[1]})
         )
-        assert spatial(*frame).shape == (4, N, D)
+        assert trunk(*frame).shape == (4, N, D)
     assert lengths == {"concat": 2 * N, "add": N}
 
 
-def turned_differs(spatial, frame, shift):
-    return distance(spatial(*(a.roll(shift, dims=1) for a in frame)), spatial(*frame).roll(shift, dims=1))
+def turned_differs(trunk, frame, shift):
+    return distance(trunk(*(a.roll(shift, dims=1) for a in frame)), trunk(*frame).roll(shift, dims=1))
 
 
 @pytest.mark.parametrize("condition", ["concat", "add"])
@@ -98,17 +102,17 @@ def test_they_do_not_turn_at_a_wall_or_with_fixed_embeddings(frame, condition):
 
 def test_context_and_tokens_of_one_place_can_be_told_apart():
     # Exchanging the halves of the sequence is more than a permutation: half a frame lies between them.
-    spatial = build("rotary", "concat")
+    trunk = build("rotary", "concat")
     seen = []
-    spatial.blocks[-1].register_forward_hook(lambda module, inputs, output: seen.append(sum(output)))
+    trunk.blocks[-1].register_forward_hook(lambda module, inputs, output: seen.append(sum(output)))
     a, b = torch.randn(2, 4, N, C)
     known = torch.ones(4, N, dtype=torch.bool)
-    spatial(spatial.embed(a), b, known)
-    spatial(spatial.embed(b), a, known)
+    trunk(trunk.embed(a), b, known)
+    trunk(trunk.embed(b), a, known)
     assert distance(seen[0].roll(N, dims=1), seen[1]) > 1e-3
 
 
 def test_conditions_are_normalised(frame):
-    spatial = build("rotary", "add")
-    spatial.norm.weight.fill_(1.0)
-    torch.testing.assert_close(spatial(*frame).square().mean(-1), torch.ones(4, N), rtol=1e-3, atol=1e-3)
+    trunk = build("rotary", "add")
+    trunk.norm.weight.fill_(1.0)
+    torch.testing.assert_close(trunk(*frame).square().mean(-1), torch.ones(4, N), rtol=1e-3, atol=1e-3)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from enma_fast.models.model import Draws, Dynamics, Model, draw
+from enma_fast.models.model import Dynamics, Model, SegmentDraws, draw
 from enma_fast.training.recipes import RECIPES
 
 from .._tiny import CONFIGS, distance, model, shaken, waves
@@ -21,7 +21,7 @@ def build(name):
 
 def make_draws(shapes, name="relative", seed=0, **changes):
     """Draws of a step whose history has noise too, so that what is read is not what is scored."""
-    settings = {"flow": CONFIGS[name].dynamics.flow, "mask_ratio": (0.25, 1.0)} | changes
+    settings = {"draws": 2, "mask_ratio": (0.25, 1.0)} | changes
     generator = torch.Generator().manual_seed(seed)
     draws = draw(CONFIGS[name], shapes, generator=generator, **settings)
     assert not any(history.any() for history in draws.history)
@@ -31,7 +31,7 @@ def make_draws(shapes, name="relative", seed=0, **changes):
 def apply(draws, change):
     """Draws with `change(tensor)` done to each tensor of a segment."""
     lists = ([change(x) for x in part] for part in (draws.noise, draws.times, draws.known, draws.history))
-    return Draws(*lists, draws.masked)
+    return SegmentDraws(*lists, draws.masked)
 
 
 @pytest.fixture(params=["paper", "relative"])
@@ -49,16 +49,16 @@ def batch(request):
 
 def test_loss_is_the_mean_over_masked_tokens(dynamics, batch):
     segments, draws = batch
-    contexts = dynamics.temporal([z + n for z, n in zip(segments, draws.history, strict=True)])
+    contexts = dynamics.context([z + n for z, n in zip(segments, draws.history, strict=True)])
     losses, terms = [], []
     for i, (z, h) in enumerate(zip(segments, contexts, strict=True)):
         for b in range(z.shape[0]):
             for t in range(z.shape[1]):
                 known = draws.known[i][b, t]
-                c = dynamics.spatial(h[b : b + 1, t], z[b : b + 1, t], known[None])[0]
+                c = dynamics.trunk(h[b : b + 1, t], z[b : b + 1, t], known[None])[0]
                 for n in range(N):
                     if not known[n]:
-                        loss, term = dynamics.flow.loss(
+                        loss, term = dynamics.step.token_loss(
                             z[b, t, n], c[n], draws.noise[i][b, t, n], draws.times[i][b, t, n]
                         )
                         losses.append(loss)
@@ -72,16 +72,16 @@ def test_loss_is_the_mean_over_masked_tokens(dynamics, batch):
 
 def test_a_one_pass_model_takes_the_flow_loss_of_frames_0_and_the_crps_of_the_others(batch):
     dynamics, (segments, draws) = build("relative-fast"), batch
-    contexts = dynamics.temporal([z + n for z, n in zip(segments, draws.history, strict=True)])
+    contexts = dynamics.context([z + n for z, n in zip(segments, draws.history, strict=True)])
     flow, crps = [], []
     for i, (z, h) in enumerate(zip(segments, contexts, strict=True)):
         known = draws.known[i][:, 0]
-        c = dynamics.spatial(h[:, 0], z[:, 0], known)
-        loss, _ = dynamics.flow.loss(z[:, 0], c, draws.noise[i][:, 0], draws.times[i][:, 0])
+        c = dynamics.trunk(h[:, 0], z[:, 0], known)
+        loss, _ = dynamics.initial.token_loss(z[:, 0], c, draws.noise[i][:, 0], draws.times[i][:, 0])
         flow.append(loss[~known])
         for t in range(1, z.shape[1]):
             made = [
-                dynamics.read(dynamics.spatial.from_noise(h[:, t], draws.noise[i][:, t, :, k]))
+                dynamics.step.read(dynamics.trunk.unknown(h[:, t], dynamics.step.noise(draws.noise[i][:, t, :, k])))
                 for k in range(draws.noise[i].shape[3])
             ]
             errors = torch.stack([(x - z[:, t]).abs() for x in made]).mean(0)
@@ -178,7 +178,7 @@ def test_every_parameter_is_trained(name):
     dynamics([torch.randn(4, 5, N, C), torch.randn(4, 3, N, C)], make_draws(SHAPES["two"], name))[0].backward()
     idle = [key for key, p in dynamics.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
-    assert dynamics.temporal.start.grad.any(dim=1).all()
+    assert dynamics.context.start.grad.any(dim=1).all()
 
 
 def tensors(draws):
@@ -192,8 +192,7 @@ def test_draws_are_a_function_of_the_generator():
 
 
 def test_draws_have_their_shapes_and_laws():
-    flow = replace(CONFIGS["paper"].dynamics.flow, draws=3)
-    draws = make_draws([(400, 5), (400, 2)], flow=flow)
+    draws = make_draws([(400, 5), (400, 2)], draws=3)
     for i, frames in enumerate((5, 2)):
         assert draws.noise[i].shape == (400, frames, N, 3, C)
         assert draws.times[i].shape == (400, frames, N, 3, 1)
@@ -203,9 +202,6 @@ def test_draws_have_their_shapes_and_laws():
     assert draws.noise[0].std() == pytest.approx(1.0, abs=0.01)
     quantiles = draws.times[0].flatten()[:10_000].quantile(torch.tensor([0.1, 0.5, 0.9]))
     torch.testing.assert_close(quantiles, torch.tensor([0.1, 0.5, 0.9]), atol=0.02, rtol=0)
-    normal = make_draws([(400, 5)], flow=replace(flow, time_law="logit-normal")).times[0].logit()
-    assert normal.mean().abs() < 0.02
-    assert normal.std() == pytest.approx(1.0, abs=0.02)
 
 
 def test_masked_shares_follow_the_ratio():
@@ -226,14 +222,14 @@ def test_masked_shares_follow_the_ratio():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_tokens_are_standardised_latents(name):
     made = model(name)
-    u = waves(2, 2, 5, made.config.tokenizer)
-    latents = made.tokenizer.encode(u)
+    u = waves(2, 2, 5, made.config.codec)
+    latents = made.codec.encode(u)
     tokens = made.encode(u)
     assert tokens.shape == (4, 3, made.config.num_tokens, made.config.token_channels)
     torch.testing.assert_close(made.from_tokens(tokens), latents, rtol=1e-5, atol=1e-5)
     standard = (latents - 0.3) / 1.7
     torch.testing.assert_close(tokens.flatten(2).sort()[0], standard.flatten(2).sort()[0], rtol=1e-5, atol=1e-5)
-    assert distance(made.decode(tokens, 5), made.tokenizer.decode(latents, 5)) < 1e-5
+    assert distance(made.decode(tokens, 5), made.codec.decode(latents, 5)) < 1e-5
 
 
 def count(module):
@@ -247,7 +243,7 @@ PAPER = [name for name in RECIPES if name.endswith("-paper")]
 def test_presets_build(name):
     with torch.device("meta"):
         made = Model(RECIPES[name].model)
-    assert count(made) == count(made.tokenizer) + count(made.dynamics)
+    assert count(made) == count(made.codec) + count(made.dynamics)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -255,12 +251,13 @@ def test_paper_presets_have_the_papers_sizes(name):
     with torch.device("meta"):
         dynamics = Dynamics(RECIPES[name].model)
     # 6 + 6 layers of width 512, and an MLP of 3 x 512 (table 7).
-    assert count(dynamics.temporal) + count(dynamics.spatial) == pytest.approx(31.5e6, rel=0.01)
-    assert count(dynamics.flow) == pytest.approx(5.1e6, rel=0.02)
+    assert count(dynamics.context) + count(dynamics.trunk) == pytest.approx(31.5e6, rel=0.01)
+    flow = dynamics.step if dynamics.initial is None else dynamics.initial
+    assert count(flow) == pytest.approx(5.1e6, rel=0.02)
 
 
 @pytest.mark.parametrize(
-    ("name", "latents", "tokenizer_tokens", "tokens", "channels"),
+    ("name", "latents", "places", "tokens", "channels"),
     [
         ("combined-paper", 11, 16, 16, 4),
         ("combined-fast-paper", 11, 16, 16, 4),
@@ -270,13 +267,13 @@ def test_paper_presets_have_the_papers_sizes(name):
         ("vorticity-paper", 16, 256, 64, 32),
     ],
 )
-def test_paper_presets_have_the_papers_tokens(name, latents, tokenizer_tokens, tokens, channels):
+def test_paper_presets_have_the_papers_tokens(name, latents, places, tokens, channels):
     config = RECIPES[name].model
-    options = config.tokenizer
+    options = config.codec
     with torch.device("meta"):
         made = Model(config)
         u = torch.empty(1, config.num_frames, *options.grid, options.field_channels)
-        assert made.tokenizer.encode(u).shape == (1, latents, tokenizer_tokens, options.latent_channels)
+        assert made.codec.encode(u).shape == (1, latents, places, options.latent_channels)
         assert made.encode(u).shape == (1, latents, tokens, channels)
     assert (config.num_tokens, config.token_channels) == (tokens, channels)
 

@@ -75,7 +75,7 @@ def _rms_norm() -> None:
 
 
 def _flow_head() -> None:
-    plan = build("paper").flow.velocity.plan(steps=1, method="euler")
+    plan = build("paper").step.velocity.plan(steps=1)
     flow_head(torch.randn(2, 32), torch.randn(2, 4), plan=plan, backend="triton")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from enma_fast.config import FlowConfig
 from enma_fast.errors import EnmaError
-from enma_fast.models.flow_head import VelocityHead
+from enma_fast.models.decoders.flow_head import VelocityHead
 from enma_fast.ops import _flow_head_native as native
 from enma_fast.ops.flow_head import flow_head, flow_head_ref
 from enma_fast.ops.flow_plan import FlowPlan, HeadWeights
@@ -26,14 +26,12 @@ DTYPES = [torch.float32, torch.bfloat16]
 SIZES = {"smallest": (1, 1, 1, 1), "even": (4, 24, 32, 2), "prime": (3, 17, 37, 3), "past-power": (17, 33, 129, 1)}
 
 
-def make_plan(
-    channels: int, depth: int, width: int, layers: int, *, dtype: torch.dtype, steps: int = 2, method: str = "midpoint"
-) -> FlowPlan:
+def make_plan(channels: int, depth: int, width: int, layers: int, *, dtype: torch.dtype, steps: int = 2) -> FlowPlan:
     """A head with weights that let every part of it matter."""
     head = VelocityHead(FlowConfig(width=width, layers=layers, time_features=8), channels, depth)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.7 / width**0.5)
-    return head.to(dtype).plan(steps=steps, method=method)
+    return head.to(dtype).plan(steps=steps)
 
 
 def arguments(plan: FlowPlan, rows: int) -> tuple[Tensor, Tensor]:
@@ -135,8 +133,8 @@ def test_silu_within_two_ulp(isa: str) -> None:
 @needs_native
 def test_schedules_and_block_counts() -> None:
     with torch.inference_mode():
-        for layers, steps, method in ((0, 1, "euler"), (1, 3, "euler"), (4, 5, "midpoint")):
-            plan = make_plan(2, 8, 24, layers, dtype=torch.float32, steps=steps, method=method)
+        for layers, steps in ((0, 1), (1, 3), (4, 5)):
+            plan = make_plan(2, 8, 24, layers, dtype=torch.float32, steps=steps)
             c, noise = arguments(plan, 7)
             exact = flow_head_ref(c.double(), noise.double(), plan=plan.to(torch.float64))
             for division in ("rows", "columns"):
@@ -196,7 +194,7 @@ def test_problems_are_said() -> None:
 
 def test_gradients_of_the_weights_are_refused_as_those_of_the_inputs():
     head = VelocityHead(FlowConfig(width=32, layers=1, time_features=16), 4, 16)
-    plan, c, noise = head.plan(steps=2, method="midpoint"), torch.randn(3, 16), torch.randn(3, 4)
+    plan, c, noise = head.plan(steps=2), torch.randn(3, 16), torch.randn(3, 4)
     with pytest.raises(EnmaError, match="backend 'native'"):
         flow_head(c, noise, plan=plan, backend="native")
     assert flow_head(c, noise, plan=plan, backend="reference").requires_grad
@@ -212,7 +210,7 @@ def test_the_gradient_of_a_single_weight_is_refused_too():
     for name in names:
         head.get_parameter(name).requires_grad_(True)
         with pytest.raises(EnmaError, match="backend 'native'"):
-            flow_head(c, noise, plan=head.plan(steps=2, method="midpoint"), backend="native")
+            flow_head(c, noise, plan=head.plan(steps=2), backend="native")
         head.get_parameter(name).requires_grad_(False)
-    plan = head.plan(steps=2, method="midpoint")
+    plan = head.plan(steps=2)
     assert flow_head(c, noise, plan=plan, backend="native").shape == noise.shape

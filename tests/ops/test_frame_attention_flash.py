@@ -126,7 +126,7 @@ def test_parts_merge_to_the_result(name: str, install: Callable[..., None], monk
     for S, P in itertools.product((0, 7), (0, 3)):
         expected = frame_attention_ref(*own, **given | {"length": S, "prefix_length": P})
         for lengths in ((S, P), (torch.tensor(S), torch.tensor(P))):
-            torch.testing.assert_close(module._parts("flash", *own, *tensors, *lengths), expected)
+            torch.testing.assert_close(module._parts("flash", (*own, *tensors), *lengths), expected)
 
 
 def test_package_by_gpu(install: Callable[..., None]) -> None:

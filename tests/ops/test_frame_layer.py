@@ -14,9 +14,8 @@ from enma_fast.errors import EnmaError
 from enma_fast.models.layers import Attention, Rotary, SwiGLU
 from enma_fast.ops import frame_layer
 from enma_fast.ops.frame_layer import LayerWeights, attend, heads_, residual, swiglu
-from enma_fast.ops.frame_rows import frame_noise, mask_step_table, read, rows_, shifted_
+from enma_fast.ops.frame_rows import frame_noise, mask_step_table, order_of, read, rows_, shifted_
 from enma_fast.ops.philox_normal import philox_normal
-from enma_fast.sampling.noise import token_order
 from tests.ops._cubin import SHARED_LIMIT, report
 from tests.ops._oracle import assert_close_as_reference
 
@@ -288,7 +287,7 @@ def test_order_and_noise_are_those_of_the_sampler(
             scale=0.5,
             backend=backend,
         )
-        expected = token_order(seed=words["seeds"], members=words["members"], frame=frame, num_tokens=N)
+        expected = order_of(seed=words["seeds"], members=words["members"], frame=frame, num_tokens=N)
         assert torch.equal(order, expected)
         assert [part.shape[1] for part in noise] == list(counts)
         done = 0

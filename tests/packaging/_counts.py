@@ -81,9 +81,10 @@ def configs(tree: Tree) -> list[type]:
             found.append(kind)
             for hint in get_type_hints(kind).values():
                 add(hint)
-            # The kinds of a slot.
+            # The kinds of a slot, without those that another test has registered.
             for each in getattr(kind, "kinds", {}).values():
-                add(each)
+                if each.__module__.startswith("enma_fast."):
+                    add(each)
         for each in get_args(kind) if not isinstance(kind, type) or isinstance(kind, types.GenericAlias) else ():
             add(each)
 

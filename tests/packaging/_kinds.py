@@ -21,9 +21,9 @@ OWN = {
     "linear": ("*/decoders/linear*", "csrc/*/decoder_linear*"),
     "gaussian": ("*/decoders/gaussian*", "csrc/*/decoder_gaussian*"),
     "field": ("*/decoders/field*", "csrc/*/decoder_field*"),
-    "conv": ("enma_fast/models/tokenizer.py", "csrc/core/cpu/tokenizer*", "*/codecs/conv*", "csrc/*/codec_conv*"),
-    "points": ("*/interpolation.*", "*/codecs/points*", "csrc/*/codec_points*"),
-    "blocks": ("*/codecs/blocks*", "csrc/*/codec_blocks*"),
+    "conv": ("enma_fast/config_codecs.py", "*/codecs/conv*", "*/codecs/folding*", "csrc/*/codec_conv*"),
+    "points": ("enma_fast/config_codecs.py", "*/interpolation.*", "*/codecs/points*", "csrc/*/codec_points*"),
+    "blocks": ("enma_fast/config_codecs.py", "*/codecs/blocks*", "csrc/*/codec_blocks*"),
     "causal-transformer": ("*/causal_transformer*", "*/contexts/*"),
 }
 # Words that tell a kind, and the kind that may use them. "" is nobody's: two decoders in one word.
@@ -142,8 +142,12 @@ def classes_of_kinds(tree: Tree) -> dict[str, str]:
     """Classes that are defined in the own file of one kind, and configs named after one."""
     found = {f"{kind.title().replace('-', '')}Config": kind for kind in OWN} | {"InterpolationConfig": "points"}
     for path, module in tree.parsed("enma_fast/models"):
-        kinds = [kind for kind, patterns in OWN.items() if any(fnmatch.fnmatch(path, each) for each in patterns)]
-        if len(kinds) == 1 and not path.endswith("tokenizer.py"):
+        kinds = [
+            kind
+            for kind, patterns in OWN.items()
+            if kind != "slots" and any(fnmatch.fnmatch(path, each) for each in patterns)
+        ]
+        if len(kinds) == 1 and not path.endswith("codec.py"):
             found |= {node.name: kinds[0] for node in module.body if isinstance(node, ast.ClassDef)}
     return found
 

@@ -38,8 +38,8 @@ def test_count_is_within_its_limit(name: str, tree: Tree) -> None:
         ("def f(model):\n    head = model.dynamics.local\n    return head is None", 1),
         ("def f(model):\n    if (head := model.flow): head()", 1),
         ("n = config.layers.count('space')", 1),
-        ("isinstance(decoder, FlowHead)", 1),
-        ("match x:\n    case FlowHead(): f()\n    case 'one-pass': g()", 2),
+        ("isinstance(decoder, FlowDecoder)", 1),
+        ("match x:\n    case FlowDecoder(): f()\n    case 'one-pass': g()", 2),
         # Other meanings of the same words.
         ("if array.dtype.kind == 'f' or 'time' in data.sizes or axis == 'points': f()", 0),
         ("x = lock.first or stream.read(3)", 0),

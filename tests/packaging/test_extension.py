@@ -338,7 +338,7 @@ FORECAST = """
     from enma_fast.ops._backend import extension
 
     model = enma_fast.load_model(sys.argv[2])
-    (n,) = model.config.tokenizer.grid
+    (n,) = model.config.codec.grid
     x = torch.arange(n) / n * 6.2831853
     history = torch.stack([torch.sin(x - 0.05 * t) for t in range(3)])[..., None]
 

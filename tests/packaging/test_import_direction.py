@@ -11,6 +11,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("utils", "domain"),
     ("config_checks",),
+    ("config_codecs",),
     ("config", "pretrained"),
     ("data", "drawing", "store", "kernels", "_C"),
     ("ops",),

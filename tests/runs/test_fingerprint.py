@@ -32,7 +32,7 @@ for plain in (False, True):
     child = os.fork()
     if not child:
         if plain:
-            encoding.native_tokenizer = lambda tokenizer: None
+            encoding.native_codec = lambda codec: None
         print(fingerprint(load_model(sys.argv[1]), "a", settings=None, dtype=None), flush=True)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0

@@ -48,7 +48,7 @@ def test_a_run_writes_what_the_library_samples(
     np.testing.assert_array_equal(stacked(store), expected)
     np.testing.assert_array_equal(store["trajectory"], rows)
     assert ("u_truth" in store) == (task != "generation")
-    assert store.attrs["sampling"].startswith("one-pass, ") == (model == "tiny_fast")
+    assert store.attrs["sampling"].startswith("linear, ") == (model == "tiny_fast")
     assert (done["members_sampled"], done["num_frames"]) == (15, 20 - seen)
 
 

@@ -57,42 +57,33 @@ def test_a_later_format(library: Library, copied: Path) -> None:
     ("place", "value", "status", "message"),
     [
         (("sampling", "guidance"), 1, UNSUPPORTED, "sampling.guidance: unknown field"),
-        (("tokenizer", "interpolation"), {}, CHECKPOINT, "lacks codec.interpolation.grid"),
-        (("tokenizer", "interpolation"), 1, CHECKPOINT, "interpolation: an object is expected"),
-        (("tokenizer", "interpolation"), {"kernel": 3}, UNSUPPORTED, "interpolation.kernel: unknown field"),
-        (("tokenizer", "interpolation"), {"heads": 2}, CHECKPOINT, "slopes: one entry for each head"),
-        (("tokenizer", "interpolation"), {"slopes": [1, 2, 3, 0]}, CHECKPOINT, "slopes"),
-        (("tokenizer", "interpolation"), {"features": 30}, CHECKPOINT, "features: a multiple of heads"),
-        (("tokenizer", "interpolation"), {"distance_power": 2}, UNSUPPORTED, "distance_power"),
-        (("tokenizer", "interpolation"), {"slices": 2**20}, CHECKPOINT, "slices: a whole number from 1 to 4096"),
-        (("tokenizer", "grid"), [16, 8], CHECKPOINT, "periodic: one entry for each dimension"),
-        (("tokenizer", "grid"), [8, 8, 8], UNSUPPORTED, "3-dimensional"),
-        (("tokenizer", "grid"), [31], CHECKPOINT, "multiple of"),
-        (("tokenizer", "kernel"), 4, CHECKPOINT, "odd"),
-        (("tokenizer", "field_mean"), [1.0], CHECKPOINT, "beside field_mean"),
-        (("tokenizer", "field_scale"), [1.0, 2.0], CHECKPOINT, "one entry for each channel"),
-        (("tokenizer", "width"), 2**40, CHECKPOINT, "codec.width"),
-        (("tokenizer", "width"), 9, CHECKPOINT, "config asks for"),
-        (("tokenizer", "layers"), ["residual", "wavelet"], UNSUPPORTED, "codec.layers is a list with 'wavelet'"),
-        (("tokenizer", "layers"), ["residual", 3], CHECKPOINT, "codec.layers"),
-        (("tokenizer", "layers"), ["space"] * 40, CHECKPOINT, "too many"),
-        (("tokenizer", "periodic"), "yes", CHECKPOINT, "periodic"),
-        (("dynamics", "heads"), 0, CHECKPOINT, "context.heads"),
-        (("dynamics", "first"), {"width": 24}, CHECKPOINT, r"initial\.width: a multiple of 16"),
-        (("dynamics", "first"), {"gain": 2}, UNSUPPORTED, r"initial\.gain: unknown field"),
-        (("dynamics", "first"), {"modes": 0}, CHECKPOINT, r"initial\.modes"),
-        (("dynamics", "first"), {"width": 16, "modes": 99}, CHECKPOINT, r"initial\.modes: at most"),
-        (("dynamics", "temporal_layers"), 1, CHECKPOINT, "holds unknown"),
-        (("dynamics", "temporal_layers"), 3, CHECKPOINT, "lacks"),
-        (("dynamics", "decoder"), "diffusion", CHECKPOINT, "dynamics.decoder"),
-        (("dynamics", "patch"), [3], CHECKPOINT, "patch"),
-        (("dynamics", "patch"), [2, 2], CHECKPOINT, "patch: one entry for each dimension"),
-        (("dynamics", "mlp_ratio"), 1e9, CHECKPOINT, "mlp_ratio"),
+        (("codec", "kind"), "wavelet", UNSUPPORTED, "codec.kind"),
+        (("codec", "interpolation"), {}, UNSUPPORTED, "interpolation: unknown field"),
+        (("codec", "grid"), [16, 8], CHECKPOINT, "periodic: one entry for each dimension"),
+        (("codec", "grid"), [8, 8, 8], UNSUPPORTED, "3-dimensional"),
+        (("codec", "grid"), [31], CHECKPOINT, "multiple of"),
+        (("codec", "kernel"), 4, CHECKPOINT, "odd"),
+        (("codec", "field_mean"), [1.0], CHECKPOINT, "beside field_mean"),
+        (("codec", "field_scale"), [1.0, 2.0], CHECKPOINT, "one entry for each channel"),
+        (("codec", "width"), 2**40, CHECKPOINT, "codec.width"),
+        (("codec", "width"), 9, CHECKPOINT, "config asks for"),
+        (("codec", "layers"), ["residual", "wavelet"], UNSUPPORTED, "codec.layers is a list with 'wavelet'"),
+        (("codec", "layers"), ["residual", 3], CHECKPOINT, "codec.layers"),
+        (("codec", "layers"), ["space"] * 40, CHECKPOINT, "too many"),
+        (("codec", "periodic"), "yes", CHECKPOINT, "periodic"),
+        (("context", "heads"), 0, CHECKPOINT, "context.heads"),
+        (("context", "layers"), 1, CHECKPOINT, "holds unknown"),
+        (("context", "layers"), 3, CHECKPOINT, "lacks"),
+        (("step", "kind"), "diffusion", UNSUPPORTED, "step.kind"),
+        (("context", "kind"), "state-space", UNSUPPORTED, "context.kind"),
+        (("context", "patch"), [3], CHECKPOINT, "patch"),
+        (("context", "patch"), [2, 2], CHECKPOINT, "patch: one entry for each dimension"),
+        (("context", "mlp_ratio"), 1e9, CHECKPOINT, "mlp_ratio"),
         (("sampling", "temperature"), -1.0, CHECKPOINT, "temperature"),
         (("sampling", "shifts"), 40, INVALID_ARGUMENT, "shifts is 40"),
         (("sampling", "method"), "euler", UNSUPPORTED, "sampling.method"),
         (("sampling", "last_flow_steps"), 7, UNSUPPORTED, "sampling.last_flow_steps"),
-        (("codec",), {}, UNSUPPORTED, "codec: unknown field"),
+        (("tokenizer",), {}, UNSUPPORTED, "tokenizer"),
         (("name",), 3, CHECKPOINT, "name"),
     ],
 )
@@ -112,17 +103,17 @@ def test_a_config_that_does_not_fit(
 @pytest.mark.parametrize(
     ("place", "value", "status", "message"),
     [
-        (("tokenizer", "grid"), [2**20, 2**20], CHECKPOINT, "more than 4194304 points"),
-        (("tokenizer", "grid"), [16, 9], CHECKPOINT, "multiple of"),
-        (("tokenizer", "kernel"), 11, CHECKPOINT, "reaches around all tokens"),
-        (("tokenizer", "kernel_ends"), 9, CHECKPOINT, "larger than the grid"),
-        (("tokenizer", "stride_ends"), 4, CHECKPOINT, "larger than the grid"),
-        (("tokenizer", "stride_ends"), 2**20, CHECKPOINT, "stride_ends: a whole number from 1 to 64"),
-        (("tokenizer", "stride_ends"), 0, CHECKPOINT, "stride_ends"),
-        (("tokenizer", "lengths"), [1.0], CHECKPOINT, "lengths: one entry for each dimension"),
-        (("dynamics", "patch"), [2, 3], CHECKPOINT, "patch"),
-        (("tokenizer", "latent_channels"), 2**20, CHECKPOINT, "patch: a token has more than 1048576 channels"),
-        (("dynamics", "heads"), 4, CHECKPOINT, "rotary positions need 16 channels a head"),
+        (("codec", "grid"), [2**20, 2**20], CHECKPOINT, "more than 4194304 points"),
+        (("codec", "grid"), [16, 9], CHECKPOINT, "multiple of"),
+        (("codec", "kernel"), 11, CHECKPOINT, "reaches around all tokens"),
+        (("codec", "kernel_ends"), 9, CHECKPOINT, "larger than the grid"),
+        (("codec", "stride_ends"), 4, CHECKPOINT, "larger than the grid"),
+        (("codec", "stride_ends"), 2**20, CHECKPOINT, "stride_ends: a whole number from 1 to 64"),
+        (("codec", "stride_ends"), 0, CHECKPOINT, "stride_ends"),
+        (("codec", "lengths"), [1.0], CHECKPOINT, "lengths: one entry for each dimension"),
+        (("context", "patch"), [2, 3], CHECKPOINT, "patch"),
+        (("codec", "latent_channels"), 2**20, CHECKPOINT, "patch: a token has more than 1048576 channels"),
+        (("context", "heads"), 4, CHECKPOINT, "rotary positions need 16 channels a head"),
         (("sampling", "shifts"), 9, INVALID_ARGUMENT, "shifts is 9"),
     ],
 )
@@ -139,19 +130,19 @@ def test_channels_of_the_ends_that_wrap_to_none(library: Library, plane: Path, t
     copied = Path(shutil.copytree(plane, tmp_path / "it"))
     config = json.loads((copied / "config.json").read_text())
     small = {"grid": [128, 128], "layers": [], "latent_channels": 1, "width": 1, "kernel_ends": 1, "kernel_time": 1}
-    config["tokenizer"] |= {**small, "kernel": 1, "variational": False, "stride_ends": 64, "field_channels": 2**20}
+    config["codec"] |= {**small, "kernel": 1, "variational": False, "stride_ends": 64, "field_channels": 2**20}
     (copied / "config.json").write_text(json.dumps(config))
     one = np.ones(1, np.float32)
-    tensors = {f"tokenizer.{name}.bias": one for name in ("conv_in.conv", "to_latent", "from_latent")}
-    tensors |= {f"tokenizer.{name}.weight": one.reshape(1, 1) for name in ("to_latent", "from_latent")}
-    tensors["tokenizer.conv_in.conv.weight"] = np.ones((1, 2**20, 1, 1, 1), np.float32)
-    tensors["tokenizer.conv_out.conv.conv.weight"] = np.ones((0, 1, 1, 1, 1), np.float32)
-    tensors["tokenizer.conv_out.conv.conv.bias"] = np.ones(0, np.float32)
+    tensors = {f"codec.{name}.bias": one for name in ("conv_in.conv", "to_latent", "from_latent")}
+    tensors |= {f"codec.{name}.weight": one.reshape(1, 1) for name in ("to_latent", "from_latent")}
+    tensors["codec.conv_in.conv.weight"] = np.ones((1, 2**20, 1, 1, 1), np.float32)
+    tensors["codec.conv_out.conv.conv.weight"] = np.ones((0, 1, 1, 1, 1), np.float32)
+    tensors["codec.conv_out.conv.conv.bias"] = np.ones(0, np.float32)
     save_file(tensors, copied / "model.safetensors")
     write_manifest(copied)
     message = "conv_out.conv.conv.(bias|weight) has a shape that is not valid"
     refused(CHECKPOINT, message, lambda: library.open(copied))
-    del tensors["tokenizer.conv_out.conv.conv.weight"], tensors["tokenizer.conv_out.conv.conv.bias"]
+    del tensors["codec.conv_out.conv.conv.weight"], tensors["codec.conv_out.conv.conv.bias"]
     save_file(tensors, copied / "model.safetensors")
     write_manifest(copied)
     refused(CHECKPOINT, "field_channels: at most 256 is expected with stride_ends 64", lambda: library.open(copied))

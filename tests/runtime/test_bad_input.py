@@ -25,7 +25,7 @@ from ._libenma import (
 )
 from ._refusals import refused
 
-HISTORY = waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy()
+HISTORY = waves(1, 1, 3, CONFIGS["relative-fast"].codec)[0].numpy()
 
 
 def test_null_and_freed_handles(library: Library, folder: Path) -> None:

@@ -3,14 +3,13 @@
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 import enma_fast
-from enma_fast.config import ModelConfig
+from enma_fast.config import DecoderConfig, LinearConfig
 from enma_fast.data import example
 from enma_fast.models.checkpoint import PRETRAINED, save_model
 from enma_fast.models.model import Model as Network
@@ -19,7 +18,7 @@ from enma_fast.sampling.noise import trajectory_seed
 
 from .._extension import ISAS, needs_native
 from .._static import Problem
-from .._tiny import CONFIGS, FIRST, ONE_PASS, SQUARE, model, random_model, shaken, waves
+from .._tiny import CONFIGS, LOCAL, ONE_PASS, PLANE, SQUARE, in_one_pass, model, random_model, shaken, waves
 from ..sampling._native import play
 from ._libenma import INVALID_ARGUMENT, TOLERANCE, Failure, Library, Model, assert_close
 
@@ -42,9 +41,12 @@ def test_latents_after_the_same_history_have_the_same_bits(library: Library, tmp
         network = enma_fast.load_model(name)
     else:
         # That of the paper decides tokens by mask steps and a flow.
-        network = random_model(CONFIGS[name] if name == "paper" else one_pass(CONFIGS[name]))
+        config = CONFIGS[name]
+        if name.startswith("plane-paper"):
+            config = replace(config, codec=PLANE)
+        network = random_model(config if name == "paper" or config.initial is not None else in_one_pass(config))
     opened = library.open(saved(network, tmp_path / "it"))
-    observed = waves(1, 1, 3, network.config.tokenizer)[0].numpy()
+    observed = waves(1, 1, 3, network.config.codec)[0].numpy()
     sampler, known = NativeSampler(network.dynamics, dtype=torch.float32), 2
     used = [isa for isa in ISAS if has(opened, isa)]
     assert "scalar" in used
@@ -70,22 +72,16 @@ def has(opened: Model, isa: str) -> bool:
     return True
 
 
-def one_pass(config: ModelConfig) -> ModelConfig:
-    """A model that decides frames in one pass, on its grid alone."""
-    dynamics, tokenizer = replace(config.dynamics, decoder="one-pass"), replace(config.tokenizer, interpolation=None)
-    return replace(config, dynamics=dynamics, tokenizer=tokenizer)
-
-
 def saved(network: Network, folder: Path) -> Path:
     save_model(network, folder)
     return folder
 
 
-@pytest.mark.parametrize("name", ["paper", "relative", *FIRST, *ONE_PASS])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 @pytest.mark.parametrize("task", ["history", "context", "context alone"])
 def test_every_kind_of_model_and_task(library: Library, tmp_path: Path, name: str, task: str) -> None:
     network = model(name)
-    fields = waves(2, 1, 8, network.config.tokenizer).numpy()
+    fields = waves(2, 1, 8, network.config.codec).numpy()
     history = None if task == "context alone" else fields[0, : 3 if task == "history" else 1]
     context = None if task == "history" else fields[1]
     expected = enma_fast.forecast(network, history, context=context, num_members=3, seed=1).numpy()
@@ -96,36 +92,37 @@ def test_every_kind_of_model_and_task(library: Library, tmp_path: Path, name: st
 @pytest.mark.parametrize("observed", [4, 5, 6])
 def test_walls_units_and_any_number_of_observed_frames(library: Library, tmp_path: Path, observed: int) -> None:
     config = CONFIGS["relative-fast"]
-    tokenizer = replace(config.tokenizer, periodic=(False,), field_channels=3, kernel_time=2, layers=("space", "time"))
-    tokenizer = replace(tokenizer, field_mean=(0.5, -1.0, 0.0), field_scale=(2.0, 0.3, 1.0))
+    codec = replace(config.codec, periodic=(False,), field_channels=3, kernel_time=2, layers=("space", "time"))
+    codec = replace(codec, field_mean=(0.5, -1.0, 0.0), field_scale=(2.0, 0.3, 1.0))
     torch.manual_seed(0)
-    network = shaken(Network(replace(config, tokenizer=tokenizer)), scale=0.1).eval()
-    history = waves(1, 1, observed, tokenizer)[0].numpy()
+    network = shaken(Network(replace(config, codec=codec)), scale=0.1).eval()
+    history = waves(1, 1, observed, codec)[0].numpy()
     expected = enma_fast.forecast(network, history, num_members=2, num_frames=5).numpy()
     found = library.open(saved(network, tmp_path / "it")).forecast(history, num_members=2, num_frames=5)
     assert_close(found, expected)
 
 
 @pytest.mark.parametrize(
-    ("name", "decoder", "periodic", "shifts"),
+    ("name", "step", "periodic", "shifts"),
     [
-        ("plane", "masked-flow", (True, False), None),
-        ("plane", "one-pass", (True, True), 3),
-        ("plane", "one-pass", (False, True), 2),
-        ("plane-paper", "masked-flow", (False, False), None),
-        ("plane", "one-pass", (False, False), 4),
-        ("square", "one-pass", (False, False), 8),
-        ("plane-paper", "one-pass", (True, True), None),
-        ("plane-local", "one-pass", (True, False), 2),
-        ("plane-local", "one-pass", (False, False), None),
+        ("plane", None, (True, False), None),
+        ("plane", LinearConfig(), (True, True), 3),
+        ("plane", LinearConfig(), (False, True), 2),
+        ("plane-paper", None, (False, False), None),
+        ("plane", LinearConfig(), (False, False), 4),
+        ("square", LinearConfig(), (False, False), 8),
+        ("plane-paper", LinearConfig(), (True, True), None),
+        ("plane", LOCAL, (True, False), 2),
+        ("plane", LOCAL, (False, False), None),
     ],
+    ids=str,
 )
 @pytest.mark.parametrize("task", ["history", "context", "context alone"])
 def test_planes(
     library: Library,
     tmp_path: Path,
     name: str,
-    decoder: Literal["masked-flow", "one-pass"],
+    step: DecoderConfig | None,
     periodic: tuple[bool, bool],
     shifts: int | None,
     task: str,
@@ -133,21 +130,12 @@ def test_planes(
     """Both kinds of places, walls and rings, patches, two channels with units of their own."""
     config = CONFIGS["plane" if name == "square" else name]
     square = SQUARE if name == "square" else {}
-    config = replace(
-        config,
-        tokenizer=replace(
-            config.tokenizer,
-            interpolation=None,
-            periodic=periodic,
-            field_mean=(0.5, -1.0),
-            field_scale=(2.0, 0.3),
-            **square,
-        ),
-        dynamics=replace(config.dynamics, decoder=decoder),
-        sampling=replace(config.sampling, shifts=shifts),
-    )
+    codec = replace(PLANE, periodic=periodic, field_mean=(0.5, -1.0), field_scale=(2.0, 0.3), **square)
+    config = replace(config, codec=codec, sampling=replace(config.sampling, shifts=shifts))
+    if step is not None:
+        config = in_one_pass(config, step)
     network, count = random_model(config), max(4, shifts or 1)
-    fields = waves(2, 1, 8, config.tokenizer).numpy()
+    fields = waves(2, 1, 8, config.codec).numpy()
     history = None if task == "context alone" else fields[0, : 3 if task == "history" else 1]
     context = None if task == "history" else fields[1]
     expected = enma_fast.forecast(network, history, context=context, num_members=count, seed=1).numpy()
@@ -159,8 +147,8 @@ def test_planes(
 def test_layers_of_a_plane(library: Library, tmp_path: Path, channels: int) -> None:
     """More than one product for each line, kernels of other sizes, and points that no group of places divides."""
     config = CONFIGS["plane"]
-    tokenizer = replace(
-        config.tokenizer,
+    codec = replace(
+        config.codec,
         grid=(12, 20),
         field_channels=channels,
         layers=("space", "residual", "space", "time"),
@@ -168,9 +156,9 @@ def test_layers_of_a_plane(library: Library, tmp_path: Path, channels: int) -> N
         kernel_time=2,
         kernel_ends=5,
     )
-    config = replace(config, tokenizer=tokenizer, dynamics=replace(config.dynamics, patch=(3, 1)))
+    config = replace(config, codec=codec, context=replace(config.context, patch=(3, 1)))
     network = random_model(config)
-    history = waves(1, 1, 4, tokenizer)[0].numpy()
+    history = waves(1, 1, 4, codec)[0].numpy()
     expected = enma_fast.forecast(network, history, num_members=2).numpy()
     opened = library.open(saved(network, tmp_path / "it"))
     assert_close(opened.forecast(history, num_members=2), expected)
@@ -181,12 +169,12 @@ def test_layers_of_a_plane(library: Library, tmp_path: Path, channels: int) -> N
 
 @pytest.mark.parametrize(("name", "stride", "channels"), [("relative-fast", 4, 3), ("plane", 2, 2), ("plane", 4, 3)])
 def test_nothing_at_full_resolution(library: Library, tmp_path: Path, name: str, stride: int, channels: int) -> None:
-    config = one_pass(CONFIGS[name])
+    config = CONFIGS[name]
     layers = ("residual", "time") if stride == 4 else ("residual", "space", "time")
-    tokenizer = replace(config.tokenizer, stride_ends=stride, kernel_ends=5, layers=layers, field_channels=channels)
-    patch = (1,) * tokenizer.dims
-    network = random_model(replace(config, tokenizer=tokenizer, dynamics=replace(config.dynamics, patch=patch)))
-    history = waves(1, 1, 3, tokenizer)[0].numpy()
+    codec = replace(config.codec, stride_ends=stride, kernel_ends=5, layers=layers, field_channels=channels)
+    patch = (1,) * codec.dims
+    network = random_model(replace(config, codec=codec, context=replace(config.context, patch=patch)))
+    history = waves(1, 1, 3, codec)[0].numpy()
     expected = enma_fast.forecast(network, history, num_members=2).numpy()
     found = library.open(saved(network, tmp_path / "it")).forecast(history, num_members=2)
     assert_close(found, expected)
@@ -195,16 +183,16 @@ def test_nothing_at_full_resolution(library: Library, tmp_path: Path, name: str,
 def test_a_large_plane(library: Library, tmp_path: Path) -> None:
     """Products of more rows than a kernel takes at a time."""
     config = CONFIGS["plane"]
-    tokenizer = replace(config.tokenizer, grid=(32, 64), layers=("space", "space", "space", "time"))
-    network = random_model(replace(config, tokenizer=tokenizer))
-    history = waves(1, 1, 3, tokenizer)[0].numpy()
+    codec = replace(config.codec, grid=(32, 64), layers=("space", "space", "space", "time"))
+    network = random_model(replace(config, codec=codec))
+    history = waves(1, 1, 3, codec)[0].numpy()
     expected = enma_fast.forecast(network, history, num_members=1).numpy()
     assert_close(library.open(saved(network, tmp_path / "it")).forecast(history), expected)
 
 
 def test_members_on_a_plane_depend_on_nothing_else(library: Library, plane: Path) -> None:
     model = library.open(plane)
-    history = waves(1, 1, 3, CONFIGS["plane"].tokenizer)[0].numpy()
+    history = waves(1, 1, 3, CONFIGS["plane"].codec)[0].numpy()
     whole = model.forecast(history, num_members=5)
     assert np.array_equal(model.forecast(history, num_members=2, first_member=2, threads=2), whole[2:4])
     session = model.session(num_members=5)
@@ -218,7 +206,7 @@ def test_members_on_a_plane_depend_on_nothing_else(library: Library, plane: Path
 
 def test_long_forecasts(library: Library, small: Model, folder: Path) -> None:
     """More frames than the first tables of rotary places hold."""
-    history = waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy()
+    history = waves(1, 1, 3, CONFIGS["relative-fast"].codec)[0].numpy()
     expected = enma_fast.forecast(enma_fast.load_model(folder), history, num_members=1, num_frames=150).numpy()
     assert_close(small.forecast(history, num_frames=150), expected)
     assert any("frames beyond 8" in message for _, message in library.messages)
@@ -228,10 +216,10 @@ def test_long_forecasts(library: Library, small: Model, folder: Path) -> None:
 def test_a_context_that_training_did_not_show_is_said(
     library: Library, tmp_path: Path, shortest: int | None, least: int
 ) -> None:
-    network = random_model(replace(one_pass(CONFIGS["relative"]), shortest_context=shortest))
+    network = random_model(replace(in_one_pass(CONFIGS["relative"]), shortest_context=shortest))
     opened, (first, other) = (
         library.open(saved(network, tmp_path / "it")),
-        waves(1, 2, 8, CONFIGS["relative"].tokenizer),
+        waves(1, 2, 8, CONFIGS["relative"].codec),
     )
     for frames in (8, 5, 4):
         library.messages.clear()
@@ -282,7 +270,7 @@ def test_threads_ranges_and_steps_change_no_bit(fast: Model) -> None:
 
 
 def test_a_session_observes_again(small: Model) -> None:
-    fields = waves(2, 1, 4, CONFIGS["relative-fast"].tokenizer).numpy()
+    fields = waves(2, 1, 4, CONFIGS["relative-fast"].codec).numpy()
     session = small.session(num_members=2)
     session.observe(fields[0])
     session.step()
@@ -291,7 +279,7 @@ def test_a_session_observes_again(small: Model) -> None:
 
 
 def test_strides_and_precision_of_arrays(small: Model) -> None:
-    history = waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy()
+    history = waves(1, 1, 3, CONFIGS["relative-fast"].codec)[0].numpy()
     expected = small.forecast(history, num_members=2)
     backwards = np.ascontiguousarray(history[::-1, ::-1])[::-1, ::-1]
     for given in (history.astype(np.float64), np.asfortranarray(history), np.repeat(history, 2, 1)[:, ::2], backwards):
@@ -310,7 +298,7 @@ def test_strides_and_precision_of_arrays(small: Model) -> None:
 
 def test_members_that_overflow_do_not_cost_the_others_their_restart(small: Model) -> None:
     session = small.session(num_members=3, seed=4, temperature=3e38)
-    session.observe(waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy())
+    session.observe(waves(1, 1, 3, CONFIGS["relative-fast"].codec)[0].numpy())
     assert not np.isfinite(session.step()).all()
     saved_state = session.save()
     other = small.session(num_members=3, seed=4, temperature=3e38)
@@ -323,15 +311,15 @@ def test_a_long_line_of_many_channels(library: Library, tmp_path: Path) -> None:
     """More points than the root of the most of a plane, and more channels than 64."""
     config = CONFIGS["relative-fast"]
     count = 70
-    tokenizer = replace(
-        config.tokenizer,
+    codec = replace(
+        config.codec,
         grid=(4096,),
         field_channels=count,
         field_mean=(0.5,) * count,
         field_scale=(2.0,) * count,
     )
-    network = random_model(replace(config, tokenizer=tokenizer))
-    history = 0.5 + 2 * waves(1, 1, 3, tokenizer)[0]
+    network = random_model(replace(config, codec=codec))
+    history = 0.5 + 2 * waves(1, 1, 3, codec)[0]
     settings = {"num_members": 2, "num_frames": 1}
     expected = enma_fast.forecast(network, history, **settings).numpy()
     found = library.open(saved(network, tmp_path)).forecast(history.numpy(), **settings)
@@ -339,6 +327,6 @@ def test_a_long_line_of_many_channels(library: Library, tmp_path: Path) -> None:
 
 
 def test_an_instruction_set_by_name(small: Model) -> None:
-    history = waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy()
+    history = waves(1, 1, 3, CONFIGS["relative-fast"].codec)[0].numpy()
     scalar, fastest = small.forecast(history, isa="scalar"), small.forecast(history)
     assert np.abs(scalar - fastest).max() <= TOLERANCE * np.abs(fastest).max()

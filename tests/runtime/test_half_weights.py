@@ -15,7 +15,7 @@ from .._tiny import CONFIGS, waves
 from ._libenma import CHECKPOINT, CSRC, CXX, Failure, Library
 
 HALVES = [torch.float16, torch.bfloat16]
-HISTORY = waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy()
+HISTORY = waves(1, 1, 3, CONFIGS["relative-fast"].codec)[0].numpy()
 
 
 def stored_as(source: Path, folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
@@ -56,7 +56,7 @@ def test_forecasts_are_those_of_the_widened_weights(
     whole = load_file(folder / "model.safetensors")
     halves = {name: tensor.to(dtype) for name, tensor in whole.items()}
     # A subnormal number of either kind.
-    halves["tokenizer.conv_in.conv.bias"][0] = 3 * torch.finfo(dtype).smallest_normal / 4
+    halves["codec.conv_in.conv.bias"][0] = 3 * torch.finfo(dtype).smallest_normal / 4
     widened = {name: tensor.float() for name, tensor in halves.items()}
     narrow = library.open(stored_as(folder, tmp_path / "narrow", halves)).forecast(HISTORY, num_members=3)
     wide = library.open(stored_as(folder, tmp_path / "wide", widened)).forecast(HISTORY, num_members=3)

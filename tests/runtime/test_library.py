@@ -105,7 +105,7 @@ def test_the_example_in_fortran(library: Library, fast: Model, frames: Path, tmp
 
 def test_planes_in_fortran_and_in_c(library: Library, plane: Path, tmp_path: Path) -> None:
     needs(CC, FC)
-    history = waves(1, 1, 3, CONFIGS["plane"].tokenizer)[0].numpy()
+    history = waves(1, 1, 3, CONFIGS["plane"].codec)[0].numpy()
     history.tofile(tmp_path / "frames")
     expected = library.open(plane).forecast(history, num_members=2)
     program, out = tmp_path / "program", tmp_path / "out"

@@ -19,7 +19,7 @@ def opened(library: Library, tmp_path: Path) -> Model:
 
 @pytest.mark.parametrize("done", [0, 1, 3, 4])
 def test_a_restored_session_continues_with_the_same_bits(opened: Model, done: int) -> None:
-    fields = waves(2, 1, 8, model(NAME).config.tokenizer).numpy()
+    fields = waves(2, 1, 8, model(NAME).config.codec).numpy()
     session = opened.session(num_members=3, seed=4)
     session.observe(fields[0, :3], fields[1])
     for _ in range(done):
@@ -32,7 +32,7 @@ def test_a_restored_session_continues_with_the_same_bits(opened: Model, done: in
 
 
 def test_threads_and_ranges_change_no_bit(opened: Model) -> None:
-    history = waves(1, 1, 3, model(NAME).config.tokenizer)[0].numpy()
+    history = waves(1, 1, 3, model(NAME).config.codec)[0].numpy()
     whole = opened.forecast(history, num_members=5, seed=1)
     for threads in (2, 3):
         assert np.array_equal(opened.forecast(history, num_members=5, seed=1, threads=threads), whole)
@@ -42,7 +42,7 @@ def test_threads_and_ranges_change_no_bit(opened: Model) -> None:
 
 
 def test_what_was_observed_before_is_forgotten(opened: Model) -> None:
-    fields = waves(2, 1, 8, model(NAME).config.tokenizer).numpy()
+    fields = waves(2, 1, 8, model(NAME).config.codec).numpy()
     session = opened.session(num_members=2)
     session.observe(fields[0, :3])
     session.forecast()

@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 import enma_fast
-from enma_fast.config import ModelConfig
+from enma_fast.config import ModelConfig, PointsConfig
 from enma_fast.models.checkpoint import save_model
 from enma_fast.models.model import Model as Network
 from enma_fast.training.recipes import RECIPES
@@ -46,7 +46,7 @@ def opened(library: Library, network: Network, folder: Path) -> Model:
 
 def scattered(config: ModelConfig, frames: int, counts: list[int], *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Points in the domain, both ends among them, and smooth values there: of `frames` frames, or rows of `counts`."""
-    tokenizer = config.tokenizer
+    tokenizer = config.codec
     choose = np.random.default_rng(seed)
     lengths = np.array(tokenizer.lengths)
     points = (lengths * choose.random((sum(counts), len(lengths)))).astype(np.float32)
@@ -58,10 +58,10 @@ def scattered(config: ModelConfig, frames: int, counts: list[int], *, seed: int 
 
 
 def with_units(config: ModelConfig, **changes: Any) -> ModelConfig:
-    c = config.tokenizer.field_channels
-    tokenizer = replace(config.tokenizer, field_mean=(0.5, -1.0)[:c], field_scale=(2.0, 0.3)[:c])
-    assert tokenizer.interpolation is not None
-    return replace(config, tokenizer=replace(tokenizer, interpolation=replace(tokenizer.interpolation, **changes)))
+    c = config.codec.field_channels
+    codec = replace(config.codec, field_mean=(0.5, -1.0)[:c], field_scale=(2.0, 0.3)[:c])
+    assert isinstance(codec, PointsConfig)
+    return replace(config, codec=replace(codec, interpolation=replace(codec.interpolation, **changes)))
 
 
 def compare_with_python(model: Model, network: Network, *, count: int, num_members: int) -> None:
@@ -119,7 +119,7 @@ def test_both_ways_round_no_worse_than_python(library: Library, tmp_path: Path, 
 def test_frames_on_the_grid(library: Library, tmp_path: Path, config: ModelConfig, shifts: int | None) -> None:
     config = replace(config, sampling=replace(config.sampling, shifts=shifts))
     network = random_model(config)
-    fields = waves(2, 1, 4, config.tokenizer).numpy()
+    fields = waves(2, 1, 4, config.codec).numpy()
     expected = enma_fast.forecast(network, fields[0, :3], context=fields[1], num_members=4).numpy()
     found = opened(library, network, tmp_path / "it").forecast(fields[0, :3], fields[1], num_members=4)
     assert_close(found, expected)
@@ -177,7 +177,7 @@ def test_shifts_move_the_points(library: Library, tmp_path: Path, config: ModelC
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "patch", "ways"),
+    ("codec", "patch", "ways"),
     [
         ({}, (2, 2), 8),
         ({"lengths": (1.0, 2.0)}, (2, 2), 4),
@@ -186,12 +186,11 @@ def test_shifts_move_the_points(library: Library, tmp_path: Path, config: ModelC
     ],
 )
 def test_more_views_than_there_are_between_walls(
-    library: Library, tmp_path: Path, tokenizer: dict[str, Any], patch: tuple[int, int], ways: int
+    library: Library, tmp_path: Path, codec: dict[str, Any], patch: tuple[int, int], ways: int
 ) -> None:
-    config = between_walls(PLANE, **SQUARE | tokenizer)
-    made = opened(
-        library, random_model(replace(config, dynamics=replace(config.dynamics, patch=patch))), tmp_path / "it"
-    )
+    config = between_walls(PLANE, **SQUARE | codec)
+    config = replace(config, context=replace(config.context, patch=patch))
+    made = opened(library, random_model(config), tmp_path / "it")
     made.session(shifts=ways)
     with pytest.raises(Failure, match=f"in {ways} ways: use no more"):
         made.session(shifts=ways + 1)
@@ -313,7 +312,7 @@ def by_a_program(library: Library, model: Model, config: ModelConfig, folder: Pa
     session = model.session(num_members=2)
     session.observe_points(given[0], Observations.of(points[:5], values[:, :5]))
     expected.append(session.forecast())
-    if config.tokenizer.interpolation is None:
+    if not config.codec.at_points:
         expected.append(forecast(model, Observations.of(points, values, errors=[0.25]), num_members=2))
     program, out = str(folder / "program"), folder / "out"
     here = Path(__file__).parent

@@ -22,13 +22,13 @@ LINE, PLANE = CONFIGS["relative-fast"], CONFIGS["plane"]
 
 
 def with_units(config: ModelConfig) -> ModelConfig:
-    c = config.tokenizer.field_channels
-    return replace(config, tokenizer=replace(config.tokenizer, field_mean=(0.5, -1.0)[:c], field_scale=(2.0, 0.3)[:c]))
+    c = config.codec.field_channels
+    return replace(config, codec=replace(config.codec, field_mean=(0.5, -1.0)[:c], field_scale=(2.0, 0.3)[:c]))
 
 
 def opened(library: Library, config: ModelConfig, folder: Path) -> tuple[Model, Network]:
     """A model with the covariance of waves, by libenma and by Python."""
-    network, tok = random_model(config), config.tokenizer
+    network, tok = random_model(config), config.codec
     fields = waves(8, 2, 8, tok) + 0.05 * torch.randn(
         16, 8, *tok.grid, tok.field_channels, generator=torch.Generator().manual_seed(0)
     )
@@ -89,7 +89,7 @@ def test_a_session_on_points_and_on_the_grid(library: Library, tmp_path: Path) -
     """One after the other, what is refused between them, and saved sessions of both."""
     model, _ = opened(library, replace(LINE, sampling=replace(LINE.sampling, shifts=3)), tmp_path / "it")
     points, values = scattered(LINE, 3, [9])
-    fields = waves(1, 1, 3, LINE.tokenizer)[0].numpy()
+    fields = waves(1, 1, 3, LINE.codec)[0].numpy()
     session, other = model.session(num_members=20), model.session(num_members=20, threads=2)
     session.observe(fields)
     on_grid = session.forecast()

@@ -17,7 +17,7 @@ from .._tiny import CONFIGS, waves
 from ._libenma import CC, CSRC, INVALID_ARGUMENT, NO_MEMORY, ROOT, SANITIZED, Library, run
 from ._programs import WARNINGS, linked, needs
 
-HISTORY = waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy()
+HISTORY = waves(1, 1, 3, CONFIGS["relative-fast"].codec)[0].numpy()
 
 
 def in_a_process(program: str, library: Library, folder: Path) -> list[str]:

@@ -19,7 +19,7 @@ from ._libenma import INVALID_ARGUMENT, OK, Failure, Library, Model
 
 @pytest.mark.parametrize("done", [0, 1, 2, 5])
 def test_a_restored_session_continues_with_the_same_bits(small: Model, done: int) -> None:
-    fields = waves(2, 1, 8, CONFIGS["relative-fast"].tokenizer).numpy()
+    fields = waves(2, 1, 8, CONFIGS["relative-fast"].codec).numpy()
     session = small.session(num_members=3, seed=4)
     session.observe(fields[0, :3], fields[1])
     for _ in range(done):
@@ -45,7 +45,7 @@ def test_stopped_members_are_missing_and_others_keep_their_bits(
     network = model(name)
     save_model(network, tmp_path / "it")
     opened = library.open(tmp_path / "it")
-    fields = waves(2, 1, 3, network.config.tokenizer).numpy()
+    fields = waves(2, 1, 3, network.config.codec).numpy()
     history, context = (fields[0], None) if task == "history" else (None, fields[1])
     options = {"num_members": 7, "num_frames": 8, "shifts": 3, "seed": 2}
     whole = opened.forecast(history, context, **options)
@@ -67,7 +67,7 @@ def test_stopped_members_are_missing_and_others_keep_their_bits(
         saves.append(session.save())
         frames.append(session.step())
     assert np.array_equal(np.stack(frames, 1), stopped_until(8), equal_nan=True)
-    observed, tokenizer = 3 if history is not None else 0, network.config.tokenizer
+    observed, tokenizer = 3 if history is not None else 0, network.config.codec
     for frame, members in ends.items():
         known = tokenizer.latent_frames(observed + frame) if frame > 0 else (observed + 1) // 2
         latents = session.latents()[[m for m in members if m != 0 or frame == 1]]
@@ -105,7 +105,7 @@ def test_masks_that_do_not_fit(small: Model) -> None:
     session = small.session(num_members=3)
     with pytest.raises(Failure, match="observe first"):
         session.stop([0])
-    session.observe(waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy())
+    session.observe(waves(1, 1, 3, CONFIGS["relative-fast"].codec)[0].numpy())
     with pytest.raises(Failure, match="members has 2 entries; the session has 3") as failure:
         session.call("stop", b"12", ctypes.c_size_t(2))
     assert failure.value.status == INVALID_ARGUMENT
@@ -115,7 +115,7 @@ def test_masks_that_do_not_fit(small: Model) -> None:
 
 
 def test_a_saved_session_of_another_kind_is_refused(small: Model, fast: Model) -> None:
-    fields = waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer).numpy()
+    fields = waves(1, 1, 3, CONFIGS["relative-fast"].codec).numpy()
     session = small.session(num_members=2)
     session.observe(fields[0])
     session.step()

@@ -108,7 +108,7 @@ def test_readers_under_libfuzzer(watched: Watched, small: Model, folder: Path, t
     few = {name: np.array([1.5, -0.0, 6e-8], kind) for name, kind in (("a", np.float16), ("b", np.float32))}
     (corpus / "halves").write_bytes(b"w" + save(few))
     session = small.session(num_members=2, temperature=1.0)
-    session.observe(waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy())
+    session.observe(waves(1, 1, 3, CONFIGS["relative-fast"].codec)[0].numpy())
     session.step()
     # Without its digest.
     (corpus / "session").write_bytes(b"s" + session.save()[:-32])

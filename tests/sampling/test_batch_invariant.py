@@ -51,7 +51,7 @@ def coder(code: Callable[[Tensor], Tensor], dims: int) -> Callable[[Tensor], Ten
 )
 def test_bits_depend_on_nothing_but_the_row(name: str, what: str) -> None:
     one = made(name)
-    config, tok = one.config, one.config.tokenizer
+    config, tok = one.config, one.config.codec
     block = BLOCKS[tok.dims]
     count = 2 * block + 1 if tok.dims == 1 else block + 2
     if what == "encode":
@@ -75,7 +75,7 @@ def test_presets_are_coded_in_blocks(name: str) -> None:
     # One by one they would be right too, and slower.
     one = made(name)
     rows = torch.randn(1, 2, one.config.num_tokens, one.config.token_channels)
-    coder(one.decode, one.config.tokenizer.dims)(rows)
+    coder(one.decode, one.config.codec.dims)(rows)
     assert list(batch_invariant._IN_BLOCKS.values()) == [True]
 
 
@@ -105,8 +105,8 @@ def test_one_look_serves_all_rows_of_a_shape() -> None:
 
 
 def test_one_look_serves_all_models_of_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("enma_fast.forecasting.encoding.native_tokenizer", lambda tokenizer: None)
-    history = torch.randn(3, *(tok := made("plane-paper").config.tokenizer).grid, tok.field_channels)
+    monkeypatch.setattr("enma_fast.forecasting.encoding.native_codec", lambda tokenizer: None)
+    history = torch.randn(3, *(tok := made("plane-paper").config.codec).grid, tok.field_channels)
     for _ in range(2):
         sample_fields(made("plane-paper"), history, num_members=2)
     assert len(batch_invariant._IN_BLOCKS) == 2, "one for the encoder, one for the decoder"
@@ -122,7 +122,7 @@ def test_a_model_that_gives_no_numbers_spoils_no_other() -> None:
 @pytest.mark.parametrize("name", ["combined-small", "relative", "plane"])
 def test_a_member_has_the_same_bits_alone_in_any_chunk_and_on_any_threads(name: str) -> None:
     model = made(name)
-    tok = model.config.tokenizer
+    tok = model.config.codec
     history = torch.randn(3, *tok.grid, tok.field_channels)
     expected = sample_fields(model, history, num_members=9)
     for num_threads in (1, 2, 3):

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from enma_fast.errors import EnmaError
-from enma_fast.models.folding import folded_end
+from enma_fast.models.codecs.folding import folded_end
 from enma_fast.models.model import Dynamics
 from enma_fast.sampling import cuda_graphs
 from enma_fast.sampling.cuda_graphs import CapturedStep, Recordings, try_capture
 from enma_fast.sampling.static_step import StaticStep
 
 from .._static import LATENTS, Problem, TapeRecorder, build, generate, make_step, problem
-from .._tiny import FIRST, ONE_PASS, distance, waves
+from .._tiny import ONE_PASS, distance, waves
 from .._tiny import model as tiny_model
 
 # The tape runs the reference operators, and attention under Triton's interpreter.
@@ -40,7 +40,7 @@ def one_row(dynamics: Dynamics) -> Problem:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["paper", "relative", *FIRST, *ONE_PASS])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_replayed_frames_are_the_steps_own(name: str, recorder: TapeRecorder) -> None:
     dynamics = build(name)
     # Other trajectories, lengths, seeds and members than at the capture, one after the other.
@@ -52,7 +52,7 @@ def test_replayed_frames_are_the_steps_own(name: str, recorder: TapeRecorder) ->
     step.frame()
     captured = CapturedStep(step, recorder=recorder)
     # Fed back or not, and in a one-pass model in mask steps or not.
-    assert recorder.warm_ups == (4 if name in (*FIRST, *ONE_PASS) else 2)
+    assert recorder.warm_ups == (4 if name in ONE_PASS else 2)
     replays, found = 0, []
     for number, given in enumerate((*others, others[1])):
         found.append(generate(captured, given))
@@ -124,8 +124,8 @@ def test_a_history_that_cannot_be_recorded_is_read(
 @pytest.mark.parametrize("name", ["relative-fast", "plane", "paper"])
 def test_encoding_and_decoding_are_one_launch_when_they_come_again(name: str, recorder: TapeRecorder) -> None:
     model = tiny_model(name)
-    tok = model.config.tokenizer
-    end = folded_end(model.tokenizer)
+    tok = model.config.codec
+    end = folded_end(model.codec)
     calls = {
         "encode": model.encode,
         "decode": lambda z: model.decode(z, 5, end=end),
@@ -163,26 +163,25 @@ def test_so_many_calls_are_recorded_and_large_ones_are_not(
     recordings.clear()
     assert recordings(1, lambda inputs: inputs[0] + 1, [torch.ones(1)]) == 2
 
-    tokenizer = tiny_model("plane").tokenizer
-    assert cuda_graphs.tokenizer_recordings(tokenizer, rows=1, frames=1) is None
+    codec = tiny_model("plane").codec
+    assert cuda_graphs.codec_recordings(codec, rows=1, frames=1) is None
     # As if it were on a GPU.
-    weights = types.SimpleNamespace(device=torch.device("cuda", 0))
     monkeypatch.setattr(cuda_graphs, "CudaRecorder", lambda device: recorder)
-    monkeypatch.setattr(tokenizer, "parameters", lambda: iter([weights]))
+    monkeypatch.setattr(type(codec), "device", torch.device("cuda", 0))
     monkeypatch.setattr(cuda_graphs, "prepared", lambda module, name, prepare: prepare())
     streams = [0, 0]
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: streams[0])
     monkeypatch.setattr(torch.cuda, "default_stream", lambda _: streams[1])
-    config = tokenizer.config
+    config = codec.config
     most = cuda_graphs.MOST_VALUES // (math.prod(config.grid) * config.field_channels)
-    assert cuda_graphs.tokenizer_recordings(tokenizer, rows=1, frames=most) is not None
-    assert cuda_graphs.tokenizer_recordings(tokenizer, rows=1, frames=most + 1) is None
+    assert cuda_graphs.codec_recordings(codec, rows=1, frames=most) is not None
+    assert cuda_graphs.codec_recordings(codec, rows=1, frames=most + 1) is None
     # The memory of a recording is of one stream, and its arithmetic that of its time.
     streams[0] = 1
-    assert cuda_graphs.tokenizer_recordings(tokenizer, rows=1, frames=1) is None
+    assert cuda_graphs.codec_recordings(codec, rows=1, frames=1) is None
     streams[0] = 0
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: True)
-    assert cuda_graphs.tokenizer_recordings(tokenizer, rows=1, frames=1) is None
+    assert cuda_graphs.codec_recordings(codec, rows=1, frames=1) is None
 
 
 # test_node_budget.py counts the nodes of a frame in one pass in a second.

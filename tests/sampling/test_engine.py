@@ -54,10 +54,11 @@ def generated(engine: Engine, given: Problem, *, groups: Tensor | None = None) -
 
 def test_the_best_backend_and_the_reasons() -> None:
     dynamics = build("paper")
-    found = candidates(torch.device("cpu"), torch.float32, head_dim=16)
+    found = candidates(dynamics.config, torch.device("cpu"), torch.float32)
     assert list(found) == ["native", "graph", "static", "reference"]
     assert [name for name, problem in found.items() if problem is None] == ["native", "reference"][not NATIVE :]
-    assert "up to 128" in candidates(torch.device("cpu"), torch.float32, head_dim=132)["native"]
+    wide = replace(dynamics.config, {"context.width": 132, "context.heads": 1})
+    assert "up to 128" in candidates(wide, torch.device("cpu"), torch.float32)["native"]
     assert Engine(dynamics).backend == ("native" if NATIVE else "reference")
     assert Engine(dynamics, dtype=torch.bfloat16, backend=BACKENDS[0]).dtype == torch.bfloat16
     assert Engine(copy.deepcopy(dynamics).double()).backend == "reference"
@@ -180,8 +181,8 @@ def test_weights_that_have_changed_are_packed_again(backend: str) -> None:
     changes = [
         lambda: shaken(dynamics, seed=3),
         lambda: dynamics.load_state_dict(build("relative").state_dict()),
-        lambda: dynamics.spatial.mask.add_(1.0),
-        lambda: setattr(dynamics.temporal, "start", torch.nn.Parameter(torch.randn_like(dynamics.temporal.start))),
+        lambda: dynamics.trunk.mask.add_(1.0),
+        lambda: setattr(dynamics.context, "start", torch.nn.Parameter(torch.randn_like(dynamics.context.start))),
     ]
     for change in changes:
         old = generated(engine_for(dynamics, backend=backend), given)

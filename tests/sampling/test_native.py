@@ -22,13 +22,13 @@ from enma_fast.utils.dataclass_json import replace
 
 from .._extension import ISAS, needs_native
 from .._static import LATENTS, TASKS, build, problem
-from .._tiny import CONFIGS, FIRST, ONE_PASS, distance
+from .._tiny import CONFIGS, ONE_PASS, distance
 from ._native import DTYPES, GROWN, assert_is_the_reference, begun, generate, packed, play, references
 
 # Frames in the first tables of rotary places, as csrc/runtime/dynamics.cpp has it.
 TABLE_FRAMES = 64
 # Two configurations with interpolation have the dynamics of others.
-NAMES = ("paper", "relative", "plane", "plane-paper", "plane-local", "plane-fourier", "line-fourier", *FIRST, *ONE_PASS)
+NAMES = ("paper", "relative", "plane", "plane-paper", "plane-local", "plane-fourier", "line-fourier", *ONE_PASS)
 
 pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 
@@ -120,7 +120,7 @@ def test_norms_of_another_epsilon_are_refused() -> None:
 @pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # With one layer the first is the last, with three one lies between.
-    changes = {"dynamics.spatial_layers": layers, "dynamics.temporal_layers": layers}
+    changes = {"trunk.layers": layers, "context.layers": layers}
     monkeypatch.setitem(CONFIGS, name, replace(CONFIGS[name], changes))
     dynamics = build(name)
     given = problem(dynamics, "generation", members=8)
@@ -133,15 +133,17 @@ def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPat
     "changes",
     [
         # Head dims 4 (12 with rotary places), 20 and 64; columns beside whole panels, and as many as a product's piece.
-        {"dynamics.width": 36, "dynamics.heads": 9, "dynamics.scale_shift_rank": 5, "dynamics.patch": (1,)},
-        {"dynamics.width": 40, "dynamics.mlp_ratio": 1.7, "dynamics.flow.width": 17, "dynamics.patch": (4,)},
-        {"dynamics.width": 128, "dynamics.mlp_ratio": 3.0, "dynamics.patch": (16,)},
+        {"context.width": 36, "context.heads": 9, "context.scale_shift_rank": 5, "context.patch": (1,)},
+        {"context.width": 40, "context.mlp_ratio": 1.7, "step.width": 17, "context.patch": (4,)},
+        {"context.width": 128, "context.mlp_ratio": 3.0, "context.patch": (16,)},
     ],
     ids=["narrow", "odd", "wide"],
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_sizes(name: str, dtype: torch.dtype, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    if CONFIGS[name].initial is not None:
+        changes = {key.replace("step.", "initial."): value for key, value in changes.items()}
     if not name.startswith("paper"):
         # Rotary places need heads of 8 channels or more, and scaling and shift belong to the paper's model.
         changes = {key: 3 if key.endswith("heads") else value for key, value in changes.items() if "rank" not in key}
@@ -274,7 +276,7 @@ def test_plan_counts_keys_and_values() -> None:
             # Inputs of bf16 products are bf16 where they are multiplied as such. Rows of 32 fill whole cache lines.
             size = 2 if dtype == torch.bfloat16 and isa == "avx512_bf16" else 4
             tokens = dynamics.config.num_tokens * (2 * 3 + 5 * 4)
-            assert plan["keys_values"] == 2 * 2 * tokens * dynamics.config.dynamics.width * size
+            assert plan["keys_values"] == 2 * 2 * tokens * dynamics.config.context.width * size
             stored = sum(p.numel() for p in dynamics.parameters()) * dtype.itemsize
             # Every linear has a bias of fp32, and panels of 16; the rest are tables.
             assert stored <= plan["weights"] < 3 * stored

@@ -13,14 +13,14 @@ from enma_fast.sampling.native import NativeSampler
 
 from .._extension import ISAS, needs_native
 from .._static import Problem, build, problem
-from .._tiny import FIRST, ONE_PASS
+from .._tiny import ONE_PASS
 from ._native import DTYPES, generate, groups_of, packed, play
 
 pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["paper", "relative", *FIRST, *ONE_PASS])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_bits_do_not_depend_on_the_threads(name: str, dtype: torch.dtype) -> None:
     # One member, as many as threads or not, and so many that a thread takes them in pieces.
     for members in (1, 3, 40):

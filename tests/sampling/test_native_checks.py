@@ -21,7 +21,7 @@ from .._static import build
 
 pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 
-QKV = "temporal.blocks.0.attention.qkv.weight"
+QKV = "context.blocks.0.attention.qkv.weight"
 SETTINGS = SamplingConfig(mask_steps=3, flow_steps=2)
 
 
@@ -50,7 +50,7 @@ def refused(name: str, dynamics: Dynamics, parameters: dict[str, Any] | None = N
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["paper", "relative-fast", "plane-local", "line-fourier", "plane-first", "line-first"])
+@pytest.mark.parametrize("name", ["paper", "relative-fast", "plane-local", "line-fourier", "points"])
 def test_every_parameter_is_asked_for_in_its_shape(name: str) -> None:
     dynamics = build(name)
     pack(dynamics)
@@ -66,7 +66,7 @@ def test_every_parameter_is_asked_for_in_its_shape(name: str) -> None:
 
 def test_bad_weights_are_named() -> None:
     dynamics = build("paper")
-    weight = dynamics.temporal.blocks[0].attention.qkv.weight
+    weight = dynamics.context.blocks[0].attention.qkv.weight
     for bad in (
         weight.double(),
         weight.bfloat16(),
@@ -79,35 +79,36 @@ def test_bad_weights_are_named() -> None:
     ):
         refused("blocks.0.attention.qkv.weight", dynamics, {QKV: bad})
     # A parameter that is not read would be missing from every forecast.
-    for unknown in ("spatial.gate", "temporal.blocks.7.norm_2.weight", "read.weight", "flow.velocity.time.4.weight"):
-        refused(unknown.split(".", 1)[1], dynamics, {unknown: weight})
+    for unknown in ("trunk.gate", "context.blocks.7.norm_2.weight", "initial.read.weight", "step.velocity.time.4.bias"):
+        refused(unknown, dynamics, {unknown: weight})
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "named"),
     [
-        ("paper", {"dynamics__heads": 0}, "context.heads"),
-        ("paper", {"dynamics__heads": 3}, "context.width"),
-        ("paper", {"dynamics__heads": 16}, "context.width"),
-        ("paper", {"dynamics__width": 16}, "context.embed.weight"),
-        ("paper", {"dynamics__temporal_layers": 1}, "context.blocks.1."),
-        ("paper", {"dynamics__spatial_layers": 3}, "trunk.blocks.2."),
-        ("paper", {"dynamics__decoder": "one-pass"}, "step.noise.weight"),
-        ("paper", {"dynamics__decoder": "two-pass"}, "dynamics.decoder"),
-        ("paper", {"dynamics__gain": 1}, "gain"),
-        ("paper", {"dynamics__first": {"width": 16}}, "dynamics.first"),
-        ("relative", {"dynamics__heads": 8}, "context.width"),
-        ("relative", {"dynamics__patch": [3]}, "context.patch"),
-        ("relative", {"dynamics__patch": [2, 2]}, "context.patch"),
-        ("plane-local", {"dynamics__local__width": 24}, "step.width"),
-        ("plane-local", {"dynamics__local__past": 3}, "step.frames.conv.weight"),
-        ("plane-local", {"dynamics__local__layers": 1}, "step.blocks.1."),
-        ("plane-local", {"tokenizer__grid": [16, 10]}, "context.patch"),
-        ("plane-fourier", {"dynamics__local__modes": 1}, "step.blocks.0.filter"),
-        ("plane-fourier", {"dynamics__local__modes": 3}, "step.modes"),
-        ("plane-fourier", {"tokenizer__periodic": [True, False]}, "step.modes"),
-        ("plane-first", {"dynamics__first__modes": 3}, "initial.modes"),
-        ("plane-first", {"dynamics__decoder": "masked-flow"}, "dynamics.first"),
+        ("paper", {"context__heads": 0}, "context.heads"),
+        ("paper", {"context__heads": 3}, "context.width"),
+        ("paper", {"context__heads": 16}, "context.width"),
+        ("paper", {"context__width": 16}, "dynamics.context.embed.weight"),
+        ("paper", {"context__layers": 1}, "dynamics.context.blocks.1."),
+        ("paper", {"context__kind": "state-space"}, "context.kind"),
+        ("paper", {"trunk__layers": 3}, "dynamics.trunk.blocks.2."),
+        ("paper", {"trunk": None}, "trunk"),
+        ("paper", {"step": {"kind": "linear"}}, "dynamics.step."),
+        ("paper", {"step__kind": "two-pass"}, "step.kind"),
+        ("paper", {"step__gain": 1}, "step.gain"),
+        ("paper", {"gain": 1}, "gain"),
+        ("paper", {"initial": {"kind": "linear"}}, "dynamics.initial."),
+        ("relative", {"context__heads": 8}, "context.width"),
+        ("relative", {"context__patch": [3]}, "context.patch"),
+        ("relative", {"context__patch": [2, 2]}, "context.patch"),
+        ("plane-local", {"step__width": 24}, "step.width"),
+        ("plane-local", {"step__past": 3}, "dynamics.step.frames.conv.weight"),
+        ("plane-local", {"step__layers": 1}, "dynamics.step.blocks.1."),
+        ("plane-local", {"codec__grid": [16, 10]}, "context.patch"),
+        ("plane-fourier", {"step__modes": 1}, "dynamics.step.blocks.0.filter"),
+        ("plane-fourier", {"step__modes": 3}, "step.modes"),
+        ("plane-fourier", {"codec__periodic": [True, False]}, "step.modes"),
     ],
 )
 def test_configs_that_do_not_fit_are_named(name: str, changes: dict[str, Any], named: str) -> None:
@@ -123,8 +124,8 @@ def test_formats_are_those_of_weights() -> None:
 def test_a_parameter_that_is_new_in_the_model_is_refused() -> None:
     dynamics = build("relative")
     NativeSampler(dynamics, dtype=torch.float32)
-    dynamics.temporal.blocks[1].register_parameter("gain", torch.nn.Parameter(torch.ones(32)))
-    with pytest.raises(ValueError, match=r"blocks\.1\.gain"):
+    dynamics.context.blocks[1].register_parameter("gain", torch.nn.Parameter(torch.ones(32)))
+    with pytest.raises(ValueError, match=r"context\.blocks\.1\.gain"):
         NativeSampler(dynamics, dtype=torch.float32)
 
 
@@ -158,8 +159,6 @@ def session_of(packed: Any, **changes: Any) -> Any:
         ({"settings": {"mask_steps": 0}}, "mask_steps"),
         ({"settings": {"flow_steps": 0}}, "flow_steps"),
         ({"settings": {"flow_steps": 1001}}, "flow_steps"),
-        ({"settings": {"last_flow_steps": 1}}, "last_flow_steps"),
-        ({"settings": {"method": "euler"}}, "method"),
         ({"settings": {"gain": 1}}, "gain"),
     ],
     ids=str,
@@ -224,7 +223,7 @@ def test_bad_calls_are_named_and_change_nothing() -> None:
         assert torch.equal(out, z_BNC)
 
 
-@pytest.mark.parametrize("name", ["relative", "paper-fast", "line-first"])
+@pytest.mark.parametrize("name", ["relative", "paper-fast", "line-local"])
 def test_a_session_keeps_what_it_reads(name: str) -> None:
     """The weights, where nobody else has them any more, and other settings were asked for."""
     dynamics = build(name)

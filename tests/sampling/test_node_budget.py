@@ -27,10 +27,12 @@ BUDGETS = {"combined-paper": 245, "combined-fast-paper": 66}
 
 def step_of(name: str, *, members: int = 1) -> StaticStep:
     """A step of a preset, whose width and flow steps do not change its nodes."""
-    narrow = {"dynamics.width": 32, "dynamics.heads": 1, "dynamics.flow.width": 16, "sampling.flow_steps": 1}
-    config = replace(RECIPES[name].model, narrow)
+    config = RECIPES[name].model
+    flow = "step" if config.initial is None else "initial"
+    narrow = {"context.width": 32, "context.heads": 1, f"{flow}.width": 16, "sampling.flow_steps": 1}
+    config = replace(config, narrow)
     assert config.sampling.mask_steps == 6
-    assert config.dynamics.spatial_layers == config.dynamics.temporal_layers == 6
+    assert config.trunk.layers == config.context.layers == 6
     torch.manual_seed(0)
     dynamics = shaken(Dynamics(config), scale=0.05).eval().requires_grad_(False)
     sizes = {"rows": members, "groups": 1, "prefix_frames": 3, "own_frames": 2, "settings": config.sampling}
@@ -41,7 +43,7 @@ def nodes(name: str, monkeypatch: pytest.MonkeyPatch, *, last: bool = False, mem
     """Nodes of a frame of a preset."""
     step = step_of(name, members=members)
     recorder = TapeRecorder(monkeypatch)
-    recorder.record(functools.partial(step.run, FrameKind(name == "combined-fast-paper", last)))
+    recorder.record(functools.partial(step.run, FrameKind(False, last)))
     assert torch.isfinite(step.tokens_BNC).all()
     return recorder.nodes[0]
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from enma_fast.errors import EnmaError
-from enma_fast.ops.frame_rows import ORDER_STEP
+from enma_fast.ops.frame_rows import ORDER_STEP, order_of
 from enma_fast.ops.philox_normal import normals_of_words, philox_normal
-from enma_fast.sampling.noise import TRAJECTORY_STEP, token_order, trajectory_seed
+from enma_fast.sampling.noise import TRAJECTORY_STEP, trajectory_seed
 
 from ..ops._philox import oracle_noise, philox_4x32, philox_4xw
 
@@ -118,8 +118,8 @@ def test_tensors_and_ints_give_the_same_bits(shape):
     del words["mask_step"], tensors["mask_step"]
     members = torch.tensor([1, 2, 9])
     assert torch.equal(
-        token_order(**tensors, members=members, num_tokens=16),
-        token_order(**words, members=members, num_tokens=16),
+        order_of(**tensors, members=members, num_tokens=16),
+        order_of(**words, members=members, num_tokens=16),
     )
 
 
@@ -150,29 +150,29 @@ def test_no_tokens_and_no_members_give_empty_noise():
 
 
 def test_token_order_is_a_permutation_of_its_own_for_each_member_and_frame():
-    order = token_order(seed=1, members=torch.arange(50), frame=0, num_tokens=16)
+    order = order_of(seed=1, members=torch.arange(50), frame=0, num_tokens=16)
     assert torch.equal(order.sort(dim=1).values, torch.arange(16).expand(50, 16))
     assert len(order.unique(dim=0)) == 50
-    assert not torch.equal(order, token_order(seed=1, members=torch.arange(50), frame=1, num_tokens=16))
-    alone = token_order(seed=1, members=torch.tensor([31]), frame=0, num_tokens=16)
+    assert not torch.equal(order, order_of(seed=1, members=torch.arange(50), frame=1, num_tokens=16))
+    alone = order_of(seed=1, members=torch.tensor([31]), frame=0, num_tokens=16)
     assert torch.equal(alone[0], order[31])
 
 
 @pytest.mark.parametrize(("seed", "member", "frame"), [(0, 0, 0), (7, 2**32 - 1, 4)])
 def test_token_order_sorts_the_documented_words(seed, member, frame):
     words = [philox_4xw((0, token, ORDER_STEP, frame), (seed, member), 32)[0] for token in range(17)]
-    order = token_order(seed=seed, members=torch.tensor([member]), frame=frame, num_tokens=17)
+    order = order_of(seed=seed, members=torch.tensor([member]), frame=frame, num_tokens=17)
     assert order[0].tolist() == sorted(range(17), key=lambda token: (words[token], token))
 
 
 def test_token_order_breaks_ties_by_index(monkeypatch):
     monkeypatch.setattr("enma_fast.ops.frame_rows.philox", lambda *words: (torch.tensor([[7, 3] * 50]),))
-    order = token_order(seed=0, members=torch.tensor([0]), frame=0, num_tokens=100)
+    order = order_of(seed=0, members=torch.tensor([0]), frame=0, num_tokens=100)
     assert order[0].tolist() == [*range(1, 100, 2), *range(0, 100, 2)]
 
 
 def test_token_order_is_uniform():
-    order = token_order(seed=2, members=torch.arange(24000), frame=5, num_tokens=4)
+    order = order_of(seed=2, members=torch.arange(24000), frame=5, num_tokens=4)
     codes = (order * torch.tensor([64, 16, 4, 1])).sum(1)
     counts = codes.unique(return_counts=True)[1]
     assert len(counts) == 24
@@ -202,4 +202,4 @@ def test_nothing_reads_a_value_back():
     tokens = torch.empty(3, 5, dtype=torch.int64, device="meta")
     normals = philox_normal(**words, members=members, mask_step=words["frame"], tokens=tokens, channels=6)
     assert (normals.device.type, normals.shape) == ("meta", (3, 5, 6))
-    assert token_order(**words, members=members, num_tokens=5).device.type == "meta"
+    assert order_of(**words, members=members, num_tokens=5).device.type == "meta"

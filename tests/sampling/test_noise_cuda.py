@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from enma_fast.ops.frame_rows import order_of
 from enma_fast.ops.philox_normal import philox_normal
-from enma_fast.sampling.noise import token_order
 
 
 @pytest.mark.gpu
@@ -13,7 +13,7 @@ def test_a_captured_graph_gives_the_bits_of_the_cpu():
     seed, frame, mask_step = (torch.zeros((), dtype=torch.int64, device="cuda") for _ in range(3))
 
     def draw(seed, frame, mask_step, members, tokens):
-        order = token_order(seed=seed, members=members, frame=frame, num_tokens=7)
+        order = order_of(seed=seed, members=members, frame=frame, num_tokens=7)
         noise = philox_normal(seed=seed, members=members, frame=frame, mask_step=mask_step, tokens=tokens, channels=6)
         return order, noise
 

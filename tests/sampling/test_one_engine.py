@@ -23,14 +23,14 @@ from ..runtime.conftest import library as library
 pytestmark = needs_native
 
 Parameters = dict[str, Tensor]
-QKV = "dynamics.temporal.blocks.0.attention.qkv.weight"
-BIAS = "tokenizer.conv_in.conv.bias"
+QKV = "dynamics.context.blocks.0.attention.qkv.weight"
+BIAS = "codec.conv_in.conv.bias"
 
 
 def read_in_python(config: str, parameters: Parameters) -> None:
-    """As `NativeSampler` and `NativeTokenizer` do."""
-    parts = [{key: p for key, p in parameters.items() if key.startswith(part)} for part in ("tokenizer.", "dynamics.")]
-    native().Codec(json.dumps(json.loads(config)["tokenizer"]), parts[0])
+    """As `NativeSampler` and `NativeCodec` do."""
+    parts = [{key: p for key, p in parameters.items() if key.startswith(part)} for part in ("codec.", "dynamics.")]
+    native().Codec(json.dumps(json.loads(config)["codec"]), parts[0])
     native().Dynamics(config, parts[1], "fp32")
 
 
@@ -64,12 +64,12 @@ def test_weights(library: Library, tmp_path: Path, change: Callable[[Parameters]
 @pytest.mark.parametrize(
     ("part", "changes"),
     [
-        ("dynamics", {"heads": 3}),
-        ("dynamics", {"decoder": "two-pass"}),
-        ("dynamics", {"patch": [3]}),
-        ("dynamics", {"gain": 1}),
-        ("tokenizer", {"kernel": 4}),
-        ("tokenizer", {"grid": [32, 32, 32]}),
+        ("context", {"heads": 3}),
+        ("step", {"kind": "two-pass"}),
+        ("context", {"patch": [3]}),
+        ("context", {"gain": 1}),
+        ("codec", {"kernel": 4}),
+        ("codec", {"grid": [32, 32, 32]}),
         ("sampling", {"flow_steps": 1001}),
     ],
     ids=str,

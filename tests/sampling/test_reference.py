@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from enma_fast.models.decoders.decoder import Noise
 from enma_fast.models.model import Dynamics
+from enma_fast.ops.frame_rows import order_of
 from enma_fast.ops.philox_normal import philox_normal
-from enma_fast.sampling.noise import token_order
-from enma_fast.sampling.reference import frame, trajectory
+from enma_fast.sampling.reference import trajectory
 
 from .._tiny import CONFIGS, distance, shaken
 
@@ -60,22 +61,19 @@ def task(request):
     return latents(4, observed), None if context is None else latents(4, context)
 
 
-def slow(dynamics, history, context, *, num_latents, seed, member, settings, flow_steps):
-    """One trajectory `[T, N, C]`, token by token, with the whole past read again for every frame.
-
-    `flow_steps` are those of each mask step.
-    """
+def slow(dynamics, history, context, *, num_latents, seed, member, settings):
+    """One trajectory `[T, N, C]`, token by token, with the whole past read again for every frame."""
     frames = list(history)
     for index in range(len(history), num_latents):
         segments = [] if context is None else [context[None]]
         # The last frame of a sequence is never read, so anything may stand there.
         segments.append(torch.stack([*frames, torch.full((N, C), 99.0)])[None])
-        h = dynamics.temporal(segments)[-1][:, index]
-        (order,) = token_order(seed=seed, members=torch.tensor([member]), frame=index, num_tokens=N).tolist()
+        h = dynamics.context(segments)[-1][:, index]
+        (order,) = order_of(seed=seed, members=torch.tensor([member]), frame=index, num_tokens=N).tolist()
         x, known = torch.zeros(N, C), torch.zeros(N, dtype=torch.bool)
         for step, count in enumerate(COUNTS):
             decided, order = order[:count], order[count:]
-            conditions = dynamics.spatial(h, x[None], known[None])[0]
+            conditions = dynamics.trunk(h, x[None], known[None])[0]
             for token in decided:
                 noise = philox_normal(
                     seed=seed,
@@ -86,24 +84,15 @@ def slow(dynamics, history, context, *, num_latents, seed, member, settings, flo
                     channels=C,
                 )[0, 0]
                 start = settings.temperature * noise
-                x[token] = dynamics.flow.sample(
-                    conditions[token], start, steps=flow_steps[step], method=settings.method
-                )
+                x[token] = dynamics.step.sample(conditions[token], start, steps=settings.flow_steps)
             known[decided] = True
         frames.append(x)
     return torch.stack(frames[len(history) :])
 
 
 @pytest.mark.each_value
-@pytest.mark.parametrize(
-    ("changes", "flow_steps"),
-    [
-        ({}, (2, 2, 2)),
-        ({"method": "euler", "temperature": 0.5, "flow_steps": 3}, (3, 3, 3)),
-        ({"flow_steps": 4, "last_flow_steps": 1}, (4, 3, 1)),
-    ],
-)
-def test_the_sampler_is_the_slow_loop(dynamics, task, changes, flow_steps):
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.5, "flow_steps": 3}])
+def test_the_sampler_is_the_slow_loop(dynamics, task, changes):
     history, context = task
     settings = replace(dynamics.config.sampling, **changes)
     found = run(dynamics, history, context=context, settings=settings)
@@ -117,7 +106,6 @@ def test_the_sampler_is_the_slow_loop(dynamics, task, changes, flow_steps):
             seed=seed,
             member=member,
             settings=settings,
-            flow_steps=flow_steps,
         )
         assert distance(found[row], expected) < 1e-4
 
@@ -198,16 +186,16 @@ def test_a_history_that_goes_on_is_what_was_generated(dynamics):
 def test_every_token_is_decided_once(mask_steps):
     # A head at rest leaves every token at its noise.
     dynamics = build("paper")
-    torch.nn.init.zeros_(dynamics.flow.velocity.outward.weight)
-    torch.nn.init.zeros_(dynamics.flow.velocity.outward.bias)
+    torch.nn.init.zeros_(dynamics.step.velocity.outward.weight)
+    torch.nn.init.zeros_(dynamics.step.velocity.outward.bias)
     known_counts = []
-    dynamics.spatial.register_forward_hook(lambda module, inputs, output: known_counts.append(inputs[2].sum(1)))
+    dynamics.trunk.register_forward_hook(lambda module, inputs, output: known_counts.append(inputs[2].sum(1)))
     seeds, members = torch.tensor([3, 4]), torch.tensor([0, 7])
     settings = replace(dynamics.config.sampling, mask_steps=mask_steps, temperature=0.25)
-    x = frame(dynamics, torch.randn(2, N, 32), settings=settings, seeds=seeds, members=members, index=2)
+    x = dynamics.step.decide(torch.randn(2, N, 32), torch.zeros(2, 0, N, C), Noise(seeds, members, 2), settings)
     counts = {1: [8], 3: list(COUNTS), 8: [1] * 8, 20: [1] * 8}[mask_steps]
     assert [known.tolist() for known in known_counts] == [[sum(counts[:s])] * 2 for s in range(len(counts))]
-    order = token_order(seed=seeds, members=members, frame=2, num_tokens=N)
+    order = order_of(seed=seeds, members=members, frame=2, num_tokens=N)
     done = 0
     for step, count in enumerate(counts):
         tokens = order[:, done : done + count]
@@ -221,15 +209,9 @@ def test_every_token_is_decided_once(mask_steps):
 def test_known_tokens_are_what_was_decided():
     dynamics = build()
     seen = []
-    dynamics.spatial.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1:]))
-    x = frame(
-        dynamics,
-        torch.randn(4, N, 32),
-        settings=dynamics.config.sampling,
-        seeds=torch.tensor([1, 2, 3, 4]),
-        members=torch.zeros(4, dtype=torch.int64),
-        index=0,
-    )
+    dynamics.trunk.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1:]))
+    noise = Noise(torch.tensor([1, 2, 3, 4]), torch.zeros(4, dtype=torch.int64), 0)
+    x = dynamics.step.decide(torch.randn(4, N, 32), torch.zeros(4, 0, N, C), noise, dynamics.config.sampling)
     assert len(seen) == 3
     for given, known in seen:
         assert torch.equal(given[known], x[known])
@@ -253,7 +235,7 @@ def test_the_models_own_settings_are_the_default(dynamics):
 
 def test_frames_come_one_by_one(dynamics):
     calls = []
-    dynamics.temporal.embed.register_forward_hook(lambda *_: calls.append(1))
+    dynamics.context.embed.register_forward_hook(lambda *_: calls.append(1))
     frames = trajectory(
         dynamics,
         latents(1, 2),

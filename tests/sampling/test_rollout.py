@@ -1,7 +1,5 @@
 """The rollout for training gives the values of the sampler, with gradients that finite differences confirm."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -15,10 +13,9 @@ N, C = 8, 4
 DECODERS = {
     "paper": CONFIGS["paper"],
     "relative": CONFIGS["relative"],
-    "one-pass, 2N tokens": replace(CONFIGS["paper"], dynamics=replace(CONFIGS["paper"].dynamics, decoder="one-pass")),
-    "one-pass, N tokens": replace(
-        CONFIGS["relative"], dynamics=replace(CONFIGS["relative"].dynamics, decoder="one-pass")
-    ),
+    "one-pass, 2N tokens": CONFIGS["paper-fast"],
+    "one-pass, N tokens": CONFIGS["relative-fast"],
+    "local": CONFIGS["line-local"],
 }
 SEEDS, MEMBERS = torch.tensor([[3, 3, 3], [9, 9, 9]]), torch.tensor([[0, 1, 5], [0, 2, 3]])
 
@@ -55,7 +52,7 @@ def test_context_of_frame_0_is_what_generation_begins_with(dynamics):
     _, h_BND = rollout(
         dynamics, latents(2, 1), num_frames=1, seeds=SEEDS, members=MEMBERS, context=context, settings=None
     )
-    first = dynamics.temporal([context, latents(2, 1)])[1][:, 0]
+    first = dynamics.context([context, latents(2, 1)])[1][:, 0]
     assert distance(h_BND, first) < 1e-12
 
 

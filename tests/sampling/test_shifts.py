@@ -31,7 +31,7 @@ def made(request):
 
 @pytest.fixture
 def fields(made):
-    return waves(2, 2, 8, made.config.tokenizer)
+    return waves(2, 2, 8, made.config.codec)
 
 
 @pytest.mark.parametrize("task", ["temporal", "initial-value", "generation"])
@@ -43,7 +43,7 @@ def test_a_member_is_the_plain_member_of_the_moved_field(made, fields, task):
     }[task]
     found = sample_fields(made, history, context=context, num_members=5, seed=3, settings=SHIFTED)
     moves = [view.amount for view in views(made.config, SHIFTED)]
-    axes = (2, 3)[: made.config.tokenizer.dims]
+    axes = (2, 3)[: made.config.codec.dims]
     for k in range(5):
         move = moves[k % 3]
         parts = [None if x is None else x.roll(move, axes) for x in (history, context)]
@@ -74,7 +74,7 @@ def test_shifts_move_periodic_dimensions_by_different_parts_of_a_token():
 @pytest.mark.parametrize("name", ["combined-fast", "gray-scott-fast", "vorticity-fast"])
 def test_every_number_of_shifts_has_as_many_parts_of_a_token(name):
     config = RECIPES[name].model
-    points = config.tokenizer.grid[0] // config.token_grid[0]
+    points = config.codec.grid[0] // config.token_grid[0]
     for count in range(1, points + 1):
         seen = views(config, replace(SAMPLING, shifts=count))
         parts = [tuple(amount % points for amount in view.amount) for view in seen]
@@ -84,7 +84,7 @@ def test_every_number_of_shifts_has_as_many_parts_of_a_token(name):
 
 def test_what_cannot_be_shifted_is_refused():
     made = model("relative")
-    history = waves(2, 2, 8, made.config.tokenizer)[:, :3]
+    history = waves(2, 2, 8, made.config.codec)[:, :3]
     with pytest.raises(EnmaError, match=r"^shifts is 9; a token of relative has 4 grid points: use no more"):
         forecast(made, history, settings=replace(SAMPLING, shifts=9))
     for config, ways in ((walled("relative"), 2), (walled("plane"), 4), (square(), 8)):
@@ -92,17 +92,17 @@ def test_what_cannot_be_shifted_is_refused():
         with pytest.raises(EnmaError, match=text):
             views(config, replace(SAMPLING, shifts=ways + 1))
     # Dimensions of another length, or with other tokens, are no square.
-    for tokenizer, patch in (({"lengths": (1.0, 2.0)}, (2, 2)), ({}, (2, 1)), ({"grid": (8, 16)}, (1, 2))):
+    for codec, patch in (({"lengths": (1.0, 2.0)}, (2, 2)), ({}, (2, 1)), ({"grid": (8, 16)}, (1, 2))):
         other = square()
-        other = replace(other, tokenizer=replace(other.tokenizer, **tokenizer))
-        other = replace(other, dynamics=replace(other.dynamics, patch=patch))
+        other = replace(other, codec=replace(other.codec, **codec))
+        other = replace(other, context=replace(other.context, patch=patch))
         with pytest.raises(EnmaError, match="in 4 ways"):
             views(other, replace(SAMPLING, shifts=5))
 
 
 def test_between_walls_members_see_mirror_images():
     made, settings = random_model(walled("plane")), replace(SAMPLING, shifts=4)
-    history = waves(1, 2, 8, made.config.tokenizer)[:, :3]
+    history = waves(1, 2, 8, made.config.codec)[:, :3]
     found = sample_fields(made, history, num_members=6, seed=3, settings=settings)
     mirrored: list[list[int]] = [[], [2], [3], [2, 3]]
     for k in range(6):
@@ -118,7 +118,7 @@ def test_between_walls_members_see_mirror_images():
 
 def test_on_a_square_between_walls_they_see_its_dimensions_exchanged_too():
     made, settings = random_model(square()), replace(SAMPLING, shifts=8)
-    history = waves(1, 2, 8, made.config.tokenizer)[:, :3]
+    history = waves(1, 2, 8, made.config.codec)[:, :3]
     found = sample_fields(made, history, num_members=9, seed=3, settings=settings)
     mirrored: list[list[int]] = [[], [2], [3], [2, 3]]
     for k in range(9):
@@ -137,7 +137,7 @@ def test_on_a_square_between_walls_they_see_its_dimensions_exchanged_too():
 def test_a_line_between_walls_has_one_mirror_image():
     assert views(walled("relative"), replace(SAMPLING, shifts=2)) == [View((0,)), View((1,))]
     made = random_model(walled("relative"))
-    history = waves(1, 1, 8, made.config.tokenizer)[:, :3]
+    history = waves(1, 1, 8, made.config.codec)[:, :3]
     found = sample_fields(made, history, num_members=2, settings=replace(SAMPLING, shifts=2))
     alone = sample_fields(made, history.flip(2), num_members=1, first_member=1)
     assert torch.equal(found[:, 1], alone[:, 0].flip(2))

@@ -17,11 +17,11 @@ from enma_fast.utils.dataclass_json import replace
 
 from .._static import LATENTS, TASKS, Problem, build, generate, in_float64, make_step, problem
 from .._static import reference as reference_frames
-from .._tiny import CONFIGS, FIRST, ONE_PASS, distance
+from .._tiny import CONFIGS, ONE_PASS, distance
 from ..ops._oracle import assert_close_as_reference
 
 # Two configurations with interpolation have the dynamics of others.
-NAMES = ("paper", "relative", "plane", "plane-paper", "plane-local", "plane-fourier", *FIRST, *ONE_PASS)
+NAMES = ("paper", "relative", "plane", "plane-paper", "plane-local", "plane-fourier", *ONE_PASS)
 # Differences in rounding grow from frame to frame; over the first two they are those of a step.
 COMPARED = 2
 # A few ulps of tokens that reach 10.
@@ -52,8 +52,7 @@ def test_it_is_the_reference_sampler(name: str, task: str) -> None:
     [
         {"mask_steps": 1},
         {"mask_steps": 20},
-        {"method": "euler", "temperature": 0.5, "flow_steps": 3},
-        {"flow_steps": 3, "last_flow_steps": 1},
+        {"temperature": 0.5, "flow_steps": 3},
     ],
     ids=str,
 )
@@ -69,7 +68,7 @@ def test_settings_are_those_of_the_reference(name: str, settings: dict) -> None:
 @pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # With one layer the first is the last, with three one lies between.
-    changed = replace(CONFIGS[name], {"dynamics.spatial_layers": layers, "dynamics.temporal_layers": layers})
+    changed = replace(CONFIGS[name], {"trunk.layers": layers, "context.layers": layers})
     monkeypatch.setitem(CONFIGS, name, changed)
     dynamics = build(name).double()
     given = in_float64(problem(dynamics, "generation"))
@@ -79,7 +78,7 @@ def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPat
 def addresses(step: StaticStep) -> dict[str, int]:
     """Addresses of all tensors of a step, weights included."""
     tensors = {name: x for name, x in vars(step).items() if isinstance(x, torch.Tensor)}
-    for part in (step._temporal, step._spatial, step._flow):
+    for part in (step._context, step._trunk):
         tensors |= {f"{type(part).__name__}.{name}": x for name, x in part.named_parameters()}
     return {name: x.data_ptr() for name, x in tensors.items()}
 
@@ -169,23 +168,23 @@ def test_the_plan_is_what_is_allocated() -> None:
     assert sum(storages.values()) == step.plan.kv_bytes + step.plan.buffer_bytes
     # Two layers, keys and values, width 32, 8 tokens, fp32: 7 shared frames of 2 groups, 3 frames of 6 rows.
     assert step.plan.kv_bytes == 2 * 2 * 32 * 8 * 4 * (7 * 2 + 3 * 6)
-    used = [x for part in (dynamics.temporal, dynamics.spatial, dynamics.flow) for x in part.parameters()]
+    used = [x for part in (dynamics.context, dynamics.trunk, dynamics.step) for x in part.parameters()]
     assert step.plan.weights == 4 * sum(x.numel() for x in used)
     half = make_step(dynamics, given, dtype=torch.bfloat16).plan
     assert 2 * half.kv_bytes == step.plan.kv_bytes
 
 
-def test_without_frame_0_a_one_pass_step_has_no_flow_head() -> None:
+def test_without_frame_0_a_step_has_no_decoder_of_it() -> None:
     dynamics = build("paper-fast")
     steps = {}
     for task in ("temporal", "generation"):
         given = problem(dynamics, task)
         steps[task] = make_step(dynamics, given)
-        assert [kind.one_pass for kind in steps[task].kinds()] == [False] * 2 * (task == "generation") + [True] * 2
-    head = 4 * sum(x.numel() for x in dynamics.flow.parameters())
+        assert [kind.initial for kind in steps[task].kinds()] == [False] * 2 + [True] * 2 * (task == "generation")
+    head = 4 * sum(x.numel() for x in dynamics.initial.parameters())
     assert steps["generation"].plan.weights - steps["temporal"].plan.weights == head
     begin = {"segments": given.segments[1:], "seeds": given.seeds, "members": given.members}
-    with pytest.raises(EnmaError, match="first is 0; frame 0 takes mask steps, so make the step with initial=True"):
+    with pytest.raises(EnmaError, match=r"^first is 0"):
         steps["temporal"].begin(**begin, first=0)
 
 

@@ -62,8 +62,8 @@ def test_a_shift_moves_each_trajectory_by_itself():
 )
 def test_batches_between_walls_are_seen_in_all_views(name, tokenizer, count):
     config = between_walls(CONFIGS[name], **tokenizer)
-    axes = tuple(range(2, 2 + config.tokenizer.dims))
-    u = torch.randn(3, 2, *config.tokenizer.grid, 1, generator=torch.Generator().manual_seed(0))
+    axes = tuple(range(2, 2 + config.codec.dims))
+    u = torch.randn(3, 2, *config.codec.grid, 1, generator=torch.Generator().manual_seed(0))
     ways = set()
     for step in range(100):
         batch = batch_of(u, config, segments=2)
@@ -215,7 +215,7 @@ def test_ranks_share_a_batch(augmentation: Augmentation) -> None:
     ids=lambda given: getattr(given, "kind", None),
 )
 def test_what_the_data_do_not_allow_is_refused_by_name(augmentation, config, reason) -> None:
-    data = waves_file(config, waves(6, 2, 8, config.tokenizer))
+    data = waves_file(config, waves(6, 2, 8, config.codec))
     data = replace(data, parameters={"rate": np.linspace(-1, 1, 12)}, times=np.arange(8))
     with pytest.raises(EnmaError, match=rf"stage forecasts: augmentation {augmentation.kind}: .*{reason}"):
         check_augmentations([augmentation], data, config, stage="forecasts", known=ForecastStage.augmentations)
@@ -225,7 +225,7 @@ def test_what_the_data_do_not_allow_is_refused_by_name(augmentation, config, rea
     ("kind", "augmentation"), [(DynamicsStage, Amplitude(between=(1.0, 2.0))), (TokenizerStage, Strides(steps=(2,)))]
 )
 def test_a_stage_refuses_what_it_does_not_have(kind, augmentation) -> None:
-    data = waves_file(LINE, waves(6, 2, 8, LINE.tokenizer))
+    data = waves_file(LINE, waves(6, 2, 8, LINE.codec))
     trained = stage(kind, LINE, augment=(augmentation,))
     with pytest.raises(EnmaError, match=f"augmentation {augmentation.kind}: it is no augmentation of this stage"):
         check_augmentations(trained.augment, data, LINE, stage=trained.kind, known=trained.augmentations)

@@ -86,7 +86,7 @@ def test_a_share_of_a_batch_is_damped_as_its_environment_would_be(paired, monkey
     assert not (changed & untouched).any()
     torch.testing.assert_close(seen[-1][~changed], before_it[-1][~changed], atol=1e-3, rtol=0)
     time = task.times[-1] - task.times[0]
-    k = 2 * math.pi / task.model.config.tokenizer.lengths[0]
+    k = 2 * math.pi / task.model.config.codec.lengths[0]
     assert wave.nan_to_num(1.0).min() >= math.exp(-time * max(1.0, 0.5 * k**4)) - 1e-4
     # The first frame is as it was.
     torch.testing.assert_close(seen[-1][:, 0], before_it[-1][:, 0], atol=1e-5, rtol=0)

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from enma_fast.errors import EnmaError
-from enma_fast.models.interpolation import grid_points
-from enma_fast.models.tokenizer import Tokenizer
+from enma_fast.models.codecs.conv import ConvCodec
+from enma_fast.models.codecs.interpolation import grid_points
+from enma_fast.models.codecs.points import PointsCodec
 from enma_fast.training.augment import CutContexts, Scattered, Shift, Strides
 from enma_fast.training.dynamics import DynamicsStage, DynamicsTask
 from enma_fast.training.latents import Latents, encode_all, sub_token_shifts
@@ -24,9 +25,9 @@ from ._run import LEARNING, options, read_log
 
 @pytest.mark.parametrize("name", ["relative", "plane"])
 def test_latents_hold_every_shift(name):
-    options = CONFIGS[name].tokenizer
+    options = CONFIGS[name].codec
     torch.manual_seed(0)
-    tokenizer = Tokenizer(options).eval()
+    tokenizer = ConvCodec(options).eval()
     fields = waves(2, 2, 4, options)
     latents = encode_all(tokenizer, fields, torch.tensor([0, 0, 1, 1]), shift=True)
     # Two parts of a token along a ring; the wall of the plane cannot be shifted.
@@ -47,8 +48,8 @@ def test_latents_hold_every_shift(name):
 
 
 def test_fewer_shifts_are_evenly_spaced():
-    options = CONFIGS["plane"].tokenizer
-    combined = RECIPES["combined-fast"].model.tokenizer
+    options = CONFIGS["plane"].codec
+    combined = RECIPES["combined-fast"].model.codec
     assert [amount for (amount,) in sub_token_shifts(combined, shift=True)] == list(range(8))
     assert [amount for (amount,) in sub_token_shifts(combined, shift=True, most=3)] == [0, 2, 5]
     assert sub_token_shifts(combined, shift=True, most=20) == sub_token_shifts(combined, shift=True)
@@ -58,9 +59,9 @@ def test_fewer_shifts_are_evenly_spaced():
 
 
 def test_the_moments_are_those_of_the_latents_of_all_batches():
-    options = CONFIGS["relative"].tokenizer
+    options = CONFIGS["relative"].codec
     torch.manual_seed(0)
-    tokenizer = Tokenizer(options).eval()
+    tokenizer = ConvCodec(options).eval()
     # Three batches, the last of them smaller.
     fields = 3 + waves(7, 5, 4, options)
     latents = encode_all(tokenizer, fields, torch.arange(35), shift=True)
@@ -84,9 +85,9 @@ def test_latents_come_back_from_their_file(tmp_path):
 
 
 def test_latents_of_scattered_points_are_of_the_same_fields():
-    options = CONFIGS["points"].tokenizer
+    options = CONFIGS["points"].codec
     torch.manual_seed(0)
-    tokenizer = Tokenizer(options).eval()
+    tokenizer = PointsCodec(options).eval()
     fields, environment = waves(2, 20, 4, options), torch.arange(40)
     whole = encode_all(tokenizer, fields, environment, shift=True, scattered=Scattered(fraction=(1.0, 1.0)))
     # All points in another order.
@@ -106,8 +107,8 @@ def test_latents_of_scattered_points_are_of_the_same_fields():
 
 
 def test_half_of_the_trajectories_are_observed_at_points_that_stay(monkeypatch):
-    options, seen = CONFIGS["points"].tokenizer, []
-    tokenizer = Tokenizer(options).eval()
+    options, seen = CONFIGS["points"].codec, []
+    tokenizer = PointsCodec(options).eval()
     encode = tokenizer.encode
     monkeypatch.setattr(tokenizer, "encode", lambda *given: seen.append(given) or encode(*given))
     fields = waves(2, 32, 4, options)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from enma_fast.models.codecs.conv import ConvCodec
 from enma_fast.models.model import Dynamics
-from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.training.optim import _BETAS, Muon, build, learning_rate, orthogonalise
 from enma_fast.training.stage import Optimizer
 
@@ -91,14 +91,14 @@ def test_every_parameter_has_one_optimiser(name):
     groups = [[names[id(p)] for group in o.param_groups for p in group["params"]] for o in (adamw, muon)]
     assert sorted(groups[0] + groups[1]) == sorted(names.values())
     matrices = re.compile(
-        r"(temporal|spatial)\.blocks\.\d\.(attention\.(qkv|out)|mlp\.(gate_up|down))\.weight"
-        r"|flow\.velocity\.blocks\.\d\.(modulation|up|down)\.weight"
+        r"(context|trunk)\.blocks\.\d\.(attention\.(qkv|out)|mlp\.(gate_up|down))\.weight"
+        r"|step\.velocity\.blocks\.\d\.(modulation|up|down)\.weight"
     )
     expected = {key for key in names.values() if matrices.fullmatch(key)}
     assert len(expected) == 4 * 4 + 2 * 3
     assert set(groups[1]) == expected
     # The embeddings, the last layer and all vectors stay with AdamW.
-    for key in ("temporal.embed.weight", "temporal.start", "spatial.mask", "flow.velocity.outward.weight"):
+    for key in ("context.embed.weight", "context.start", "trunk.mask", "step.velocity.outward.weight"):
         assert key in groups[0]
     assert isinstance(adamw, torch.optim.AdamW)
     assert adamw.defaults["betas"] == _BETAS
@@ -114,7 +114,7 @@ def test_adamw_alone_has_everything():
 
 
 def test_muon_has_the_inner_layers_of_a_tokenizer():
-    module = Tokenizer(replace(CONFIGS["relative"].tokenizer, width=16, max_width=16))
+    module = ConvCodec(replace(CONFIGS["relative"].codec, width=16, max_width=16))
     names = {id(p): key for key, p in module.named_parameters()}
     adamw, muon = [[names[id(p)] for p in o.param_groups[0]["params"]] for o in build(module, MUON)]
     assert sorted(adamw + muon) == sorted(names.values())

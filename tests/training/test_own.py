@@ -19,8 +19,8 @@ from enma_fast.errors import EnmaError
 from enma_fast.evaluation.scoring import score
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.models.checkpoint import WEIGHTS, load_model, locate, sha256
+from enma_fast.models.codecs.conv import ConvCodec
 from enma_fast.models.model import Model
-from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.training import own_model, own_plan
 from enma_fast.training.dynamics import DynamicsStage
 from enma_fast.training.own_model import prepare_own, train_own
@@ -74,15 +74,15 @@ def test_validation_has_contexts_where_training_has(tmp_path: Path) -> None:
 
 def test_a_model_is_derived_for_lines_and_planes() -> None:
     line = derived((128,), (True,)).config
-    assert (line.token_grid, line.token_channels, line.dynamics.positions) == ((4,), 16, "rotary")
+    assert (line.token_grid, line.token_channels, line.context.positions) == ((4,), 16, "rotary")
     plane = derived((54, 18), (True, False), mean=(288.0, 1e5), scale=(10.0, 1e3))
-    assert (plane.config.token_grid, plane.config.dynamics.positions) == ((9, 9), "sincos")
-    assert plane.config.tokenizer.field_channels == 2
+    assert (plane.config.token_grid, plane.config.context.positions) == ((9, 9), "sincos")
+    assert plane.config.codec.field_channels == 2
     u = torch.tensor([288.0, 1e5]) + torch.tensor([10.0, 1e3]) * torch.randn(2, 8, 54, 18, 2)
     assert plane.decode(plane.encode(u), 8).shape == u.shape
     sizes = [sum(p.numel() for p in derived((64,), (True,), size=size).parameters()) for size in SIZES]
     assert sizes[0] < sizes[1] < sizes[2]
-    assert derived((128,), (True,), shift=False).config.dynamics.positions == "sincos"
+    assert derived((128,), (True,), shift=False).config.context.positions == "sincos"
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_a_grid_that_cannot_be_halved_names_the_nearest() -> None:
 
 
 def test_the_tokenizer_standardises_each_channel() -> None:
-    plain = derived((16, 8), (True, True), mean=(0.0, 0.0), scale=(1.0, 1.0)).tokenizer
-    scaled = Tokenizer(replace(plain.config, field_mean=(288.0, -1e5), field_scale=(10.0, 1e3)))
+    plain = derived((16, 8), (True, True), mean=(0.0, 0.0), scale=(1.0, 1.0)).codec
+    scaled = ConvCodec(replace(plain.config, field_mean=(288.0, -1e5), field_scale=(10.0, 1e3)))
     scaled.load_state_dict(plain.state_dict())
     mean, scale = torch.tensor([288.0, -1e5]), torch.tensor([10.0, 1e3])
     # The fields after rounding to float32 with the large mean.
@@ -141,7 +141,7 @@ def test_the_tokenizer_standardises_each_channel() -> None:
 
 def test_scored_trajectories_are_spread_over_the_test_data(monkeypatch: pytest.MonkeyPatch) -> None:
     config = CONFIGS["relative"]
-    data = waves_file(config, waves(6, 2, config.num_frames, config.tokenizer))
+    data = waves_file(config, waves(6, 2, config.num_frames, config.codec))
 
     def exact(forecast: FileForecast, *, warn: bool, sinks: list) -> dict:
         numbers = list(forecast.trajectories)
@@ -171,7 +171,7 @@ def test_moments_are_exact_and_take_no_copy_of_the_data() -> None:
 def test_shifts_fit_the_minutes() -> None:
     # A fifth of the minutes is for encoding, once at least; this tokenizer has 8 shifts.
     recipe = RECIPES["combined-fast"]
-    assert recipe.model.tokenizer.space_factor == 8
+    assert recipe.model.codec.space_factor == 8
     given = ((None, 100.0), (100, 100.0), (25, 100.0), (10, 100.0), (1, 100.0))
     assert [affordable_shifts(recipe, minutes, seconds) for minutes, seconds in given] == [None, None, 3, 1, 1]
     still = replace(recipe, stage=(replace(recipe.first(DynamicsStage), augment=()),))
@@ -206,9 +206,9 @@ def test_a_plan_of_another_version_is_refused_in_one_line(planned: Callable, tmp
     path, source = out / "plan.json", tmp_path / "advected.h5"
     known = json.loads(path.read_text())
     assert prepare_own(source, out, Request()) == plan
-    known["recipe"]["model"]["dynamics"]["gone"] = 3
+    known["recipe"]["model"]["context"]["gone"] = 3
     for content, where in (
-        (json.dumps(known).encode(), r"recipe.model.dynamics.gone: unknown key"),
+        (json.dumps(known).encode(), r"recipe.model.context.gone: unknown key"),
         (b"{", "invalid JSON: EOF while parsing an object"),
         (b"\xff", "'utf-8' codec can't decode byte"),
     ):

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("h5py", reason="needs the [data] extra")
 
+from enma_fast.config import LocalConfig
 from enma_fast.models.checkpoint import load_model
 from enma_fast.training.augment import CutContexts, found
 from enma_fast.training.dynamics import DynamicsStage
@@ -35,18 +36,18 @@ def test_only_fine_periodic_planes_have_a_head_of_their_own() -> None:
         derived((64, 32), (True, True)),
         derived((64, 64), (True, True), size="paper"),
     ):
-        assert recipe.model.dynamics.local is None
+        assert recipe.model.step.kind == "linear"
         assert list(shares(recipe)) == ["tokenizer", "dynamics", "forecasts"]
     for size, width in (("small", 32), ("base", 48)):
         recipe = derived((128, 64), (True, True), channels=2, size=size)
         model = recipe.model
-        assert model.tokenizer.lossless
-        assert (model.tokenizer.token_grid, model.tokenizer.latent_channels) == ((64, 32), 16)
+        assert model.codec.kind == "blocks"
+        assert (model.codec.token_grid, model.codec.latent_channels) == ((64, 32), 16)
         # As many tokens as the model with a trained tokenizer has.
         coarse = derived((128, 64), (True, True), channels=2, size=size, shift=False)
         assert model.num_tokens == coarse.model.num_tokens
-        local = model.dynamics.local
-        assert local is not None
+        local = model.step
+        assert isinstance(local, LocalConfig)
         assert (local.width, local.modes) == (width, 8)
         assert list(shares(recipe)) == ["dynamics", "head", "forecasts"]
     for each in (shares(recipe), shares(coarse)):
@@ -77,7 +78,7 @@ def test_a_plane_is_trained_through_its_head(tmp_path: Path) -> None:
     assert list(found["training"]["stages"]) == ["dynamics", "head", "forecasts"]
     (row,) = found["rows"]
     assert row["rel_l2"] < 0.5 * row["persistence"]["rel_l2"]
-    assert load_model(out).config.tokenizer.lossless
+    assert load_model(out).config.codec.kind == "blocks"
     assert "| head | 60 |" in (out / "checkpoint" / "README.md").read_text()
 
 

@@ -27,7 +27,7 @@ from .._tiny import COMBINED
 
 def line(points: int, patch: int) -> ModelConfig:
     """Tokens of `patch` points, on a line of so many."""
-    return replace(COMBINED, {"tokenizer.grid": [points], "tokenizer.layers": [], "dynamics.patch": [patch]})
+    return replace(COMBINED, {"codec.grid": [points], "codec.layers": [], "context.patch": [patch]})
 
 
 @pytest.mark.parametrize(("patch", "count"), [(16, 8), (8, 8), (6, 4), (4, 4), (3, 2), (2, 2), (1, None)])

@@ -59,7 +59,7 @@ def test_the_mean_of_the_ranks_losses_of_frame_0_is_the_loss(make, monkeypatch):
     monkeypatch.setattr(forecasts, "_MASK_RATIO", (0.0, 1.0))
     whole = (ForecastStage, {"context_share": 1.0, "first_frame": 1.0})
     kind, changes = whole if make is ForecastTask else (FirstFrameStage, {})
-    task = forecast_task("relative", decoder="one-pass", make=make, kind=kind, **changes)
+    task = forecast_task("relative-fast", make=make, kind=kind, **changes)
     for step in range(2):
         loss, terms = task.loss(task.module, step_generator(0, step), Rank())
         parts = [task.loss(task.module, step_generator(0, step), Rank(i, 2)) for i in range(2)]

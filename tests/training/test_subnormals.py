@@ -10,7 +10,7 @@ from enma_fast.training.loop import run
 from enma_fast.training.subnormals import flush_subnormals
 
 from .._extension import needs_native
-from .._tiny import TRAINING, tokenizer_task
+from .._tiny import tokenizer_task
 from ._run import options
 
 # Large enough for every thread to have a part.
@@ -52,7 +52,7 @@ def test_without_the_extension_this_thread_flushes(monkeypatch):
 
 
 def test_a_stage_trains_so(tmp_path, monkeypatch):
-    task = tokenizer_task("relative", TRAINING)
+    task = tokenizer_task("relative")
     seen, loss = [], task.loss
     monkeypatch.setattr(task, "loss", lambda *given: seen.append(kept()) or loss(*given))
     run(task, options(tmp_path))

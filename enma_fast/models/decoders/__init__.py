@@ -1,1 +1,1 @@
-"""The kinds of decoders, one file each: what decides the latent frames of a trajectory."""
+"""Decoders: context and noise -> a latent frame. A kind is a class here and a config of it in `enma_fast.config`."""

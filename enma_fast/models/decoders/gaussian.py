@@ -19,18 +19,40 @@ Legend: B members, M waves, c channels; `*x` space.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from ...config import GaussianConfig, ModelConfig, SamplingConfig
 from ...ops._backend import choose, native, native_problem
 from ...ops.philox_normal import philox_normal
 from ..covariance import FieldCovariance
+from ..masked_transformer import MaskedTransformer
+from .decoder import Decoder, StaticFrame
 
 FIELD_STEP = 0xFFFFFFFB
 
 # So many waves of a shell say as much of its power as the statistics do.
 _FIRM = 4
 _TINY = torch.finfo(torch.float64).tiny
+
+
+class GaussianDecoder(Decoder):
+    """It draws fields, which the codec encodes, and has no weights."""
+
+    draws_fields = True
+
+    def __init__(self, config: ModelConfig, own: GaussianConfig, trunk: MaskedTransformer | None) -> None:
+        super().__init__()
+
+    def fields(self, covariance: FieldCovariance, first: Tensor | None, seeds: Tensor, members: Tensor) -> Tensor:
+        frames = None if first is None else first.detach().cpu()
+        return random_fields(covariance, frames, seeds=seeds.cpu(), members=members.cpu())
+
+    def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> Callable[[], None]:
+        # Frame 0 is among those that were read.
+        return lambda: None
 
 
 def random_fields(

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import InterpolationConfig, TokenizerConfig
-from ..errors import EnmaError
-from ..ops.point_attention import point_attention
-from .layers import axes_of
+from ...config import CodecConfig, InterpolationConfig, PointsConfig
+from ...errors import EnmaError
+from ...ops.point_attention import point_attention
+from ..layers import axes_of
 
 
-def grid_points(config: TokenizerConfig) -> Tensor:
+def grid_points(config: CodecConfig) -> Tensor:
     """Coordinates ``[X, d]`` of the grid: x_j = j L / n around a ring, and j L / (n - 1) between walls."""
     axes = [places * spacing for places, spacing in zip(axes_of(config.grid), config.spacings, strict=True)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, config.dims).float()
@@ -75,10 +75,9 @@ class Interpolation(nn.Module):
 
     regular: Tensor
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: PointsConfig) -> None:
         super().__init__()
         opts = config.interpolation
-        assert opts is not None
         if len(opts.slopes) != opts.heads:
             raise EnmaError(f"interpolation.slopes has {len(opts.slopes)} entries; heads is {opts.heads}")
         if min(opts.slopes) <= 0:
@@ -143,7 +142,6 @@ class Interpolation(nn.Module):
             query_points=self.grid,
             points=points,
             slopes=F.softplus(self.slopes_in),
-            power=self.options.distance_power,
             periods=self.periods,
             valid=valid,
         )
@@ -169,7 +167,6 @@ class Interpolation(nn.Module):
             query_points=where,
             points=self.grid,
             slopes=F.softplus(self.slopes_out),
-            power=self.options.distance_power,
             periods=self.periods,
         )
         y = self.project(self.out_out(out.transpose(1, 2).flatten(2))).view(B, T, -1, self.config.field_channels)

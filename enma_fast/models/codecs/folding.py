@@ -2,7 +2,7 @@
 
 Every `space` layer after the last residual one is linear, and so is the convolution to the field. On a periodic domain
 all of them together are one convolution of the tokens, each of which gives its own grid points: for the small 1-D
-tokenizer a sixth of the arithmetic. Sums are in another order, so values differ from those of `Tokenizer.decode` by
+codec a sixth of the arithmetic. Sums are in another order, so values differ from those of `ConvCodec.decode` by
 rounding.
 
 Legend: B rows, C channels of a token, T frames, n tokens of a space dimension, f grid points of a token, c channels of
@@ -13,29 +13,29 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import prepared
-from .tokenizer import CausalConv, ExpandSpace, Tokenizer, pad_space
+from ..layers import pad_space, prepared
+from .convolutions import CausalConv, ExpandSpace
 
 
 class FoldedEnd:
-    """The layers of `Tokenizer.up` from number `first` on, and `conv_out`, as one convolution."""
+    """The layers of `ConvCodec.up` from number `first` on, and `conv_out`, as one convolution."""
 
-    def __init__(self, tokenizer: Tokenizer, first: int, radius: int) -> None:
-        config = tokenizer.config
+    def __init__(self, codec: Any, first: int, radius: int) -> None:
+        config = codec.config
         self.first, self.radius, self.periodic = first, radius, config.periodic
-        self.factor = 2 ** (len(tokenizer.up) - first)
-        last = cast(CausalConv, tokenizer.conv_out)
+        self.factor = 2 ** (len(codec.up) - first)
+        last = cast(CausalConv, codec.conv_out)
         self.channels = cast(nn.Conv2d, last.conv).out_channels
-        weight = tokenizer.from_latent.weight
+        weight = codec.from_latent.weight
         self.frames = last.pad_time + 1
-        linear = copy.deepcopy(nn.Sequential(*tokenizer.up[first:], last)).double()
-        inward = cast(nn.Conv2d, cast(ExpandSpace, tokenizer.up[first]).conv.conv).in_channels
+        linear = copy.deepcopy(nn.Sequential(*codec.up[first:], last)).double()
+        inward = cast(nn.Conv2d, cast(ExpandSpace, codec.up[first]).conv.conv).in_channels
         grid = [n // self.factor for n in config.grid]
         with torch.no_grad():
             # Responses to a 1 in each channel at place 0 of frame 0, less the response to zeros.
@@ -77,22 +77,22 @@ class FoldedEnd:
         return y.permute(order).flatten(1, 1 + dims)
 
 
-def folded_end(tokenizer: Tokenizer) -> FoldedEnd | None:
+def folded_end(codec: Any) -> FoldedEnd | None:
     """The result of `fold_end`, made on first use and again after the weights have changed."""
-    return prepared(tokenizer, "folded end", lambda: fold_end(tokenizer))
+    return prepared(codec, "folded end", lambda: fold_end(codec))
 
 
-def fold_end(tokenizer: Tokenizer) -> FoldedEnd | None:
+def fold_end(codec: Any) -> FoldedEnd | None:
     """The linear end of a decoder, prepared; None if there is none, or if one convolution is no less arithmetic."""
-    config = tokenizer.config
-    first = len(tokenizer.up)
-    while first > 0 and isinstance(tokenizer.up[first - 1], ExpandSpace):
+    config = codec.config
+    first = len(codec.up)
+    while first > 0 and isinstance(codec.up[first - 1], ExpandSpace):
         first -= 1
-    if first == len(tokenizer.up) or config.stride_ends > 1 or not all(config.periodic):
+    if first == len(codec.up) or config.stride_ends > 1 or not all(config.periodic):
         return None
     # The first one maps the tokens, the last one the grid.
-    last = cast(CausalConv, tokenizer.conv_out)
-    convs = [*(cast(ExpandSpace, layer).conv for layer in tokenizer.up[first:]), last]
+    last = cast(CausalConv, codec.conv_out)
+    convs = [*(cast(ExpandSpace, layer).conv for layer in codec.up[first:]), last]
     # Reach in grid points, then through each layer in those of its own input.
     low, high = 0, 2 ** (len(convs) - 1) - 1
     places, work = math.prod(config.grid), 0
@@ -104,5 +104,5 @@ def fold_end(tokenizer: Tokenizer) -> FoldedEnd | None:
     radius = max(-low, high)
     if 2 * radius + 1 > min(config.grid) // 2 ** (len(convs) - 1):
         return None
-    end = FoldedEnd(tokenizer, first, radius)
+    end = FoldedEnd(codec, first, radius)
     return end if places * end.weight.numel() < work else None

@@ -7,21 +7,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from enma_fast.config import TokenizerConfig
+from enma_fast.config import ConvConfig
 from enma_fast.errors import EnmaError
-from enma_fast.models.interpolation import Interpolation, PointEncoding, grid_points
-from enma_fast.models.tokenizer import Tokenizer
+from enma_fast.models.codecs.interpolation import Interpolation, PointEncoding, grid_points
+from enma_fast.models.codecs.points import PointsCodec
 from enma_fast.ops.point_attention import distance as point_distance
 from enma_fast.ops.point_attention import point_attention, point_attention_ref
 
-from .._tiny import CONFIGS, INTERPOLATION, distance, shaken, waves
+from ..._tiny import CONFIGS, INTERPOLATION, distance, shaken, waves
 
 DOMAINS = {"points": (2 * math.pi,), "plane-paper": (2.0, 1.0)}
 
 
 @pytest.fixture(params=DOMAINS)
 def options(request):
-    return CONFIGS[request.param].tokenizer
+    return CONFIGS[request.param].codec
 
 
 @pytest.fixture
@@ -111,29 +111,29 @@ def test_counts_that_differ_are_refused(layer, observed):
 
 
 def test_slopes_and_heads_must_agree():
-    options = replace(CONFIGS["points"].tokenizer, interpolation=replace(INTERPOLATION, heads=4))
-    with pytest.raises(EnmaError, match="slopes"):
+    options = replace(CONFIGS["points"].codec, interpolation=replace(INTERPOLATION, heads=4))
+    with pytest.raises(EnmaError, match=r"slopes has 2 entries; heads is 4"):
         Interpolation(options)
 
 
 def test_slopes_are_above_zero():
-    options = replace(CONFIGS["points"].tokenizer, interpolation=replace(INTERPOLATION, slopes=(0.0, 1.0)))
-    with pytest.raises(EnmaError, match="slopes"):
+    options = replace(CONFIGS["points"].codec, interpolation=replace(INTERPOLATION, slopes=(0.0, 1.0)))
+    with pytest.raises(EnmaError, match=r"slopes is \(0.0, 1.0\); every entry must be above 0"):
         Interpolation(options)
 
 
 def test_slopes_start_as_configured():
-    layer = Interpolation(CONFIGS["points"].tokenizer)
+    layer = Interpolation(CONFIGS["points"].codec)
     for raw in (layer.slopes_in, layer.slopes_out):
         torch.testing.assert_close(torch.nn.functional.softplus(raw), torch.tensor([1.0, 3.0]))
         assert raw.requires_grad
-    fixed = replace(CONFIGS["points"].tokenizer, interpolation=replace(INTERPOLATION, learned_slopes=False))
+    fixed = replace(CONFIGS["points"].codec, interpolation=replace(INTERPOLATION, learned_slopes=False))
     assert not Interpolation(fixed).slopes_in.requires_grad
 
 
 def test_grid_points_leave_out_the_end_of_a_ring_and_have_that_of_a_wall():
     def points(grid, lengths, periodic):
-        return grid_points(TokenizerConfig(grid=grid, lengths=lengths, periodic=periodic)).tolist()
+        return grid_points(ConvConfig(grid=grid, lengths=lengths, periodic=periodic)).tolist()
 
     assert points((4,), (2.0,), (True,)) == [[0.0], [0.5], [1.0], [1.5]]
     assert points((5,), (2.0,), (False,)) == [[0.0], [0.5], [1.0], [1.5], [2.0]]
@@ -268,8 +268,8 @@ def test_arguments_that_do_not_fit_are_named(changes, said):
 
 def test_fields_on_another_grid_are_refused():
     """Also where they have as many points."""
-    config = CONFIGS["plane-paper"].tokenizer
-    made, u = Tokenizer(config), waves(1, 2, 3, config)
+    config = CONFIGS["plane-paper"].codec
+    made, u = PointsCodec(config), waves(1, 2, 3, config)
     assert made.encode(u).shape[0] == 2
     with pytest.raises(EnmaError, match="field"):
         made.encode(u.transpose(2, 3))

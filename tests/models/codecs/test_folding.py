@@ -6,32 +6,32 @@ import pytest
 import torch
 
 from enma_fast.forecasting.members import sample_fields
-from enma_fast.models.folding import FoldedEnd, fold_end, folded_end
+from enma_fast.models.codecs.conv import ConvCodec
+from enma_fast.models.codecs.folding import FoldedEnd, fold_end, folded_end
 from enma_fast.models.model import Model
-from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.training.recipes import RECIPES
 from enma_fast.utils.dataclass_json import replace
 
-from .._tiny import COMBINED, LINE, shaken, waves
-from ..ops._oracle import assert_close_as_reference
+from ..._tiny import COMBINED, LINE, shaken, waves
+from ...ops._oracle import assert_close_as_reference
 
 SPACE = ("space", "space", "space", "residual", "time", "residual")
 
 
-def tokenizer(options, **changes):
+def codec(options, **changes):
     torch.manual_seed(0)
-    return shaken(Tokenizer(replace(options, changes))).eval().requires_grad_(False)
+    return shaken(ConvCodec(replace(options, changes))).eval().requires_grad_(False)
 
 
-# Tokenizers with a linear end: one, two and three layers; a plane; two channels of the field; no frames before.
+# Codecs with a linear end: one, two and three layers; a plane; two channels of the field; no frames before.
 FOLDED = {
-    "one": tokenizer(LINE, grid=[64], layers=["space", "residual", "time"]),
-    "late": tokenizer(LINE, grid=[64], layers=["space", "residual", "space", "time"]),
-    "two": tokenizer(LINE, grid=[64], layers=["space", "space", "residual", "time", "residual"]),
-    "three": tokenizer(LINE, grid=[128], layers=SPACE, max_width=32, width=16),
-    "channels": tokenizer(LINE, grid=[128], layers=SPACE, field_channels=2, kernel_ends=5),
-    "still": tokenizer(LINE, grid=[64], layers=["space", "space", "residual"], kernel_time=1),
-    "plane": tokenizer(
+    "one": codec(LINE, grid=[64], layers=["space", "residual", "time"]),
+    "late": codec(LINE, grid=[64], layers=["space", "residual", "space", "time"]),
+    "two": codec(LINE, grid=[64], layers=["space", "space", "residual", "time", "residual"]),
+    "three": codec(LINE, grid=[128], layers=SPACE, max_width=32, width=16),
+    "channels": codec(LINE, grid=[128], layers=SPACE, field_channels=2, kernel_ends=5),
+    "still": codec(LINE, grid=[64], layers=["space", "space", "residual"], kernel_time=1),
+    "plane": codec(
         LINE,
         grid=[32, 48],
         lengths=[1.0, 2.0],
@@ -77,12 +77,13 @@ def test_it_is_the_decoder(name, frames):
 
 @pytest.mark.parametrize("name", STAY)
 def test_elsewhere_the_decoder_stays(name):
-    assert fold_end(tokenizer(LINE, **STAY[name])) is None
+    assert fold_end(codec(LINE, **STAY[name])) is None
 
 
 @pytest.mark.slow
 def test_presets_that_are_folded():
-    made = {name for name, preset in RECIPES.items() if fold_end(Tokenizer(preset.model.tokenizer)) is not None}
+    configs = {name: preset.model.codec for name, preset in RECIPES.items() if preset.model.codec.kind == "conv"}
+    made = {name for name, config in configs.items() if fold_end(ConvCodec(config)) is not None}
     assert made == {"combined-small", "combined-fast", "advection-small", "advection-fast", "vorticity-small"}
 
 
@@ -103,12 +104,12 @@ def test_weights_that_have_changed_are_folded_again():
 
 
 def test_a_member_alone_has_the_bits_of_many(one_thread, monkeypatch):
-    monkeypatch.setattr("enma_fast.forecasting.encoding.native_tokenizer", lambda tokenizer: None)
+    monkeypatch.setattr("enma_fast.forecasting.encoding.native_codec", lambda codec: None)
     torch.manual_seed(0)
-    config = replace(COMBINED, {"tokenizer.layers": list(SPACE), "tokenizer.max_width": 8, "dynamics.patch": [2]})
+    config = replace(COMBINED, {"codec.layers": list(SPACE), "codec.max_width": 8, "context.patch": [2]})
     made = shaken(Model(config), scale=0.1).eval().requires_grad_(False)
-    assert folded_end(made.tokenizer) is not None
-    history = waves(1, 1, 3, config.tokenizer)[0]
+    assert folded_end(made.codec) is not None
+    history = waves(1, 1, 3, config.codec)[0]
     many = sample_fields(made, history, num_members=19, seed=2)
     for member in (0, 7, 8, 18):
         assert torch.equal(sample_fields(made, history, first_member=member, seed=2)[0], many[member])

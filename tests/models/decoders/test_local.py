@@ -1,42 +1,46 @@
-"""The local head: its arithmetic, its symmetry, what it sees of the past, and what it starts from."""
+"""The local decoder: its arithmetic, its symmetry, what it sees of the past, and what it starts from."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
 import torch
 
+from enma_fast.config import LinearConfig
 from enma_fast.errors import EnmaError
-from enma_fast.models.local_head import LocalHead, with_past
-from enma_fast.models.tokenizer import patchify, unpatchify
+from enma_fast.models.decoders.decoder import first_past, next_past, with_past
+from enma_fast.models.decoders.local import LocalDecoder
+from enma_fast.models.masked_transformer import MaskedTransformer
+from enma_fast.models.patches import patchify, unpatchify
 from enma_fast.training.inherit import inherit
 from enma_fast.utils.dataclass_json import replace
 
-from .._tiny import CONFIGS, random_model, shaken
+from ..._tiny import CONFIGS, random_model, shaken
 
 NAMES = ("line-local", "plane-local", "line-fourier", "plane-fourier")
 
 
-def made(name, *, scale=0.2):
+def untrained(name):
+    config = CONFIGS[name]
     torch.manual_seed(0)
-    return (
-        shaken(LocalHead(CONFIGS[name], CONFIGS[name].dynamics.local), scale=scale)
-        .double()
-        .eval()
-        .requires_grad_(False)
-    )
+    return LocalDecoder(config, config.step, MaskedTransformer(config)).double().eval().requires_grad_(False)
+
+
+def made(name):
+    return shaken(untrained(name))
 
 
 def inputs(name, batch=2):
     config, generator = CONFIGS[name], torch.Generator().manual_seed(1)
-    past = (batch, config.dynamics.local.past, config.num_tokens, config.token_channels)
-    condition = torch.randn(batch, config.num_tokens, config.dynamics.width, generator=generator).double()
+    past = (batch, config.step.past, config.num_tokens, config.token_channels)
+    condition = torch.randn(batch, config.num_tokens, config.context.width, generator=generator).double()
     return condition, torch.randn(past, generator=generator).double()
 
 
 def on_grid(tokens, config):
-    flat = unpatchify(tokens, config.tokenizer.token_grid, config.dynamics.patch)
-    return flat.unflatten(2, config.tokenizer.token_grid)
+    flat = unpatchify(tokens, config.codec.token_grid, config.context.patch)
+    return flat.unflatten(2, config.codec.token_grid)
 
 
 def convolved(x, weight, periodic):
@@ -75,15 +79,15 @@ def normalised(x, weight, eps=1e-5):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_arithmetic_in_loops(name):
-    config, head = CONFIGS[name], made(name)
+    config, decoder = CONFIGS[name], made(name)
     condition, past = inputs(name, batch=1)
-    w = {key: value.numpy() for key, value in head.state_dict().items()}
-    periodic = config.tokenizer.periodic
+    w = {key: value.numpy() for key, value in decoder.state_dict().items()}
+    periodic = config.codec.periodic
     features = condition.numpy() @ w["features.weight"].T + w["features.bias"]
     x = on_grid(torch.from_numpy(features)[:, None], config)[0, 0].numpy()
     frames = on_grid(past, config)[0].numpy()
     x = x + convolved(np.concatenate(list(frames), -1), w["frames.conv.weight"], periodic)
-    for i in range(config.dynamics.local.layers):
+    for i in range(config.step.layers):
         y = normalised(x, w[f"blocks.{i}.norm.weight"])
         if f"blocks.{i}.filter" in w:
             gate, up = np.split(y @ w[f"blocks.{i}.gate_up.weight"].T, 2, -1)
@@ -92,7 +96,7 @@ def test_the_arithmetic_in_loops(name):
             gate, up = np.split(convolved(y, w[f"blocks.{i}.gate_up.conv.weight"], periodic), 2, -1)
         x = x + (gate / (1 + np.exp(-gate)) * up) @ w[f"blocks.{i}.down.weight"].T
     expected = frames[-1] + normalised(x, w["norm.weight"]) @ w["read.weight"].T + w["read.bias"]
-    found = on_grid(head(condition, past)[:, None], config)[0, 0].numpy()
+    found = on_grid(decoder.tokens_of(condition, past)[:, None], config)[0, 0].numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -108,76 +112,83 @@ def test_the_arithmetic_in_loops(name):
     ],
 )
 def test_shifts_commute_around_a_ring_and_not_along_a_wall(name, axis, moves):
-    config, head = CONFIGS[name], made(name)
+    config, decoder = CONFIGS[name], made(name)
     condition, past = inputs(name)
-    patch = config.dynamics.patch
-    grid = config.tokenizer.token_grid
+    patch = config.context.patch
+    grid = config.codec.token_grid
 
     def shifted(tokens_BTNC):
         fields = tokens_BTNC.unflatten(2, config.token_grid)
         return fields.roll(1, 2 + axis).flatten(2, 1 + len(grid))
 
-    found = head(shifted(condition[:, None])[:, 0], shifted(past))
-    expected = shifted(head(condition, past)[:, None])[:, 0]
+    found = decoder.tokens_of(shifted(condition[:, None])[:, 0], shifted(past))
+    expected = shifted(decoder.tokens_of(condition, past)[:, None])[:, 0]
     assert torch.allclose(found, expected) is moves
     assert len(patch) == len(grid)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_untrained_head_repeats_the_last_frame(name):
-    torch.manual_seed(0)
+def test_an_untrained_decoder_repeats_the_last_frame(name):
     condition, past = inputs(name)
-    assert torch.equal(LocalHead(CONFIGS[name], CONFIGS[name].dynamics.local).double()(condition, past), past[:, -1])
+    assert torch.equal(untrained(name).tokens_of(condition, past), past[:, -1])
 
 
 def test_the_past_of_each_frame():
     frames = torch.arange(1.0, 5.0).view(1, 4, 1, 1)
     assert with_past(frames, 2).flatten(1).tolist() == [[0, 0, 0, 1, 1, 2, 2, 3]]
-    head = made("plane-local")
+    assert with_past(frames, 0).shape == (1, 4, 0, 1, 1)
     history = inputs("plane-local")[1]
-    assert torch.equal(head.first_past(history[:, :0]), torch.zeros_like(history))
-    one = head.first_past(history[:, :1])
+    assert torch.equal(first_past(history[:, :0], 2), torch.zeros_like(history))
+    one = first_past(history[:, :1], 2)
     assert torch.equal(one[:, 1], history[:, 0])
     assert not one[:, 0].any()
     longer = torch.cat([history, history + 1], 1)
-    assert torch.equal(head.first_past(longer), longer[:, -2:])
+    assert torch.equal(first_past(longer, 2), longer[:, -2:])
+    assert first_past(longer, 0).shape == (2, 0, *history.shape[2:])
+    # Frame by frame it is the past of all frames at once.
+    past = first_past(longer[:, :0], 2)
+    for t, expected in enumerate(with_past(longer, 2).unbind(1)):
+        assert torch.equal(past, expected)
+        past = next_past(past, longer[:, t])
+    assert next_past(first_past(longer, 0), longer[:, 0]).shape[1] == 0
 
 
 def test_patches_come_back():
     config = CONFIGS["plane-local"]
     past = inputs("plane-local")[1]
-    grid, patch = config.tokenizer.token_grid, config.dynamics.patch
+    grid, patch = config.codec.token_grid, config.context.patch
     assert torch.equal(patchify(unpatchify(past, grid, patch), grid, patch), past)
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"dynamics.local.width": 24}, "dynamics.local.width"),
-        ({"dynamics.local.layers": 0}, "dynamics.local.layers is 0"),
-        ({"dynamics.local.past": 0}, "dynamics.local.past is 0"),
-        ({"dynamics.decoder": "masked-flow"}, "decoder='one-pass'"),
-        ({"dynamics.local.modes": 0}, "dynamics.local.modes"),
-        ({"dynamics.local.modes": 9}, "dynamics.local.modes"),
-        ({"dynamics.local.modes": 2, "tokenizer.periodic": (False,)}, "Fourier blocks"),
+        ({"step.width": 24}, "step.width"),
+        ({"step.layers": 0}, "step.layers"),
+        ({"step.past": 0}, "step.past"),
+        ({"trunk": None}, "trunk"),
+        ({"step.modes": 0}, "step.modes"),
+        ({"step.modes": 9}, "step.modes"),
+        ({"step.modes": 2, "codec.periodic": (False,)}, "step.modes"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(changes, named):
-    with pytest.raises(EnmaError, match=named.replace(".", r"\.").replace("(", r"\(")):
+    with pytest.raises(EnmaError, match=rf"^ModelConfig: (.*: )?{re.escape(named)}\b"):
         replace(CONFIGS["line-local"], changes)
 
 
-def test_a_model_begins_with_the_transformers_of_one_without_a_local_head():
+def test_a_model_begins_with_the_transformers_of_one_without_a_local_decoder():
     config = CONFIGS["line-local"]
-    linear = random_model(replace(config, {"dynamics.local": None}), seed=1)
+    linear = random_model(replace(config, {"step": LinearConfig()}), seed=1)
     model = random_model(config, seed=2)
     drawn = {name: value.clone() for name, value in model.state_dict().items()}
     inherit(model, linear, source="it")
     for name, value in model.state_dict().items():
-        expected = drawn if name.startswith("dynamics.local.") else linear.state_dict()
-        assert torch.equal(value, expected[name]), name
+        own = name.startswith("dynamics.step.") and not name.startswith("dynamics.step.noise.")
+        assert torch.equal(value, (drawn if own else linear.state_dict())[name]), name
     # And back: the layer that reads tokens begins with the means of the flow head.
     again = random_model(linear.config, seed=3)
     inherit(again, model, source="it")
-    assert torch.equal(again.dynamics.read.weight, model.dynamics.flow.moments.weight[: config.token_channels])
-    assert torch.equal(again.dynamics.temporal.embed.weight, linear.dynamics.temporal.embed.weight)
+    means = model.dynamics.initial.moments.weight[: config.token_channels]
+    assert torch.equal(again.dynamics.step.read.weight, means)
+    assert torch.equal(again.dynamics.context.embed.weight, linear.dynamics.context.embed.weight)

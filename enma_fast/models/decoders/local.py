@@ -1,4 +1,4 @@
-"""Condition and past frames -> tokens, by convolutions on the latent grid: the local head of a one-pass model.
+"""One pass, and convolutions over the latent grid that see conditions and past frames.
 
 Attention over patches has to learn motion inside a patch anew at every place. Convolutions share it among all places of
 the latent grid: the head changes the last latent frame by what its neighbourhood and the condition say, and, with
@@ -11,17 +11,22 @@ transformers, F channels of a latent frame, W width of the head.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..config import LocalConfig, ModelConfig
-from ..ops import fused_in_training
-from ..ops.self_attention import widened
-from ..ops.swiglu import swiglu
-from .layers import RMSNorm, exact
-from .tokenizer import pad_space, patchify, unpatchify
+from ...config import CausalTransformerConfig, LocalConfig, ModelConfig, SamplingConfig
+from ...ops import fused_in_training
+from ...ops.rms_norm import rms_norm
+from ...ops.self_attention import widened
+from ...ops.swiglu import swiglu
+from ..layers import RMSNorm, exact, pad_space
+from ..masked_transformer import MaskedTransformer
+from ..patches import patchify, unpatchify
+from .decoder import Decoder, StaticFrame
+from .one_pass import OnePassDecoder
 
 KERNEL = 3
 # With Fourier blocks, one of so many blocks is one.
@@ -102,39 +107,33 @@ def filter_places(grid: tuple[int, ...], modes: int, device: torch.device | None
     return slice(None), *torch.meshgrid(*first, torch.arange(modes, device=device), indexing="ij")
 
 
-class LocalHead(nn.Module):
-    """The next latent frame: the last one plus what the blocks read off.
+class LocalDecoder(OnePassDecoder):
+    """The next latent frame: the last one plus what the blocks read off."""
 
-    Parameters are those of `local`: W, the blocks, and P, of how many past frames.
-    """
-
-    def __init__(self, config: ModelConfig, local: LocalConfig) -> None:
-        super().__init__()
-        self.grid, self.patch = config.tokenizer.token_grid, config.dynamics.patch
-        periodic, channels = config.tokenizer.periodic, config.tokenizer.latent_channels
-        self.past = local.past
-        self.features = nn.Linear(config.dynamics.width, local.width * math.prod(self.patch))
-        self.frames = GridConv(local.past * channels, local.width, periodic)
+    def __init__(self, config: ModelConfig, own: LocalConfig, trunk: MaskedTransformer | None) -> None:
+        super().__init__(config, trunk)
+        assert isinstance(config.context, CausalTransformerConfig)
+        self.grid, self.patch = config.codec.token_grid, config.context.patch
+        periodic, channels = config.codec.periodic, config.codec.latent_channels
+        self.past = own.past
+        self.features = nn.Linear(config.context.width, own.width * math.prod(self.patch))
+        self.frames = GridConv(own.past * channels, own.width, periodic)
         self.blocks = nn.ModuleList(
             [
-                LocalBlock(local.width, periodic)
-                if local.modes is None or i % FOURIER_EVERY
-                else FourierBlock(local.width, len(periodic), local.modes)
-                for i in range(local.layers)
+                LocalBlock(own.width, periodic)
+                if own.modes is None or i % FOURIER_EVERY
+                else FourierBlock(own.width, len(periodic), own.modes)
+                for i in range(own.layers)
             ]
         )
-        self.norm = RMSNorm(local.width)
-        self.read = nn.Linear(local.width, channels)
+        self.norm = RMSNorm(own.width)
+        self.read = nn.Linear(own.width, channels)
         for layer in (self.features, self.read):
             nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.features.weight, std=config.dynamics.width**-0.5)
+        nn.init.normal_(self.features.weight, std=config.context.width**-0.5)
         nn.init.zeros_(self.read.weight)
 
-    def forward(self, condition_BND: Tensor, past_BPNC: Tensor) -> Tensor:
-        """Tokens ``[B, N, C]``, at least fp32, from conditions and the frames before, the last one at the end.
-
-        Frames before the start of a trajectory are zeros.
-        """
+    def tokens_of(self, condition_BND: Tensor, past_BPNC: Tensor) -> Tensor:
         x = self.on_grid(exact(self.features, condition_BND)[:, None])[:, 0]
         past = self.on_grid(past_BPNC)
         x = x + self.frames(past.movedim(1, -2).flatten(-2).to(x.dtype))
@@ -143,36 +142,16 @@ class LocalHead(nn.Module):
         made = past[:, -1] + exact(self.read, self.norm(x)).to(past.dtype)
         return patchify(made.flatten(1, -2)[:, None], self.grid, self.patch)[:, 0]
 
-    def first_past(self, history_BTNC: Tensor) -> Tensor:
-        """Frames ``[B, P, N, C]`` before the frame that follows a history."""
-        return widened(_after_zeros(history_BTNC, self.past)[:, -self.past :])
-
     def on_grid(self, tokens_BTNC: Tensor) -> Tensor:
         """Tokens ``[B, T, N, C]`` to the latent grid ``[B, T, *grid, F]``."""
         return unpatchify(tokens_BTNC, self.grid, self.patch).unflatten(2, self.grid)
 
+    def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> Callable[[], None]:
+        weight, eps = frame.norm
 
-def first_head(config: ModelConfig) -> LocalHead:
-    """The head of `config.dynamics.first`, whose past frames are those of :func:`noise_as_past`."""
-    first = config.dynamics.first
-    assert first is not None
-    return LocalHead(config, LocalConfig(width=first.width, layers=first.layers, modes=first.modes, past=2))
+        def decide() -> None:
+            frame.begin_frame(frame.noise(), self.noise.weight, scale=settings.temperature)
+            condition = rms_norm(frame.conditions(None), weight, eps=eps)
+            frame.tokens_BNC.copy_(self.tokens_of(condition, frame.past(self.past)))
 
-
-def noise_as_past(noise_BNC: Tensor) -> Tensor:
-    """What a frame 0 is made from, ``[B, 2, N, C]``: noise, and a last frame of zeros."""
-    return torch.stack([noise_BNC, torch.zeros_like(noise_BNC)], 1)
-
-
-def with_past(frames_BTNC: Tensor, past: int) -> Tensor:
-    """The frames before each frame, ``[B, T, P, N, C]``, zeros before the first."""
-    return _after_zeros(frames_BTNC[:, :-1], past).unfold(1, past, 1).movedim(-1, 2)
-
-
-def next_past(past_BPNC: Tensor, frame_BNC: Tensor) -> Tensor:
-    """The past of the frame after this one: the oldest frame makes room for it."""
-    return torch.cat([past_BPNC[:, 1:], frame_BNC[:, None]], 1)
-
-
-def _after_zeros(frames_BTNC: Tensor, count: int) -> Tensor:
-    return torch.cat([frames_BTNC.new_zeros(len(frames_BTNC), count, *frames_BTNC.shape[2:]), frames_BTNC], 1)
+        return decide

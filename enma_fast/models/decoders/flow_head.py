@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import FlowConfig
-from ..ops.flow_head import flow_head_ref, velocity
-from ..ops.flow_plan import BlockWeights, FlowPlan, HeadWeights
-from ..ops.self_attention import widened
-from .layers import exact
-from .schedule import flow_times
+from ...config import FlowConfig
+from ...ops.flow_head import flow_head_ref, velocity
+from ...ops.flow_plan import BlockWeights, FlowPlan, HeadWeights
+from ...ops.self_attention import widened
+from ..layers import exact
+from ..schedule import flow_times
+
+# Of the scale, in the weight of the likelihood of the residual target (Seitzer et al., 2022).
+LIKELIHOOD_POWER = 0.5
 
 
 class ModulatedBlock(nn.Module):
@@ -64,9 +67,9 @@ class VelocityHead(nn.Module):
         blocks = tuple(block.weights() for block in cast("list[ModulatedBlock]", self.blocks))
         return HeadWeights(**_weights_of(self, "condition", "inward", "modulation", "outward"), blocks=blocks)
 
-    def plan(self, *, steps: int, method: str) -> FlowPlan:
+    def plan(self, *, steps: int) -> FlowPlan:
         """Weights and schedule for the operator; the embeddings of the evaluation times are computed here, once."""
-        times = flow_times(steps, method)
+        times = flow_times(steps)
         weight = self.inward.weight
         r_R1 = torch.tensor([r for r, _ in times], device=weight.device, dtype=torch.float32)[:, None]
         # In float64, from times in fp32, then rounded to the type of the weights: so machines and libenma agree.
@@ -76,7 +79,7 @@ class VelocityHead(nn.Module):
             weights=self.weights(),
             time_RW=F.linear(hidden, outward.weight.double(), outward.bias.double()).to(weight.dtype),
             moves=tuple(h for _, h in times),
-            moves_per_step=len(times) // steps,
+            moves_per_step=2,
         )
 
     def features(self, r: Tensor) -> Tensor:
@@ -98,7 +101,7 @@ class FlowHead(nn.Module):
 
     def __init__(self, config: FlowConfig, channels: int, condition_width: int) -> None:
         super().__init__()
-        self.config = config
+        self.channels = channels
         self.velocity = VelocityHead(config, channels, condition_width)
         self.moments = nn.Linear(condition_width, 2 * channels) if config.target == "residual" else None
         if self.moments is not None:
@@ -112,7 +115,7 @@ class FlowHead(nn.Module):
         # Smoothly bounded below: a token is never claimed to better than 1e-3 of its standard deviation.
         return mean, F.softplus(raw + math.log(math.e - 1)) + 1e-3
 
-    def loss(self, z: Tensor, c: Tensor, noise: Tensor, r: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def token_loss(self, z: Tensor, c: Tensor, noise: Tensor, r: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss per token ``[...]``, and a dict of per-token terms to log (detached).
 
         ``z`` are true tokens ``[..., C]`` and ``c`` conditions ``[..., D]``; ``noise [..., draws, C]`` is standard
@@ -124,7 +127,7 @@ class FlowHead(nn.Module):
             mean, scale = self.mean_and_scale(c)
             error = target - mean
             nll = 0.5 * (error / scale).square() + scale.log()
-            likelihood = (scale.detach() ** (2 * self.config.likelihood_power) * nll).mean(-1)
+            likelihood = (scale.detach() ** (2 * LIKELIHOOD_POWER) * nll).mean(-1)
             target = (error / scale).detach()
             terms["error"] = error.detach().square().mean(-1)
             terms["scale"] = scale.detach().square().mean(-1)
@@ -135,15 +138,15 @@ class FlowHead(nn.Module):
         terms["flow"] = flow.detach()
         return flow + likelihood, terms
 
-    def sample(self, c: Tensor, noise: Tensor, *, steps: int, method: str) -> Tensor:
+    def sample(self, c: Tensor, noise: Tensor, *, steps: int) -> Tensor:
         """Integrate the flow from ``noise [..., C]`` under conditions ``c [..., D]``; returns tokens ``[..., C]``.
 
-        ``method`` is ``midpoint`` (two evaluations a step) or ``euler`` (one).
+        Each step costs two evaluations of the velocity (midpoint rule).
         """
         y = flow_head_ref(
             c,
             noise.to(torch.promote_types(c.dtype, torch.float32)),
-            plan=self.velocity.plan(steps=steps, method=method),
+            plan=self.velocity.plan(steps=steps),
         )
         if self.moments is not None:
             mean, scale = self.mean_and_scale(c)

@@ -8,8 +8,8 @@ import torch
 from enma_fast.models.decoders.gaussian import FIELD_STEP, random_fields
 from enma_fast.ops.philox_normal import philox_normal
 
-from .._covariance import GRIDS, covariance_on
-from .._extension import needs_native
+from ..._covariance import GRIDS, covariance_on
+from ..._extension import needs_native
 
 FAR_GRIDS = {
     **GRIDS,

@@ -9,14 +9,15 @@ trajectory. The output at a frame is the context of the *next* frame of the same
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig
-from ..ops.self_attention import Pair, attention
-from .layers import Block, Rotary, ScaleShift, exact, init_linear, sincos
+from ...config import CausalTransformerConfig, ModelConfig
+from ...ops.self_attention import Pair, attention
+from ..layers import Block, Rotary, ScaleShift, exact, init_linear, sincos
 
 
 class FrameCache:
@@ -64,6 +65,20 @@ class GrowingCache:
         self.rows *= times
 
 
+Cache = FrameCache | GrowingCache
+
+
+@dataclass
+class Past:
+    """What has been read: keys and values, the raw output of the last frame and of the start of the last segment."""
+
+    cache: Cache
+    h_BND: Tensor
+    anchor_BND: Tensor
+    # Of the last segment.
+    frames: int
+
+
 class CausalTransformer(nn.Module):
     """Frame-block-causal transformer over latent frames; inside a frame attention is full."""
 
@@ -71,21 +86,55 @@ class CausalTransformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        dyn = config.dynamics
+        own = config.context
+        assert isinstance(own, CausalTransformerConfig)
         self.num_tokens = config.num_tokens
-        self.embed = nn.Linear(config.token_channels, dyn.width)
+        self.embed = nn.Linear(config.token_channels, own.width)
         # One start vector for a first trajectory, one for a trajectory that follows a context.
-        self.start = nn.Parameter(nn.init.normal_(torch.empty(2, dyn.width), std=0.02))
-        self.blocks = nn.ModuleList([Block(dyn.width, dyn.heads, dyn.mlp_ratio) for _ in range(dyn.temporal_layers)])
-        self.scale_shift = ScaleShift(dyn.width, dyn.scale_shift_rank) if dyn.scale_shift_rank else None
-        init_linear(self.blocks, depth=dyn.temporal_layers)
+        self.start = nn.Parameter(nn.init.normal_(torch.empty(2, own.width), std=0.02))
+        self.blocks = nn.ModuleList([Block(own.width, own.heads, own.mlp_ratio) for _ in range(own.layers)])
+        self.scale_shift = ScaleShift(own.width, own.scale_shift_rank) if own.scale_shift_rank else None
+        init_linear(self.blocks, depth=own.layers)
         self.rotary = (
-            Rotary(config.token_grid, config.tokenizer.periodic, dyn.width // dyn.heads)
-            if dyn.positions == "rotary"
+            Rotary(config.token_grid, config.codec.periodic, own.width // own.heads)
+            if own.positions == "rotary"
             else None
         )
-        places = sincos(config.token_grid, dyn.width) if dyn.positions == "sincos" else None
+        places = sincos(config.token_grid, own.width) if own.positions == "sincos" else None
         self.register_buffer("places", places, persistent=False)
+
+    def begin(self, segments: Sequence[Tensor], *, room: int) -> Past:
+        """Read whole segments ``[B, T_i, N, C]``, where T_i may be 0, a frame at a time; `room` is for later frames."""
+        frames = room + sum(1 + segment.shape[1] for segment in segments)
+        cache = FrameCache(self, segments[0].shape[0], frames)
+        anchor = h = torch.empty(0)
+        for number, segment in enumerate(segments):
+            anchor = h = self.start_frame(cache, segment=number)
+            for z_BNC in segment.unbind(1):
+                h = self.step(z_BNC.to(cache.kv.dtype), cache)
+        return Past(cache, h, anchor, segments[-1].shape[1])
+
+    def begin_members(self, segments: Sequence[Tensor], members: int) -> tuple[Past, Tensor]:
+        """Read whole segments with gradients, in one pass, for so many members of each trajectory.
+
+        Also returns the condition of frame 0 of the last segment ``[B, N, D]``.
+        """
+        cache = GrowingCache(self, segments[0].shape[0])
+        h_BTND = self.read(segments, cache)
+        frames = segments[-1].shape[1]
+        start_BND = h_BTND[:, -1 - frames]
+        cache.repeat(members)
+        last, anchor = (x.repeat_interleave(members, 0) for x in (h_BTND[:, -1], start_BND))
+        return Past(cache, last, anchor, frames), start_BND
+
+    def condition(self, past: Past) -> Tensor:
+        """What the decoder of the next frame is told, ``[B, N, D]``."""
+        return self.scaled(past.h_BND, past.anchor_BND, first=past.frames == 0)
+
+    def advance(self, past: Past, z_BNC: Tensor) -> None:
+        """Read the frame ``[B, N, C]`` that was decided."""
+        past.h_BND = self.step(z_BNC.to(self.embed.weight.dtype), past.cache)
+        past.frames += 1
 
     def _frames(self, z_BTNC: Tensor) -> Tensor:
         # The sum that all blocks add to keeps fp32 under autocast.
@@ -113,7 +162,7 @@ class CausalTransformer(nn.Module):
         out, first = [], 0
         for z_BTNC in segments:
             count = z_BTNC.shape[1]
-            out.append(self._scaled(h_BTND[:, first : first + count], h_BTND[:, first : first + 1]))
+            out.append(self._scaled_all(h_BTND[:, first : first + count], h_BTND[:, first : first + 1]))
             first += count + 1
         return out
 
@@ -133,14 +182,14 @@ class CausalTransformer(nn.Module):
             cache.frames = T
         return h.view(B, T, N, D)
 
-    def _scaled(self, h_BTND: Tensor, anchor_B1ND: Tensor) -> Tensor:
+    def _scaled_all(self, h_BTND: Tensor, anchor_B1ND: Tensor) -> Tensor:
         if self.scale_shift is None:
             return h_BTND
         later = self.scale_shift(h_BTND[:, 1:], anchor_B1ND)
         return torch.cat([h_BTND[:, :1], later], dim=1)
 
-    def context(self, h_BND: Tensor, anchor_BND: Tensor, *, first: bool) -> Tensor:
-        """Context handed to the masked transformer, from a raw output and the segment's start output."""
+    def scaled(self, h_BND: Tensor, anchor_BND: Tensor, *, first: bool) -> Tensor:
+        """The condition of a frame, from a raw output and that of the segment's start."""
         if self.scale_shift is None or first:
             return h_BND
         return self.scale_shift(h_BND, anchor_BND)
@@ -174,6 +223,3 @@ class CausalTransformer(nn.Module):
                     cache.kv[layer] = kept
             x_BLD, added = block.finish(x_BLD, attended)
         return x_BLD if added is None else x_BLD + added
-
-
-Cache = FrameCache | GrowingCache

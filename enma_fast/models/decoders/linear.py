@@ -1,0 +1,33 @@
+"""One pass, and a linear layer that reads the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ...config import CausalTransformerConfig, LinearConfig, ModelConfig, SamplingConfig
+from ...ops.frame_rows import read
+from ..layers import exact
+from ..masked_transformer import MaskedTransformer
+from .decoder import Decoder, StaticFrame
+from .one_pass import OnePassDecoder
+
+
+class LinearDecoder(OnePassDecoder):
+    """Tokens are linear in their conditions."""
+
+    def __init__(self, config: ModelConfig, own: LinearConfig, trunk: MaskedTransformer | None) -> None:
+        super().__init__(config, trunk)
+        assert isinstance(config.context, CausalTransformerConfig)
+        self.read = nn.Linear(config.context.width, config.token_channels)
+
+    def tokens_of(self, condition_BND: Tensor, past_BPNC: Tensor) -> Tensor:
+        return exact(self.read, condition_BND)
+
+    def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> Callable[[], None]:
+        def decide() -> None:
+            frame.begin_frame(frame.noise(), self.noise.weight, scale=settings.temperature)
+            read(frame.conditions(None), self.read.weight, self.read.bias, norm=frame.norm, out=frame.tokens_BNC)
+
+        return decide
