@@ -128,7 +128,8 @@ FromFormat1 from_format_1(Json config, const std::string& source) {
         if (!one_pass) fail(ENMA_CHECKPOINT, source, ".dynamics.", key, ": a decoder 'one-pass' is expected beside it");
         return found;
     };
-    std::optional<Json> local = head("local"), first = head("first");
+    std::optional<Json> local = head("local");
+    const bool first = head("first").has_value();
     Json flow = slot("flow", dynamics.take("flow"));
     for (const char* key : {"likelihood_power", "draws", "time_law"}) flow.take(key);
     Names names = {{"dynamics.temporal.", "dynamics.context."},
@@ -146,12 +147,8 @@ FromFormat1 from_format_1(Json config, const std::string& source) {
     for (const auto& [key, value] : dynamics.members()) context.add(key, value);
     config.add("context", std::move(context));
     config.add("trunk", std::move(trunk));
-    if (first) {
-        // A trained head of frame 0 was worse than a random field.
-        config.add("initial", slot("gaussian", std::nullopt));
-    } else if (one_pass) {
-        config.add("initial", flow);
-    }
+    // A trained head of frame 0 was worse than a random field.
+    if (one_pass) config.add("initial", first ? slot("gaussian", std::nullopt) : flow);
     config.add("step", !one_pass ? std::move(flow)
                        : local   ? slot("local", std::move(local))
                                  : slot("linear", std::nullopt));

@@ -216,21 +216,18 @@ void local_head(const LocalHeadView& head, Isa isa, const float* features, const
 
 struct LocalDecoder : Decoder {
     LocalDecoder(const LocalConfig& config, const DecoderShape& shape, const DecoderSlot& slot);
-    std::size_t bytes() const override { return noise_weights.size() + weights.size(); }
+    std::size_t bytes() const override { return weights.size(); }
     int past() const override { return head.past; }
     std::unique_ptr<DecoderSession> session(const SamplerView& model, const SamplerState& state,
                                             const DecoderSettings& settings) const override;
 
-    // In the slot `initial`: its past is noise, and zeros, and noise enters the transformer as for later frames.
-    bool begins;
-    Buffer noise_weights, weights;
+    Buffer weights;
     LinearView noise, features;
     std::vector<LocalBlockView> blocks;
     LocalHeadView head{};
 };
 
-LocalDecoder::LocalDecoder(const LocalConfig& config, const DecoderShape& shape, const DecoderSlot& slot)
-    : begins(slot.prefix == "dynamics.initial.") {
+LocalDecoder::LocalDecoder(const LocalConfig& config, const DecoderShape& shape, const DecoderSlot& slot) {
     const int W = config.width, C = shape.latent_channels, D = shape.width, count = taps(shape.grid);
     head.grid = shape.grid;
     head.width = W;
@@ -239,8 +236,6 @@ LocalDecoder::LocalDecoder(const LocalConfig& config, const DecoderShape& shape,
     head.epsilon = slot.epsilon;
     head.modes = config.modes;
     const FourierGrid grid = fourier_grid(shape.grid, config.modes, W);
-    noise_weights = packed(slot.take, "dynamics.step.", slot.format,
-                           [&](Packer& pack) { noise = pack.linear("noise", D, shape.channels, false); });
     weights = packed(slot.take, slot.prefix, slot.format, [&](Packer& pack) {
         // The products of the convolutions are fp32 whatever the weights are; their windows are (line, place, inward).
         const auto exact = [&](const std::vector<float>& weight, const float* bias, int outward, int inward) {
@@ -264,6 +259,7 @@ LocalDecoder::LocalDecoder(const LocalConfig& config, const DecoderShape& shape,
         const auto linear = [&](const std::string& name, int outward) {
             return exact(pack.numbers(name + ".weight", {outward, W}), nullptr, outward, W);
         };
+        noise = pack.linear("noise", D, shape.channels, false);
         features = pack.linear("features", W * shape.grid.patch(), D);
         head.frames = convolution("frames", W, config.past * C);
         if (config.modes > 0) {
@@ -298,7 +294,6 @@ struct LocalSession : DecoderSession {
     void take(Allocator& memory) override {
         const std::size_t tokens = static_cast<std::size_t>(settings.rows) * model.tokens;
         features = memory.take<float>(tokens * decoder.features.n);
-        drawn = memory.take<float>(decoder.begins ? tokens * decoder.head.past * model.channels : 0);
     }
     WorkBytes work() const override {
         Allocator team(nullptr), alone(nullptr);
@@ -309,21 +304,12 @@ struct LocalSession : DecoderSession {
     int counters() const override { return 1; }
 
     void decide(const Region& region) override {
-        const std::ptrdiff_t frame = static_cast<std::ptrdiff_t>(model.tokens) * model.channels;
-        const std::ptrdiff_t size = decoder.head.past * frame;
         const auto convolve = [&](int begin, int end) {
             for (int row = begin; row < end; ++row) {
                 const std::ptrdiff_t tokens = static_cast<std::ptrdiff_t>(row) * model.tokens;
-                if (decoder.begins) {
-                    if (region.team.thread == 0) {
-                        std::fill(std::copy_n(state.noise + row * frame, frame, drawn + row * size),
-                                  drawn + (row + 1) * size, 0.0f);
-                    }
-                    wait(region.team);
-                }
                 local_head(decoder.head, region.isa, features + tokens * decoder.features.n,
-                           (decoder.begins ? drawn : state.past) + row * size, state.tokens + tokens * model.channels,
-                           region.team, region.shared, region.own);
+                           state.past + tokens * decoder.head.past * model.channels,
+                           state.tokens + tokens * model.channels, region.team, region.shared, region.own);
             }
         };
         decide_in_one_pass(region, model, state, decoder.noise, decoder.features, settings.temperature, features,
@@ -335,7 +321,6 @@ struct LocalSession : DecoderSession {
     const SamplerState& state;
     DecoderSettings settings;
     float* features = nullptr;  // [B, N, patch W]
-    float* drawn = nullptr;     // [B, P, N, C] what a trajectory begins from
 };
 
 std::unique_ptr<DecoderSession> LocalDecoder::session(const SamplerView& model, const SamplerState& state,
@@ -347,7 +332,7 @@ std::unique_ptr<DecoderSession> LocalDecoder::session(const SamplerView& model, 
 
 MakeDecoder read_local_decoder(Fields& fields, const DecoderShape& shape) {
     LocalConfig config;
-    if (!shape.trunk) fields.wrong("kind", "'local' needs a trunk");
+    if (!shape.trunk || shape.initial) fields.wrong("kind", "\'local\' needs a trunk, and frames before its own");
     fields.read("width", config.width, 1, MOST_LOCAL);
     fields.read("layers", config.layers);
     fields.read("past", config.past, 1, MOST_LOCAL);

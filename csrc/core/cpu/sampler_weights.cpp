@@ -67,7 +67,10 @@ Sampler::Sampler(const SamplerShape& s, const TakeParameter& take, NumberFormat 
         v.final_norm = pack.vector("trunk.norm.weight", D);
         if (s.masked_turns.empty()) return;
         v.masked_rotary.cosines = pack.table(s.masked_turns);
-        v.masked_rotary.sines = v.masked_rotary.cosines + s.masked_turns.size() / 2;
+        // The pass that only measures has no memory yet.
+        if (v.masked_rotary.cosines != nullptr) {
+            v.masked_rotary.sines = v.masked_rotary.cosines + s.masked_turns.size() / 2;
+        }
     });
     v.causal = causal_.data();
     v.causal_layers = s.causal_layers;
