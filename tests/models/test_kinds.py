@@ -1,21 +1,16 @@
 """A kind is a config and a module, and no list names it: toys of each slot, from their config to a forecast."""
 
 import json
-from dataclasses import dataclass
 from dataclasses import replace as changed
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from enma_fast import forecast
-from enma_fast.config import CodecConfig, ContextConfig, DecoderConfig, LinearConfig, ModelConfig
+from enma_fast.config import LinearConfig, ModelConfig
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import load_model, save_model
-from enma_fast.models.codecs.codec import Codec
-from enma_fast.models.decoders.decoder import Decoder
 from enma_fast.models.model import Dynamics, draw
 from enma_fast.sampling.engine import candidates
 from enma_fast.training.recipes import RECIPES
@@ -23,135 +18,9 @@ from enma_fast.utils.dataclass_json import from_json, replace, to_json
 from enma_fast.utils.kinds import Slot
 
 from .._tiny import CONFIGS, random_model, waves
-
-
-class Persistence(Decoder):
-    """The last frame, and noise of a scale that is trained; it reads two past frames, and no trunk."""
-
-    past = 2
-
-    def __init__(self, config, own, trunk):
-        super().__init__()
-        self.channels = config.token_channels
-        self.scale = nn.Parameter(torch.full((config.token_channels,), own.scale))
-
-    def decide(self, h, past_BPNC, noise, settings):
-        tokens = torch.arange(past_BPNC.shape[2], device=past_BPNC.device)
-        return past_BPNC[:, -1] + settings.temperature * self.scale * noise.normal(tokens, self.channels)
-
-    def loss(self, h, past_BPNC, z_BNC, draws):
-        made = past_BPNC[:, -1, :, None] + self.scale * draws.noise
-        error = (made - z_BNC[:, :, None]).square().mean()
-        return error, {"error": error.detach()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PersistenceConfig(DecoderConfig):
-    kind: str = "toy-persistence"
-    scale: float = 0.5
-    module: ClassVar[type] = Persistence
-
-    def check(self, name, slot, codec):
-        if self.scale < 0:
-            raise EnmaError(f"{name}: {slot}.scale is {self.scale}; 0 or more is needed")
-
-
-class Every(Codec):
-    """One place for each point; no two frames share a latent one."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.gain = nn.Parameter(torch.ones(()))
-
-    def encode(self, u, points=None, valid=None):
-        return (self.gain * self.on_grid(u, points)).flatten(2, -2).float()
-
-    def decode(self, z_BTNC, num_frames=None, query=None, *, end=None):
-        u = (z_BTNC / self.gain).unflatten(2, self.config.grid)
-        return self.in_units(u[:, :num_frames])
-
-
-@dataclass(frozen=True, kw_only=True)
-class EveryConfig(CodecConfig):
-    kind: str = "toy-every"
-    module: ClassVar[type] = Every
-
-    @property
-    def latent_channels(self):
-        return self.field_channels
-
-    @property
-    def space_factor(self):
-        return 1
-
-    @property
-    def time_factor(self):
-        return 1
-
-    @property
-    def reach(self):
-        return 0
-
-
-class Mean(nn.Module):
-    """The mean of the frames that were read, in a linear layer."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.tokens = config.num_tokens
-        self.read = nn.Linear(config.token_channels, config.context.features)
-
-    def forward(self, segments):
-        out = []
-        for z_BTNC in segments:
-            before = torch.cat([torch.zeros_like(z_BTNC[:, :1]), z_BTNC[:, :-1]], 1)
-            counts = torch.arange(z_BTNC.shape[1]).clamp(min=1).view(-1, 1, 1)
-            out.append(self.read(before.cumsum(1) / counts))
-        return out
-
-    def begin(self, segments, *, room):
-        last = segments[-1]
-        wide = torch.promote_types(last.dtype, torch.float32)
-        empty = torch.zeros(len(last), self.tokens, self.read.in_features, dtype=wide, device=last.device)
-        return [last.sum(1) if last.shape[1] else empty, last.shape[1]]
-
-    def condition(self, past):
-        total, frames = past
-        return self.read(total / max(frames, 1))
-
-    def advance(self, past, z_BNC):
-        past[0], past[1] = past[0] + z_BNC, past[1] + 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeanConfig(ContextConfig):
-    kind: str = "toy-mean"
-    features: int = 6
-    module: ClassVar[type] = Mean
-
-
-class Pull(Decoder):
-    """What is linear in the condition, and noise."""
-
-    def __init__(self, config, own, trunk):
-        super().__init__()
-        self.channels = config.token_channels
-        self.read = nn.Linear(config.context.features, config.token_channels)
-
-    def decide(self, h, past_BPNC, noise, settings):
-        made = settings.temperature * noise.normal(torch.arange(h.shape[1], device=h.device), self.channels)
-        return self.read(h) + made
-
-    def loss(self, h, past_BPNC, z_BNC, draws):
-        error = (self.read(h) - z_BNC).square().mean()
-        return error, {"error": error.detach()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PullConfig(DecoderConfig):
-    kind: str = "toy-pull"
-    module: ClassVar[type] = Pull
-
+from ..toys.codec import EveryConfig
+from ..toys.context import MeanConfig, Pull, PullConfig
+from ..toys.decoder import Persistence, PersistenceConfig
 
 RELATIVE = CONFIGS["relative"]
 TOYS = {
