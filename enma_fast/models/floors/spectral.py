@@ -1,0 +1,407 @@
+"""A linear propagator around periodic domains, in closed form from the frames that are observed.
+
+Each wave k is multiplied by its own complex number in a step. Successive frames tell it by their cross-spectrum C and
+spectrum S, where they have energy. Elsewhere a law holds it, a polynomial of the wave numbers,
+
+    log m(k) = sum_a c_a (i k)^a,    |a| <= order
+    M(k) = (C(k) + e m(k)) / (S(k) + e),    |M| <= 1
+
+whose coefficients c are themselves held by their mean and covariance over the training trajectories (empirical
+Bayes). Where the law fits frames worse than it does those of training, e is less. No equation is used: advection,
+diffusion and dispersion are laws of first, second and third order.
+
+Legend: B trajectories, W windows, T frames, c channels, K waves (flattened), J coefficients; `*x` space.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+# Wave numbers are divided by this, so that coefficients of different orders have similar sizes.
+_WAVE_UNIT = 8.0
+# Most that a wave may decay in a step, as a logarithm, and grow while the law is fitted.
+_DECAY, _GROWTH = 20.0, 0.05
+_TINY = 1e-12
+# Trajectories whose laws are fitted at a time hold about so many numbers.
+_AT_ONCE = 1 << 24
+# Share of energy below which a law counts as right.
+_RIGHT = 1e-6
+# Gauss-Newton steps of a law, least variance of a coefficient, and frames of a window for training.
+_STEPS, _LEAST_VARIANCE, _WINDOW = 8, 1e-4, 3
+# Noise of a step relative to the energy of a field, and how much laws hold multipliers: what `learn` chooses from.
+_NOISES = (1e-8, 1e-6, 1e-5, 1e-4)
+_HOLDS = (1e-4, 1e-2, 1.0, 1e2)
+# Training trajectories that are forecast to choose.
+_TRIALS, _DRAWS = 200, 4
+# Lowest waves whose measured multipliers a network is told.
+_LOWEST = 12
+# Frames of the parts that long series are cut into.
+_LONG = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Waves:
+    """What was inferred from the windows of trajectories.
+
+    Attributes
+    ----------
+    law : [B, c, J] coefficients
+    root : [B, c, J, J] a root of their posterior covariance, for noise of size 1
+    multiplier : [B, c, K] complex, by which a step multiplies each wave
+    lawful : [B, c, K] complex, the law's alone
+    held : [B, c, K] share of the law in the multipliers
+    spread : [B, c, K] standard deviation of the multipliers, given the law
+    residual : [B, c] logarithm of the share of the energy of a step that the law leaves unexplained
+    """
+
+    law: Tensor
+    root: Tensor
+    multiplier: Tensor
+    lawful: Tensor
+    held: Tensor
+    spread: Tensor
+    residual: Tensor
+
+    def __getitem__(self, index: Tensor | slice) -> Waves:
+        return Waves(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    @classmethod
+    def join(cls, parts: Sequence[Waves]) -> Waves:
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+
+class SpectralFloor(nn.Module):
+    """The propagator of fields `[*x, c]` on a grid that is periodic along each axis.
+
+    :meth:`learn` finds the distribution of the coefficients over training data; :meth:`infer` is then closed form.
+    """
+
+    mean: Tensor
+    law_mean: Tensor
+    law_covariance: Tensor
+    noise: Tensor
+    hold: Tensor
+    inflation: Tensor
+    typical: Tensor
+    _basis: Tensor
+    _count: Tensor
+    _order: Tensor
+    num_views, reads, moves = 2, 1, True
+
+    def __init__(self, grid: Sequence[int], channels: int, *, order: int = 3) -> None:
+        super().__init__()
+        self.grid, self.channels, self.order = tuple(grid), channels, order
+        dims = len(self.grid)
+        numbers = [torch.fft.fftfreq(n, 1 / n) for n in self.grid[:-1]]
+        numbers.append(torch.fft.rfftfreq(self.grid[-1], 1 / self.grid[-1]))
+        k_Kd = torch.stack(torch.meshgrid(*numbers, indexing="ij"), -1).reshape(-1, dims).double()
+        powers = sorted((a for a in itertools.product(range(order + 1), repeat=dims) if sum(a) <= order), key=sum)
+        real, imaginary = [], []
+        for a in powers:
+            value = (k_Kd / _WAVE_UNIT).pow(torch.tensor(a)).prod(-1) * (-1) ** (sum(a) // 2)
+            real.append(torch.zeros_like(value) if sum(a) % 2 else value)
+            imaginary.append(value if sum(a) % 2 else torch.zeros_like(value))
+        J = len(powers)
+        # Index of the coefficient that carries fields along each axis.
+        self._first = [powers.index(tuple(int(i == axis) for i in range(dims))) for axis in range(dims)]
+        count = torch.full((len(k_Kd),), 2.0, dtype=torch.float64)
+        last = k_Kd[:, -1]
+        count[(last == 0) | (2 * last == self.grid[-1])] = 1
+        self.register_buffer("_basis", torch.stack([torch.stack(real, -1), torch.stack(imaginary, -1)]), False)
+        self.register_buffer("_count", count, False)
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("law_mean", torch.zeros(channels, J, dtype=torch.float64))
+        self.register_buffer("law_covariance", torch.eye(J, dtype=torch.float64).repeat(channels, 1, 1))
+        self.register_buffer("noise", torch.tensor(1e-5, dtype=torch.float64))
+        # How much the law holds the multipliers of a trajectory's own frames, and those of another's.
+        self.register_buffer("hold", torch.tensor([1e-2, 1.0], dtype=torch.float64))
+        # By how much draws spread more than the noise says, of own frames and of another trajectory's.
+        self.register_buffer("inflation", torch.ones(2, dtype=torch.float64))
+        # Share of the energy of a step that laws usually get wrong.
+        self.register_buffer("typical", torch.full((2, channels), _RIGHT, dtype=torch.float64))
+        self.register_buffer("_order", torch.argsort(k_Kd.square().sum(-1), stable=True), False)
+
+    def infer(self, windows: Tensor, *, own: bool = True) -> Waves:
+        """What windows `[B, W, T, *x, c]` of at least two frames tell.
+
+        `own` says that they belong to the trajectory that is forecast, not to another one of the same physics.
+        """
+        cross, power, after = self._spectra(windows)
+        law, hessian = self._laws(cross, power)
+        task = 0 if own else 1
+        hold = self.hold[task] * self._doubt(cross, power, law, task)
+        return self._waves(cross, power, after, law, hessian, hold, self.inflation[task])
+
+    def _doubt(self, cross: Tensor, power: Tensor, law: Tensor, task: int) -> Tensor:
+        """By how much less the law holds frames that it fits worse than most of the training data, `[B, c, 1]`."""
+        share = self.typical[task] / self._misfit(cross, power, law).clamp_min(_RIGHT)
+        return share.clamp(max=1).square()[..., None]
+
+    def step(self, past: Tensor, waves: Waves) -> Tensor:
+        """The frame after `past [B, P, *x, c]`, of which the last is read."""
+        return self._multiplied(past[:, -1], waves.multiplier)
+
+    def before(self, first: Tensor, waves: Waves) -> Tensor:
+        """What stands for the frame before `first [B, *x, c]`: itself."""
+        del waves
+        return first
+
+    def views(self, past: Tensor, waves: Waves) -> Tensor:
+        """The frame after `past`, by the multipliers and by their law: `[B, *x, c, 2]`."""
+        return torch.stack([self._multiplied(past[:, -1], m) for m in (waves.multiplier, waves.lawful)], -1)
+
+    @property
+    def num_features(self) -> int:
+        """Numbers F of :meth:`features`."""
+        return self.channels * (self.law_mean.shape[1] + 1 + 4 * min(_LOWEST, len(self._count)))
+
+    def features(self, waves: Waves, windows: Tensor) -> Tensor:
+        """Numbers `[B, F]` of about unit size for a network: law, residual, and the lowest measured multipliers."""
+        spread = self.law_covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+        law = ((waves.law - self.law_mean) / spread).clamp(-4, 4)
+        cross, power, _ = self._spectra(windows)
+        near = self._order[:_LOWEST]
+        cross, power = cross[..., near], power[..., near]
+        gain = cross / (power + 1e-3 * power.mean(-1, keepdim=True) + _TINY)
+        share = power / (power.sum(-1, keepdim=True) + _TINY)
+        parts = [law, waves.residual[..., None] / 4 + 1, gain.real, gain.imag, share, (power + 1e-6).log() / 4]
+        return torch.cat(parts, -1).flatten(1).float()
+
+    @property
+    def num_draws(self) -> int:
+        """Standard normals of a draw."""
+        return self.channels * (self.law_mean.shape[1] + 2 * len(self._count))
+
+    def draw(self, waves: Waves, normals: Tensor) -> Waves:
+        """Coefficients from their posterior, one set for each trajectory, by standard normals `[B, num_draws]`."""
+        J, K = self.law_mean.shape[1], len(self._count)
+        for_law, real, imaginary = normals.double().unflatten(1, (self.channels, -1)).split([J, K, K], -1)
+        law = waves.law + (waves.root @ for_law[..., None])[..., 0]
+        lawful = _bounded(self._multipliers(law))
+        off = torch.complex(real, imaginary) * (waves.spread / math.sqrt(2))
+        moved = waves.multiplier.to(torch.complex128) + waves.held * (lawful - waves.lawful.to(torch.complex128)) + off
+        multiplier, lawful = _bounded(moved).to(torch.complex64), lawful.to(torch.complex64)
+        return replace(waves, law=law, multiplier=multiplier, lawful=lawful)
+
+    @torch.no_grad()
+    def learn(self, fields: Tensor, *, environments: Tensor | None = None) -> None:
+        """Find the distribution of the laws over training trajectories `[B, T, *x, c]`.
+
+        How much laws are held is chosen by forecasts: of trajectories after their first frames, and, where
+        `environments [B]` says which share their physics, from another one.
+        """
+        self.mean.copy_(fields.mean(tuple(range(fields.ndim - 1))))
+        if fields.shape[1] >= 2 * _LONG:
+            # A long series tells as much as several short ones.
+            fields = fields.unfold(1, _LONG, _LONG).movedim(-1, 2).flatten(0, 1)
+            environments = None
+        cross, power, _ = self._spectra(fields[:, None])
+        J = self.law_mean.shape[1]
+        free = _LEAST_VARIANCE * 1e-2 * torch.eye(J, dtype=torch.float64).repeat(self.channels, 1, 1)
+        law, _ = self._fitted(cross, power, free, torch.zeros_like(self.law_mean))
+        self._describe(law, cross, power)
+        self._describe(self._laws(cross, power)[0], cross, power)
+        self._choose(fields, environments)
+
+    def _describe(self, law: Tensor, cross: Tensor, power: Tensor) -> None:
+        misfit = self._misfit(cross, power, law)
+        for c in range(self.channels):
+            self.law_mean[c], self.law_covariance[c] = _typical(law[:, c], misfit[:, c])
+
+    def _choose(self, fields: Tensor, environments: Tensor | None) -> None:
+        """The noise and the holds with which training trajectories are forecast best."""
+        chosen = torch.linspace(0, len(fields) - 1, min(_TRIALS, len(fields))).long()
+        truth = fields[chosen]
+        tasks = [(truth[:, None, :_WINDOW], truth[:, _WINDOW - 1 :])]
+        if environments is not None:
+            others = companions(environments, chosen)
+            pairs = chosen[others >= 0], others[others >= 0]
+            if len(pairs[0]):
+                tasks.append((fields[pairs[1]][:, None], fields[pairs[0]]))
+        best = [(math.inf, 0.0, 0.0)] * len(tasks)
+        for task, (windows, frames) in enumerate(tasks):
+            cross, power, after = self._spectra(windows)
+            for noise in _NOISES if task == 0 else (best[0][1],):
+                self.noise.fill_(noise)
+                law, hessian = self._laws(cross, power)
+                for hold in _HOLDS:
+                    waves = self._waves(
+                        cross, power, after, law, hessian, self.hold.new_tensor(hold), self.hold.new_ones(())
+                    )
+                    best[task] = min(best[task], (self._error(frames, waves), noise, hold))
+        self.noise.fill_(best[0][1])
+        for task, (windows, frames) in enumerate(tasks):
+            self.hold[task] = best[task][2]
+            cross, power, _ = self._spectra(windows)
+            misfit = self._misfit(cross, power, self._laws(cross, power)[0])
+            self.typical[task] = misfit.median(0).values.clamp_min(_RIGHT)
+            self.inflation[task] = self._inflation(windows, frames, own=task == 0)
+        if len(tasks) == 1:
+            for values in (self.hold, self.typical, self.inflation):
+                values[1] = values[0]
+
+    def _inflation(self, windows: Tensor, frames: Tensor, *, own: bool) -> float:
+        """Error of forecasts of the last frame over the spread of draws."""
+        waves, steps = self.infer(windows, own=own), frames.shape[1] - 1
+        generator = torch.Generator().manual_seed(0)
+        made = [self._power(waves, steps, frames[:, 0])]
+        for _ in range(_DRAWS):
+            drawn = self.draw(waves, torch.randn(len(frames), self.num_draws, generator=generator))
+            made.append(self._power(drawn, steps, frames[:, 0]))
+        error = (made[0] - frames[:, -1]).square().mean()
+        spread = torch.stack([m - made[0] for m in made[1:]]).square().mean()
+        return float((error / spread.clamp_min(_TINY)).sqrt().clamp(1e-3, 1e3))
+
+    def _power(self, waves: Waves, steps: int, first: Tensor) -> Tensor:
+        """The frame so many steps after `first [B, *x, c]`."""
+        return self._multiplied(first, waves.multiplier**steps)
+
+    def _error(self, frames: Tensor, waves: Waves) -> float:
+        """Mean relative error of forecasts of all frames `[B, T, *x, c]` after the first."""
+        last, square = frames[:, 0], frames.new_zeros(len(frames))
+        for t in range(1, frames.shape[1]):
+            last = self._multiplied(last, waves.multiplier)
+            square += (last - frames[:, t]).square().flatten(1).sum(1)
+        size = (frames[:, 1:] - self.mean).square().flatten(1).sum(1)
+        return float((square / size.clamp_min(_TINY)).sqrt().mean())
+
+    def _spectra(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-spectrum of successive frames, spectrum of the earlier and of the later ones, `[B, c, K]` each."""
+        u = (windows - self.mean).movedim(-1, 1).double()
+        waves = torch.fft.rfftn(u, dim=tuple(range(-len(self.grid), 0)), norm="ortho").flatten(4)
+        before, after = waves[:, :, :, :-1], waves[:, :, :, 1:]
+        cross = (before.conj() * after).sum((2, 3)) * self._count
+        return cross, before.abs().square().sum((2, 3)) * self._count, after.abs().square().sum((2, 3)) * self._count
+
+    def _laws(self, cross: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+        return self._fitted(cross, power, self.noise * torch.linalg.inv(self.law_covariance), self.law_mean)
+
+    def _fitted(self, cross: Tensor, power: Tensor, prior: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Laws `[B, c, J]` and the curvature of their misfit, trajectories in parts."""
+        size = max(1, _AT_ONCE // (self.channels * self._basis[0].numel()))
+        parts = zip(cross.split(size), power.split(size), strict=True)
+        laws, curvatures = zip(*(self._fit(*part, prior, mean) for part in parts), strict=True)
+        return torch.cat(laws), torch.cat(curvatures)
+
+    def _fit(self, cross: Tensor, power: Tensor, prior: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Gauss-Newton steps on sum_k w |C / S - m|^2 + (c - mean)' prior (c - mean), from two starts."""
+        weight = power / (power.sum(-1, keepdim=True) + _TINY)
+        target = cross / (power + _TINY)
+        best: tuple[Tensor, Tensor, Tensor] | None = None
+        for law in (mean.expand(len(cross), -1, -1), self._carried(cross, mean)):
+            hessian = prior
+            for _ in range(_STEPS):
+                m = self._multipliers(law)
+                off = target / (m + _TINY) - 1
+                off = torch.where(off.abs() > 1, off / (off.abs() + _TINY), off)
+                sized = (weight * m.abs().square())[..., None]
+                re, im = self._basis
+                hessian = (re * sized).mT @ re + (im * sized).mT @ im + prior
+                slope = ((re * sized).mT @ off.real[..., None] + (im * sized).mT @ off.imag[..., None])[..., 0]
+                slope = slope + (prior @ (mean - law)[..., None])[..., 0]
+                law = law + torch.linalg.solve(hessian, slope)
+            away = law - mean
+            cost = self._misfit(cross, power, law) + (away * (prior @ away[..., None])[..., 0]).sum(-1)
+            if best is None:
+                best = cost, law, hessian
+            else:
+                better = cost < best[0]
+                best = (
+                    torch.minimum(cost, best[0]),
+                    torch.where(better[..., None], law, best[1]),
+                    torch.where(better[..., None, None], hessian, best[2]),
+                )
+        assert best is not None
+        return best[1], best[2]
+
+    def _carried(self, cross: Tensor, mean: Tensor) -> Tensor:
+        """`mean` with the displacement at which successive frames correlate most, `[B, c, J]`."""
+        dims = len(self.grid)
+        half = (*self.grid[:-1], self.grid[-1] // 2 + 1)
+        fine = tuple(2 * n for n in self.grid)
+        spectrum = (cross / self._count).unflatten(-1, half)
+        if dims == 1:
+            correlation = torch.fft.irfft(spectrum, n=fine[0])
+        else:
+            fine = self.grid
+            correlation = torch.fft.irfftn(spectrum, s=fine, dim=tuple(range(-dims, 0)))
+        place = correlation.flatten(2).argmax(-1)
+        law = mean.expand(*place.shape, -1).clone()
+        for axis in reversed(range(dims)):
+            n = fine[axis]
+            shift = place % n
+            place = place // n
+            turns = torch.where(shift > n // 2, shift - n, shift).double() / n
+            law[..., self._first[axis]] = -2 * math.pi * turns * _WAVE_UNIT
+        return law
+
+    def _multipliers(self, law: Tensor) -> Tensor:
+        re, im = self._basis
+        return torch.exp(torch.complex((law @ re.T).clamp(-_DECAY, _GROWTH), law @ im.T))
+
+    def _misfit(self, cross: Tensor, power: Tensor, law: Tensor) -> Tensor:
+        """Share of the energy that a law's step gets wrong, beyond what any multiplier does, `[B, c]`."""
+        off = (cross / (power + _TINY) - _bounded(self._multipliers(law))).abs().square()
+        return (power * off).sum(-1) / (power.sum(-1) + _TINY)
+
+    def _waves(
+        self,
+        cross: Tensor,
+        power: Tensor,
+        after: Tensor,
+        law: Tensor,
+        hessian: Tensor,
+        hold: Tensor,
+        inflation: Tensor,
+    ) -> Waves:
+        lawful = _bounded(self._multipliers(law))
+        total = power.sum(-1, keepdim=True)
+        held = hold * power.mean(-1, keepdim=True) + _TINY
+        multiplier = _bounded((cross + held * lawful) / (power + held))
+        noise = self.noise * inflation.square()
+        root = torch.linalg.cholesky(noise * torch.linalg.inv(hessian))
+        spread = (noise * total / (power + held)).sqrt()
+        left = after - 2 * (cross.conj() * lawful).real + power * lawful.abs().square()
+        residual = (left.sum(-1) / (after.sum(-1) + _TINY)).clamp_min(1e-8).log()
+        multiplier, lawful = multiplier.to(torch.complex64), lawful.to(torch.complex64)
+        return Waves(law, root, multiplier, lawful, held / (power + held), spread, residual)
+
+    def _multiplied(self, last: Tensor, multiplier: Tensor) -> Tensor:
+        axes = tuple(range(1, 1 + len(self.grid)))
+        waves = torch.fft.rfftn((last - self.mean).float(), dim=axes)
+        multiplier = multiplier.movedim(1, -1).unflatten(1, waves.shape[1:-1])
+        moved = torch.fft.irfftn(waves * multiplier, s=self.grid, dim=axes) + self.mean
+        return moved.to(last.dtype)
+
+
+def _bounded(multiplier: Tensor) -> Tensor:
+    """Multipliers of size at most 1."""
+    return multiplier / multiplier.abs().clamp_min(1)
+
+
+def _typical(law: Tensor, misfit: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of laws `[B, J]`, of those that fit better than most and lie near their median."""
+    law = law[misfit <= misfit.median().clamp_min(_RIGHT)]
+    centre = law.median(0).values
+    width = 1.48 * (law - centre).abs().median(0).values + 1e-3
+    near = ((law - centre).abs() < 4 * width).all(1)
+    law = law[near] if near.sum() > 2 * law.shape[1] else law
+    if len(law) < 2:
+        return law[0], torch.eye(law.shape[1], dtype=law.dtype)
+    return law.mean(0), torch.cov(law.T) + _LEAST_VARIANCE * torch.eye(law.shape[1], dtype=law.dtype)
+
+
+def companions(environments: Tensor, chosen: Tensor) -> Tensor:
+    """Another trajectory of the environment of each of the chosen ones; -1 where there is none."""
+    made = []
+    for i in chosen.tolist():
+        same = torch.nonzero(environments == environments[i])[:, 0]
+        same = same[same != i]
+        made.append(int(same[i % len(same)]) if len(same) else -1)
+    return torch.tensor(made)

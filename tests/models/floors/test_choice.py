@@ -1,0 +1,84 @@
+"""The floor of a data set is the kind of its physics, and the simplest where nothing helps."""
+
+import math
+
+import pytest
+import torch
+
+from enma_fast.models.floors.choice import choose, kinds
+from enma_fast.models.grid_layers import Edge
+
+P, W = Edge.PERIODIC, Edge.WALL
+PLACE = torch.arange(24) / 24 * 2 * math.pi
+
+
+def uniform(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def carried(count=60):
+    """Three waves carried at a speed that trajectories share by six."""
+    speed, phase, size = (
+        uniform(count // 6, 1, 1).repeat_interleave(6, 0),
+        uniform(count, 3, 1, 1, seed=1),
+        uniform(count, 3, 1, 1, seed=2),
+    )
+    time = torch.arange(10)[:, None]
+    waves = [size[:, k] * (math.tau * phase[:, k] + (k + 1) * (PLACE - speed * time)).sin() for k in range(3)]
+    return sum(waves)[..., None], torch.arange(count) // 6
+
+
+def test_waves_that_are_carried():
+    fields, environments = carried()
+    choice = choose(fields, edges=[P], environments=environments)
+    assert choice.name == "waves"
+    assert choice.right
+    assert choice.worth
+    assert len(choice.errors["waves"]) == 2
+    assert max(choice.errors["waves"]) < 3e-3 < min(choice.errors["persistence"])
+
+
+def test_strings_between_walls():
+    k, size = torch.arange(1, 5), uniform(40, 1, 4)
+    shape = torch.sin(math.pi * k[:, None] * (torch.arange(24) + 1) / 25)
+    speed, time = 0.5 + uniform(40, 1, 1, seed=1), torch.arange(12)[:, None]
+    fields = ((size * (speed * k * math.pi / 25 * time).cos()) @ shape)[..., None]
+    choice = choose(fields, edges=[W])
+    assert choice.name == "vibration"
+    assert choice.errors["vibration"][0] < 0.02
+    assert "waves" not in choice.errors
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_nothing_helps(noisy):
+    """Steps of chance from frame to frame persist, and frames of chance return to their mean."""
+    steps = torch.randn(40, 10, 24, 1, generator=torch.Generator().manual_seed(0))
+    choice = choose(steps if noisy else steps.cumsum(1), edges=[W])
+    assert choice.name == ("damped persistence" if noisy else "persistence")
+    assert not choice.right
+    assert not choice.worth
+
+
+def test_one_series_is_cut_in_time():
+    fields = torch.sin(PLACE - 0.3 * torch.arange(150)[:, None])[None, ..., None]
+    choice = choose(fields, edges=[P])
+    assert choice.errors[choice.name][0] < 0.02
+    assert choice.errors["persistence"][0] > 0.5
+
+
+def test_no_more_time_is_spent_than_given():
+    fields, _ = carried()
+    assert list(choose(fields, edges=[P], seconds=0).errors) == ["persistence"]
+
+
+def test_narrow_axes_have_no_second_difference():
+    assert "vibration" not in kinds((4, 20), [W, W], 1)
+    assert "vibration" in kinds((5, 20), [W, W], 1)
+    assert "waves" in kinds((4, 20), [P, P], 1)
+
+
+def test_of_many_trajectories_some_environments_are_enough():
+    fields, environments = carried(900)
+    choice = choose(fields, edges=[P], environments=environments)
+    assert choice.name == "waves"
+    assert choice.right

@@ -1,0 +1,135 @@
+"""Shares of rungs, the share of a correction for a trajectory, and the floors that are the same for all."""
+
+import math
+
+import pytest
+import torch
+
+from enma_fast.models.floors.dataset import DampedPersistence, InverseModel, Persistence
+from enma_fast.models.floors.ladder import climbed, forecast_error, known_share, out_of_fold, roll, rung_shares
+
+BLOCKS = torch.arange(40) // 8
+
+
+def normals(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def damped(count, frames, rate, *, seed=0, noise=0.0):
+    """Fields that return to a mean map at a rate."""
+    mean = normals(6, 5, 1, seed=9)
+    u = [normals(count, 6, 5, 1, seed=seed)]
+    for t in range(frames - 1):
+        u.append(rate * u[-1] + noise * normals(count, 6, 5, 1, seed=seed + t + 1))
+    return mean + torch.stack(u, 1)
+
+
+def test_a_rung_that_is_right_counts_whole_and_one_of_noise_not():
+    truth = normals(40, 30)
+    base, noise = truth + normals(40, 30, seed=1), normals(40, 30, seed=2) * 3
+    assert rung_shares([base, truth], truth, BLOCKS) == [pytest.approx(1.0)]
+    share = rung_shares([base, base + noise], truth, BLOCKS)[0]
+    assert share < 0.1
+    assert rung_shares([base, 2 * base - truth], truth, BLOCKS) == [0.0]
+
+
+def test_shares_are_least_squares_and_climb_one_on_the_other():
+    truth = normals(40, 30)
+    rungs = [torch.zeros(40, 30), 0.5 * truth + 0.05 * normals(40, 30, seed=1), truth + 0.1 * normals(40, 30, seed=2)]
+    shares = rung_shares(rungs, truth, BLOCKS, weights=torch.ones(40))
+    first = (truth * rungs[1]).sum() / rungs[1].square().sum()
+    assert shares[0] == pytest.approx(min(1.0, float(first)), rel=1e-4)
+    errors = [float((climbed(rungs[:n], shares[: n - 1]) - truth).square().mean()) for n in (1, 2, 3)]
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_a_rung_that_helps_one_block_alone_does_not_count():
+    truth, step = normals(40, 30), normals(40, 30, seed=1)
+    # Right in the first block, and wrong by less in each of the others.
+    sign = torch.where(BLOCKS == 0, 2.0, -0.4)[:, None]
+    base = truth - sign * step
+    assert rung_shares([base, base + step], truth, BLOCKS, weights=torch.ones(40)) == [0.0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e12])
+def test_a_rung_that_explodes_once_never_counts(bad):
+    truth = normals(40, 30)
+    base, rung = truth + normals(40, 30, seed=1), truth.clone()
+    rung[3, 4] = bad
+    assert rung_shares([base, rung], truth, BLOCKS) == [0.0]
+    assert torch.equal(climbed([base, rung], [0.0]), base)
+
+
+def test_a_correction_counts_where_it_was_right():
+    off = normals(4, 2, 20)
+    correction = torch.stack([off[0], -off[1], 0.5 * off[2], 100 * normals(2, 20, seed=1)])
+    share = known_share(correction, off)
+    assert share[0] == pytest.approx(1)
+    assert share[1] == 0
+    assert share[2] == 1
+    assert share[3] < 0.02
+
+
+def test_damped_persistence_finds_mean_and_rate():
+    floor = DampedPersistence((6, 5), 1)
+    floor.learn(damped(400, 6, 0.7, noise=0.3))
+    assert float(floor.rate) == pytest.approx(0.7, abs=0.01)
+    torch.testing.assert_close(floor.mean, normals(6, 5, 1, seed=9), atol=0.1, rtol=0)
+    u = damped(50, 6, 0.7, seed=30)
+    own, still = (forecast_error(f, u[:, None, :3], u) for f in (floor, Persistence()))
+    assert own < 0.1 < still
+
+
+def test_the_inverse_model_finds_what_oscillates():
+    """Two patterns that turn into each other, which damped persistence cannot forecast."""
+    patterns = torch.linalg.qr(normals(30, 2))[0]
+
+    def turning(count, seed):
+        phase = normals(count, 1, seed=seed) * 3
+        angle = phase + 0.6 * torch.arange(10)
+        flat = torch.stack([angle.cos(), angle.sin()], -1) @ patterns.T
+        return (flat + 0.02 * normals(count, 10, 30, seed=seed + 1)).unflatten(2, (6, 5))[..., None]
+
+    model, base = InverseModel((6, 5), 1, components=5), DampedPersistence((6, 5), 1)
+    for floor in (model, base):
+        floor.learn(turning(60, 0))
+    u = turning(20, 50)
+    errors = [forecast_error(f, u[:, None, :3], u, known=2) for f in (model, base)]
+    assert errors[0] < 0.3 < errors[1]
+
+
+def test_a_single_series_is_cut_into_blocks_of_time():
+    model = InverseModel((6, 5), 1, components=4, lags=1)
+    u = damped(1, 200, 0.8, noise=0.5)
+    model.learn(u)
+    assert forecast_error(model, u[:, None, :2], u[:, :3], known=2) < 1.5
+    assert torch.isfinite(model.weights).all()
+
+
+def test_fewer_frames_than_lags_are_completed_by_the_first():
+    model = InverseModel((6, 5), 1, components=4, lags=3)
+    model.learn(damped(30, 8, 0.8, noise=0.2))
+    u = normals(2, 1, 6, 5, 1)
+    state = model.infer(u[:, None])
+    torch.testing.assert_close(model.step(u, state), model.step(u.expand(-1, 3, -1, -1, -1), state))
+
+
+def test_each_block_is_forecast_by_the_others():
+    fields = BLOCKS.float().view(40, 1, 1).expand(40, 4, 1)
+
+    def make(training):
+        seen = training[:, 0, 0].unique()
+        return lambda known: torch.isin(known[:, 0, 0], seen).float()[:, None, None].expand(-1, 3, 1)
+
+    assert torch.equal(out_of_fold(make, fields, BLOCKS, known=1), torch.zeros(40, 3, 1))
+
+
+def test_a_forecast_that_is_lost_is_infinitely_wrong():
+    class Growing(Persistence):
+        def step(self, past, state):
+            return 100 * past[:, -1]
+
+    u = damped(4, 6, 0.9)
+    assert forecast_error(Growing(), u[:, None, :3], u) == math.inf
+    assert forecast_error(Persistence(), u[:, None, :3], u) < 2
+    assert roll(Persistence(), u[:, :2], None, 3).shape == (4, 3, 6, 5, 1)
