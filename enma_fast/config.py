@@ -84,6 +84,32 @@ class CausalTransformerConfig(ContextConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhysicsConfig(ContextConfig):
+    """The physics of a trajectory as ``numbers``, from up to ``windows`` windows of three frames.
+
+    Convolutions of ``layers`` blocks of ``width`` on blocks of ``block`` points, and layers of ``hidden`` channels. The
+    ``floor`` is a forecast in closed form, one of the kinds of :mod:`enma_fast.models.floors`.
+    """
+
+    kind: str = "physics"
+    floor: str = "persistence"
+    block: int = 2
+    width: int = 32
+    layers: int = 2
+    hidden: int = 96
+    numbers: int = 32
+    windows: int = 6
+
+    module: ClassVar[str] = "enma_fast.models.contexts.physics:PhysicsContext"
+
+    def check(self, name: str, codec: CodecConfig) -> None:
+        if codec.time_factor != 1:
+            raise EnmaError(f"{name}: context 'physics' reads single frames; give codec.frames 1, or another context")
+        if any(p != 1 for p in self.patch):
+            raise EnmaError(f"{name}: context.patch is {self.patch}; context 'physics' needs patches of 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrunkConfig:
     """The masked transformer that decoders share (paper 3.1.2); its width, heads and positions are the context's.
 
@@ -189,6 +215,31 @@ class LocalConfig(DecoderConfig):
             raise EnmaError(
                 f"{place}.modes is {self.modes}; 1 to {most} are possible on {times(codec.token_grid)} latent places"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldConfig(DecoderConfig):
+    """A floor's forecast, and what gated convolutions on blocks of ``block`` points add to it; for context `physics`.
+
+    There are ``layers`` blocks of ``width``, half of them before and half after a level of half the points with
+    ``middle_layers`` of ``middle_width``, if there are any. ``noise`` channels are drawn at each step, and ``member``
+    numbers for each member.
+    """
+
+    kind: str = "field"
+    block: int = 2
+    width: int = 64
+    layers: int = 6
+    middle_layers: int = 0
+    middle_width: int = 96
+    noise: int = 2
+    member: int = 16
+
+    module: ClassVar[str] = "enma_fast.models.decoders.field:FieldDecoder"
+
+    def check(self, name: str, slot: str, codec: CodecConfig) -> None:
+        if slot != "step":
+            raise EnmaError(f"{name}: {slot} is of kind 'field', which continues known frames; use another kind")
 
 
 @dataclass(frozen=True, kw_only=True)

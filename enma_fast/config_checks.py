@@ -28,6 +28,7 @@ _MOST: Mapping[str, int] = {
     "num_frames": MOST_FRAMES,
     "shortest_context": MOST_FRAMES,
     "layers": _MOST_LAYERS,
+    "middle_layers": _MOST_LAYERS,
     "refine_depth": _MOST_LAYERS,
     "mlp_ratio": 64,
     "max_log2_frequency": 64,
@@ -38,7 +39,7 @@ _MOST: Mapping[str, int] = {
     "field_scale": 10**30,
 }
 # Whole numbers that may be 0; all others are at least 1.
-_FROM_ZERO = ("scale_shift_rank", "refine_depth")
+_FROM_ZERO = ("scale_shift_rank", "refine_depth", "middle_layers", "noise", "member")
 
 
 def check_model(config: Any) -> None:
@@ -48,8 +49,11 @@ def check_model(config: Any) -> None:
     for slot, part in {"codec": codec, "context": context, **decoders}.items():
         if type(part).kinds.get(part.kind) is not type(part):
             raise EnmaError(f"{name}: {slot}.kind is {part.kind!r}; leave it at its default")
-    if codec.dims not in (1, 2):
-        raise EnmaError(f"{name}: grid {codec.grid} has {codec.dims} dimensions; 1 or 2 are supported")
+    if not 1 <= codec.dims <= codec.most_dims:
+        raise EnmaError(
+            f"{name}: grid {codec.grid} has {codec.dims} dimensions; 1 to {codec.most_dims} are possible with codec "
+            f"{codec.kind!r}"
+        )
     sizes = (("lengths", codec.lengths), ("periodic", codec.periodic), ("patch", context.patch))
     for entry, value in sizes:
         if len(value) != codec.dims:

@@ -27,9 +27,11 @@ class CodecConfig(Slot):
     field_mean: tuple[float, ...] | None = None
     field_scale: tuple[float, ...] | None = None
 
-    # Whether it encodes and decodes at any points, not on its grid alone, and whether the engine in C++ has it.
+    # Whether it encodes and decodes at any points, not on its grid alone; whether the engine in C++ has it, for fields
+    # of 1 and 2 dimensions; and the most dimensions.
     at_points: ClassVar[bool] = False
     native: ClassVar[bool] = False
+    most_dims: ClassVar[int] = 2
 
     @property
     def dims(self) -> int:
@@ -199,6 +201,7 @@ class BlocksConfig(CodecConfig):
     frames: int = 2
 
     native: ClassVar[bool] = True
+    most_dims: ClassVar[int] = 3
     module: ClassVar[str] = "enma_fast.models.codecs.blocks:BlocksCodec"
 
     @property

@@ -130,7 +130,7 @@ def test_a_whole_number_is_a_valid_float(document):
         ({"codec.grid": ()}, "Tiny: grid .* 0 dimensions"),
         (
             {"codec.grid": (8,) * 3, "codec.lengths": (1.0,) * 3, "codec.periodic": (True,) * 3},
-            "Tiny: grid .* 3 dimensions; 1 or 2",
+            "Tiny: grid .* 3 dimensions; 1 to 2",
         ),
         ({"codec.layers": ("space", "pool")}, r"Tiny: codec.layers holds \['pool'\]"),
         ({"context.heads": 3}, r"Tiny: context.width 32 must be a multiple of 4 \* heads"),

@@ -72,7 +72,12 @@ def native_codec(codec: Codec) -> NativeCodec | None:
 def _served(codec: Codec) -> bool:
     """True for fp32 weights of a kind that it has, if they are what the layers multiply with, not parametrized."""
     plain = not any(is_parametrized(part) for part in codec.modules())
-    return codec.config.native and plain and all(p.dtype == torch.float32 for p in codec.parameters())
+    return (
+        codec.config.native
+        and codec.config.dims < 3
+        and plain
+        and all(p.dtype == torch.float32 for p in codec.parameters())
+    )
 
 
 def _threads() -> int:

@@ -1,0 +1,114 @@
+"""Frames decided in field space: a floor's forecast, and what gated convolutions add to it (`models.field_step`).
+
+A member has a draw of the floor's coefficients and numbers of its own, which stay, and noise of each frame. How much
+of the correction counts is found for each trajectory, by forecasts of the frames that are known.
+
+Legend: B rows, P past frames, N tokens per frame, C channels of a token, c physical channels; `*x` space.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...config import FieldConfig, ModelConfig, PhysicsConfig, SamplingConfig
+from ...errors import EnmaError
+from ..contexts.physics import FieldTokens, Physics
+from ..field_step import PAST, FieldStep, StepSizes
+from ..floors.choice import kinds
+from ..floors.ladder import forecaster
+from ..masked_transformer import MaskedTransformer
+from .decoder import Decoder, Draws, Noise
+
+# What normals are drawn for: the places of a frame, and, of frame 0, coefficients and numbers of a member.
+_PLACES, _COEFFICIENTS, _MEMBER = 0, 1, 2
+_TINY = 1e-12
+
+
+class FieldDecoder(Decoder):
+    """The next frame from the last three and the physics of a trajectory."""
+
+    past = PAST
+
+    def __init__(self, config: ModelConfig, own: FieldConfig, trunk: MaskedTransformer | None) -> None:
+        super().__init__()
+        del trunk
+        context, codec = config.context, config.codec
+        if not isinstance(context, PhysicsConfig):
+            raise EnmaError(f"{config.name}: step is of kind 'field', which reads context 'physics'; give that")
+        self.places = FieldTokens(config)
+        floors = kinds(codec.grid, self.places.edges, codec.field_channels)
+        sizes = StepSizes(
+            block=own.block,
+            width=own.width,
+            layers=own.layers,
+            middle_layers=own.middle_layers,
+            middle_width=own.middle_width,
+            condition=context.numbers,
+            views=floors[context.floor]().num_views,
+            noise=own.noise,
+            member=own.member,
+        )
+        self.model = FieldStep(codec.grid, self.places.edges, codec.field_channels, sizes)
+
+    def decide(self, h: Physics, past_BPNC: Tensor, noise: Noise, settings: SamplingConfig) -> Tensor:
+        past = self.completed(self.places.of(past_BPNC), h)
+        if not h.kept:
+            self._begin(h, past, noise, settings)
+        shape, drawn = self.model.network.noise_shape(len(past)), None
+        if shape[-1] and settings.temperature:
+            tokens = torch.arange(math.prod(shape[1:-1]), device=past.device)
+            drawn = noise.normal(tokens, shape[-1], mask_step=_PLACES).view(shape) * settings.temperature
+        kept = h.kept
+        frame = self.model.frame(
+            past,
+            kept["condition"],
+            kept["forecast"],
+            kept["bounds"],
+            corrected=kept["corrected"],
+            factor=kept["share"],
+            noise=drawn,
+        )
+        return self.places.tokens(frame).to(torch.promote_types(past_BPNC.dtype, torch.float32))
+
+    def completed(self, past: Tensor, h: Physics) -> Tensor:
+        """Past frames `[B, 3, *x, c]`, those before the first known one by the floor."""
+        missing = PAST - h.frames
+        if missing <= 0:
+            return past
+        known = past[:, missing:]
+        before = h.floor.before(known[:, 0], h.state[h.index])
+        return torch.cat([before[:, None]] * missing + [known], 1)
+
+    def loss(self, h: Physics, past_BPNC: Tensor, z_BNC: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        del draws
+        past = self.completed(self.places.of(past_BPNC), h)
+        truth = self.places.of(z_BNC[:, None])[:, 0]
+        frame = self.model.frame(past, h.numbers[h.index], h.forecast(h.index), self.model.bounds(past))
+        error = (frame - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1).clamp_min(_TINY)
+        return error.mean(), {"relative_error": error.mean().detach()}
+
+    def _begin(self, h: Physics, past: Tensor, noise: Noise, settings: SamplingConfig) -> None:
+        """What stays through a trajectory: shares, bounds, and the coefficients and numbers of members."""
+        index, scale = h.index, settings.temperature
+        share = self.model.share(h.windows, h.numbers, h.forecast(), first=h.floor.reads == 1, own=h.own)
+        first, one = replace(noise, frame=0), torch.zeros(1, dtype=torch.int64, device=index.device)
+
+        def normals(count: int, purpose: int) -> Tensor:
+            return first.normal(one, count, mask_step=purpose)[:, 0] * scale
+
+        state, condition = h.state[index], h.numbers[index]
+        if h.floor.num_draws and scale:
+            state = h.floor.draw(state, normals(h.floor.num_draws, _COEFFICIENTS))
+        if self.model.sizes.member and scale:
+            condition = self.model.condition(condition, normals(self.model.sizes.member, _MEMBER).to(condition.dtype))
+        h.kept |= {
+            "share": share[index],
+            "corrected": bool(share.any()),
+            "bounds": self.model.bounds(past),
+            "condition": condition,
+            "forecast": forecaster(h.floor, state),
+        }

@@ -1,0 +1,285 @@
+"""Frames decided in field space: a floor's forecast, and what gated convolutions add to it.
+
+    x_{t+1} = floor(x_t) + s network(x_t, x_t - x_{t-1}, x_t - 2 x_{t-1} + x_{t-2}, floor(x_t) - x_t; condition, noise)
+
+Each input is in units of its own root mean square over the training data, `s` is that of the floor's error. Without a
+floor the last frame stands for its forecast. White noise at each step and numbers that a member keeps make members.
+
+Legend: B trajectories (times members), C channels, F views of a floor, Z numbers of a condition, M numbers of a member;
+`*x` space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .floors.ladder import known_share
+from .grid_layers import (
+    Double,
+    Edge,
+    GatedStack,
+    GridConvolution,
+    Halve,
+    edge_marks,
+    fitted_grid,
+    from_blocks,
+    normalised,
+    on_grid,
+    pad_axis,
+    to_blocks,
+)
+
+# From past frames `[B, 3, *x, C]` to a floor's forecast of the next and its views `[B, *x, C, F]`.
+Forecast = Callable[[Tensor], tuple[Tensor, Tensor]]
+# Frames that a step reads.
+PAST = 3
+# Frames stay within the range of the training data and the observed frames, prolonged by this share of it.
+_MARGIN = 0.5
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepSizes:
+    """Sizes of a :class:`FieldStep`, under a condition of `condition` numbers and with `views` of a floor.
+
+    `block` points along each axis become channels. The network has `layers` blocks of `width`, half of them before and
+    half after a level of half the points with `middle_layers` of `middle_width`, if there are any. `noise` channels are
+    drawn at each step, and `member` numbers for each member.
+    """
+
+    block: int = 2
+    width: int = 64
+    layers: int = 6
+    middle_layers: int = 0
+    middle_width: int = 96
+    condition: int = 32
+    views: int = 0
+    noise: int = 2
+    member: int = 16
+
+
+class Scales(nn.Module):
+    """Means and root mean squares of training data `[B, T, *x, C]`, for each channel, and their range."""
+
+    mean: Tensor
+    std: Tensor
+    change: Tensor
+    bend: Tensor
+    error: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, channels: int, views: int = 0) -> None:
+        super().__init__()
+        for name in ("mean", "low"):
+            self.register_buffer(name, torch.zeros(channels))
+        for name in ("std", "change", "bend", "error", "high"):
+            self.register_buffer(name, torch.ones(channels))
+        self.register_buffer("view", torch.ones(channels, views))
+
+    view: Tensor
+
+    @torch.no_grad()
+    def learn_floor(self, past: Tensor, truth: Tensor, forecast: Forecast) -> None:
+        """Measure how far a floor's forecasts are from the frames `truth [B, *x, C]`, and its views from `past`."""
+        base, views = forecast(past)
+        axes = tuple(range(truth.ndim - 1))
+        self.error.copy_((base - truth).square().mean(axes).sqrt().clamp_min(_TINY))
+        self.view.copy_(_known((views - past[:, -1][..., None]).square().mean(axes).sqrt()))
+
+    @torch.no_grad()
+    def learn(self, fields: Tensor) -> None:
+        """Measure the training data, of three frames or more."""
+        axes = tuple(range(fields.ndim - 1))
+        change = fields[:, 1:] - fields[:, :-1]
+        bend = change[:, 1:] - change[:, :-1]
+        self.mean.copy_(fields.mean(axes))
+        self.std.copy_(_known(fields.std(axes)))
+        self.change.copy_(_known(change.square().mean(axes).sqrt()))
+        self.bend.copy_(_known(bend.square().mean(axes).sqrt()))
+        self.error.copy_(self.change)
+        self.low.copy_(fields.amin(axes))
+        self.high.copy_(fields.amax(axes))
+
+
+def _known(scale: Tensor) -> Tensor:
+    """Scales of channels; 1 where one is constant."""
+    return torch.where(scale > _TINY, scale, torch.ones_like(scale))
+
+
+class FieldNetwork(nn.Module):
+    """Gated convolutions on blocks, `[B, *x, inward]` to `[B, *x, outward]`, under a condition `[B, Z]`."""
+
+    def __init__(
+        self, grid: Sequence[int], edges: Sequence[Edge], inward: int, outward: int, config: StepSizes
+    ) -> None:
+        super().__init__()
+        self.grid, self.edges, self.config = tuple(grid), tuple(edges), config
+        dims, p, W = len(self.grid), config.block, config.width
+        marks = edge_marks(grid, edges)
+        self.inner = fitted_grid(grid, p * (2 if config.middle_layers else 1))
+        marks = marks if marks is None else to_blocks(self._prolonged(marks), p)
+        self.register_buffer("_marks", marks, persistent=False)
+        channels = inward * p**dims + (0 if marks is None else marks.shape[-1])
+        self.stem = GridConvolution(channels + config.noise, W, edges)
+        with torch.no_grad():
+            self.stem.weight[:, channels:] *= 0.3
+        half = (config.layers + 1) // 2 if config.middle_layers else config.layers
+        Z = config.condition
+        self.first, self.last = GatedStack(half, W, edges, Z), GatedStack(config.layers - half, W, edges, Z)
+        self.middle = GatedStack(config.middle_layers, config.middle_width, edges, Z)
+        if config.middle_layers:
+            self.coarsen, self.refine = Halve(W, config.middle_width, dims), Double(config.middle_width, W, dims)
+        self.scale = nn.Parameter(torch.ones(W))
+        self.head = nn.Linear(W, outward * p**dims, bias=False)
+        nn.init.normal_(self.head.weight, std=0.1 * W**-0.5)
+
+    _marks: Tensor | None
+
+    def forward(self, x: Tensor, condition_BZ: Tensor | None, noise: Tensor | None = None) -> Tensor:
+        """Noise `[B, *x / block, n]` is zeros where it is not given."""
+        h = to_blocks(self._prolonged(x), self.config.block)
+        parts = [h]
+        if self._marks is not None:
+            parts.append(self._marks.to(h.dtype).expand(len(h), *self._marks.shape[1:]))
+        if self.config.noise:
+            shape = (*h.shape[:-1], self.config.noise)
+            parts.append(h.new_zeros(shape) if noise is None else noise.to(h.dtype))
+        h = self.stem(torch.cat(parts, -1))
+        h = self.first(h, condition_BZ)
+        if self.config.middle_layers:
+            h = h + self.refine(self.middle(self.coarsen(h), condition_BZ))
+        h = self.last(h, condition_BZ)
+        made = from_blocks(self.head(normalised(h, self.scale)), self.config.block)
+        return made[(slice(None), *(slice(n) for n in self.grid))]
+
+    def noise_shape(self, batch: int) -> tuple[int, ...]:
+        return (batch, *(n // self.config.block for n in self.inner), self.config.noise)
+
+    def _prolonged(self, x: Tensor) -> Tensor:
+        for axis, (n, m, edge) in enumerate(zip(self.grid, self.inner, self.edges, strict=True), start=1):
+            x = pad_axis(x, axis, 0, m - n, edge)
+        return x
+
+
+class FieldStep(nn.Module):
+    """The next frame of fields `[*x, C]` from the last three and a condition."""
+
+    usual: Tensor
+
+    def __init__(self, grid: Sequence[int], edges: Sequence[Edge], channels: int, sizes: StepSizes) -> None:
+        super().__init__()
+        self.sizes, self.channels = sizes, channels
+        self.scales = Scales(channels, sizes.views)
+        # Least known share that is usual: of a trajectory's own windows, and of another one's.
+        self.register_buffer("usual", torch.zeros(2))
+        self.network = FieldNetwork(grid, edges, channels * (PAST + sizes.views), channels, sizes)
+        self.member = nn.Linear(sizes.member, sizes.condition, bias=False) if sizes.member else None
+        if self.member is not None:
+            nn.init.normal_(self.member.weight, std=0.3 * sizes.member**-0.5)
+
+    def condition(self, condition_BZ: Tensor, member_BM: Tensor | None = None) -> Tensor:
+        """The condition of members, shifted by their numbers; of the mean member without."""
+        if self.member is None or member_BM is None:
+            return condition_BZ
+        return condition_BZ + self.member(member_BM)
+
+    def correction(
+        self,
+        past: Tensor,
+        views: Tensor | None,
+        condition_BZ: Tensor | None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """What is added to the floor's forecast, from `past [B, 3, *x, C]` and the floor's `views [B, *x, C, F]`."""
+        s = self.scales
+        x0, x1, x2 = past.unbind(1)
+        parts = [(x2 - s.mean) / s.std, (x2 - x1) / s.change, (x2 - 2 * x1 + x0) / s.bend]
+        if views is not None:
+            parts.append(((views - x2[..., None]) / s.view).flatten(-2))
+        made = self.network(torch.cat(parts, -1), condition_BZ, noise)
+        return made.to(torch.promote_types(made.dtype, torch.float32)) * s.error
+
+    def share(self, windows: Tensor, condition_BZ: Tensor, forecast: Forecast, *, first: bool, own: bool) -> Tensor:
+        """How much of the correction counts for each trajectory, `[B]`: less where it is of less use than usual.
+
+        Arguments are those of :meth:`known_share`; `own` says that the windows are of the trajectory itself.
+        """
+        usual = self.usual[0 if own else 1]
+        return (self.known_share(windows, condition_BZ, forecast, first=first) / usual.clamp_min(_TINY)).clamp(max=1)
+
+    def known_share(self, windows: Tensor, condition_BZ: Tensor, forecast: Forecast, *, first: bool) -> Tensor:
+        """Share `[B]` of the correction with which the frames of its windows are forecast best.
+
+        The last frame of each of the windows `[B, W, 3, *x, C]` is forecast, and the second one if `first`, for floors
+        whose step reads one frame.
+        """
+        frames = [([0, 0, 1], 2)] + ([([0, 0, 0], 1)] if first else [])
+        added, off = [], []
+        for window in windows.unbind(1):
+            for past, truth in frames:
+                base, views = forecast(window[:, past])
+                added.append(self.correction(window[:, past], views, condition_BZ))
+                off.append(window[:, truth] - base)
+        return known_share(torch.stack(added, 1), torch.stack(off, 1))
+
+    @torch.no_grad()
+    def learn_usual(self, shares: Tensor, *, own: bool) -> None:
+        """Remember what nine of ten known shares `[B]` of trajectories like those of training exceed."""
+        self.usual[0 if own else 1] = shares.quantile(0.1)
+
+    def bounds(self, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Least and greatest value of forecasts after frames `[B, T, *x, C]`, for each channel."""
+        axes = tuple(range(1, observed.ndim - 1))
+        low = torch.minimum(self.scales.low, observed.amin(axes, keepdim=True))[:, 0]
+        high = torch.maximum(self.scales.high, observed.amax(axes, keepdim=True))[:, 0]
+        margin = _MARGIN * (high - low)
+        return low - margin, high + margin
+
+    def frame(
+        self,
+        past: Tensor,
+        condition_BZ: Tensor | None,
+        floor: Forecast | None,
+        bounds: tuple[Tensor, Tensor],
+        *,
+        corrected: bool = True,
+        factor: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """The frame after `past [B, 3, *x, C]` within bounds.
+
+        `floor` maps past frames to its forecast and its views. That is all unless it is to be `corrected`; `factor [B]`
+        multiplies what is added to it.
+        """
+        base, views = (past[:, -1], None) if floor is None else floor(past)
+        added = self.correction(past, views, condition_BZ, noise) if corrected else torch.zeros_like(base)
+        if factor is not None:
+            added = added * on_grid(factor[:, None], added)
+        return torch.minimum(torch.maximum(base + added, bounds[0]), bounds[1])
+
+    def roll(
+        self,
+        past: Tensor,
+        condition_BZ: Tensor | None,
+        steps: int,
+        *,
+        floor: Forecast | None = None,
+        factor: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        noisy: bool = False,
+    ) -> Tensor:
+        """The frames `[B, steps, *x, C]` after `past [B, 3, *x, C]`, by :meth:`frame`."""
+        bounds, made = self.bounds(past), []
+        for _ in range(steps):
+            noise = None
+            if noisy and self.sizes.noise:
+                noise = torch.randn(self.network.noise_shape(len(past)), generator=generator, device=past.device)
+            frame = self.frame(past, condition_BZ, floor, bounds, factor=factor, noise=noise)
+            made.append(frame)
+            past = torch.cat([past[:, 1:], frame[:, None]], 1)
+        return torch.stack(made, 1)

@@ -1,0 +1,201 @@
+"""Field models in the slots: forecasts through the engine, members, missing frames, and checkpoints."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import enma_fast
+from enma_fast.config import BlocksConfig, FieldConfig, ModelConfig, PhysicsConfig, SamplingConfig
+from enma_fast.errors import EnmaError
+from enma_fast.models.checkpoint import load_model, save_model
+from enma_fast.models.contexts.physics import FieldTokens, shared_rows
+from enma_fast.models.model import Model
+from enma_fast.sampling.engine import Engine
+
+SMALL = {"width": 8, "layers": 2, "middle_width": 8}
+
+
+def config(*, grid=(16,), periodic=(True,), floor="waves", channels=1, block=1, **step):
+    lengths = tuple(float(n) for n in grid)
+    return ModelConfig(
+        name="field-tiny",
+        dataset="waves",
+        num_frames=8,
+        codec=BlocksConfig(
+            grid=grid, lengths=lengths, periodic=periodic, field_channels=channels, block=block, frames=1
+        ),
+        context=PhysicsConfig(floor=floor, patch=(1,) * len(grid), width=8, hidden=8, numbers=6),
+        trunk=None,
+        step=FieldConfig(**{**SMALL, **step}),
+    )
+
+
+def carried(count, frames=8, seed=0):
+    """Waves that are carried, each at a speed of its own, `[B, T, 16, 1]`."""
+    generator = torch.Generator().manual_seed(seed)
+    phase, speed = torch.rand(2, count, 1, 1, generator=generator)
+    place = torch.arange(16) / 16 * 2 * math.pi
+    return (place + 6 * phase + speed * torch.arange(frames)[:, None]).sin()[..., None]
+
+
+def model(**more):
+    torch.manual_seed(0)
+    made = Model(config(**more)).requires_grad_(False).eval()
+    fields = carried(40)
+    if made.config.codec.grid == (16,) and made.config.codec.field_channels == 1:
+        made.dynamics.context.floor.learn(fields)
+        for scales in (made.dynamics.context.encoder.scales, made.dynamics.step.model.scales):
+            scales.learn(fields)
+    return made
+
+
+def shaken(made):
+    for name, p in made.named_parameters():
+        if name.endswith(("down.weight", "head.weight")):
+            torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(1))
+    return made
+
+
+def trajectory(made, history, members, *, frames=6, context=None, **settings):
+    z = made.encode(history)
+    c = None if context is None else made.encode(context)
+    rows = torch.arange(len(history)).repeat_interleave(len(members))
+    keys = torch.tensor(members).repeat(len(history))
+    steps = Engine(made.dynamics).trajectory(
+        z,
+        num_latents=frames,
+        seeds=rows * 0 + 7,
+        members=keys,
+        context=c,
+        groups=rows,
+        settings=SamplingConfig(**settings),
+    )
+    return made.decode(torch.stack(list(steps), 1)).unflatten(0, (len(history), len(members)))
+
+
+@pytest.mark.parametrize(("grid", "block"), [((8,), 2), ((6, 4), 1), ((6, 4), 2)])
+def test_tokens_are_fields(grid, block):
+    made = Model(config(grid=grid, periodic=(True,) * len(grid), floor="persistence", channels=2, block=block))
+    u = torch.randn(2, 3, *grid, 2)
+    fields, z = FieldTokens(made.config), made.encode(u)
+    assert torch.equal(fields.of(z), u)
+    assert torch.equal(fields.tokens(u[:, 1]), z[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("grid", "periodic", "floor"),
+    [
+        ((7, 5), (True, False), "vibration"),
+        ((4, 6, 5), (True, True, True), "waves"),
+        ((6, 5, 5), (False,) * 3, "diffusion"),
+    ],
+)
+def test_fields_of_any_dimension_and_size(grid, periodic, floor):
+    made = Model(config(grid=grid, periodic=periodic, floor=floor, channels=2, middle_layers=1)).eval()
+    history = torch.randn(2, 3, *grid, 2, generator=torch.Generator().manual_seed(0))
+    forecasts = trajectory(made, history, [0, 1], frames=5)
+    assert forecasts.shape == (2, 2, 2, *grid, 2)
+    assert torch.isfinite(forecasts).all()
+    torch.testing.assert_close(
+        trajectory(made, history[1:], [1], frames=5)[0, 0], forecasts[1, 1], atol=1e-5, rtol=1e-4
+    )
+
+
+def test_without_noise_and_correction_the_floor_is_forecast():
+    made = model()
+    torch.nn.init.zeros_(made.dynamics.step.model.network.head.weight)
+    u = carried(3, frames=10, seed=5)
+    forecasts = trajectory(made, u[:, :3], [0], frames=10, temperature=0.0)[:, 0]
+    torch.testing.assert_close(forecasts, u[:, 3:], atol=0.01, rtol=0)
+    alone = trajectory(made, u[:, :1], [0], frames=10, context=carried(3, seed=5), temperature=0.0)[:, 0]
+    torch.testing.assert_close(alone, u[:, 1:], atol=0.02, rtol=0)
+
+
+def test_a_member_does_not_depend_on_the_others():
+    made = shaken(model())
+    history = carried(2, frames=3, seed=5)
+    many = trajectory(made, history, [0, 1, 2, 3])
+    torch.testing.assert_close(trajectory(made, history, [2])[:, 0], many[:, 2])
+    torch.testing.assert_close(trajectory(made, history[1:], [3, 1])[0, 0], many[1, 3])
+    assert not torch.allclose(many[:, 0], many[:, 1])
+    still = trajectory(made, history, [0, 1], temperature=0.0)
+    torch.testing.assert_close(still[:, 0], still[:, 1])
+
+
+@pytest.mark.parametrize("noise", [0, 2])
+@pytest.mark.parametrize("member", [0, 4])
+def test_each_source_of_spread_can_be_left_out(noise, member):
+    made = shaken(model(floor="persistence", noise=noise, member=member))
+    members = trajectory(made, carried(1, frames=3, seed=5), [0, 1])[0]
+    assert torch.allclose(members[0], members[1], atol=1e-5) is (noise == member == 0)
+
+
+@pytest.mark.parametrize("known", [1, 2, 3, 5])
+def test_any_number_of_known_frames_is_continued(known):
+    made = shaken(model())
+    u = carried(2, frames=7, seed=5)
+    context = carried(2, seed=5) if known < 3 else None
+    forecasts = trajectory(made, u[:, :known], [0, 1], frames=9, context=context)
+    assert forecasts.shape == (2, 2, 9 - known, 16, 1)
+    assert torch.isfinite(forecasts).all()
+
+
+def test_a_correction_that_was_wrong_counts_less_than_one_that_was_right():
+    """A network that adds what the known frames contradict is not heard, once its usual share is known."""
+    made = shaken(model(floor="persistence", noise=0, member=0))
+    step, u = made.dynamics.step.model, carried(4, frames=3, seed=5)
+    read = made.dynamics.context.begin([made.encode(u)], room=0)
+    share = step.known_share(read.windows, read.numbers, read.forecast(), first=True)
+    step.learn_usual(torch.ones(20), own=True)
+    torch.testing.assert_close(step.share(read.windows, read.numbers, read.forecast(), first=True, own=True), share)
+    assert len(share[share > 0]) > 1
+    step.learn_usual(share[share > 0].min().expand(20) / 2, own=True)
+    heard = step.share(read.windows, read.numbers, read.forecast(), first=True, own=True)
+    assert torch.equal(heard, (share > 0).float())
+
+
+def test_members_share_what_is_inferred():
+    x = torch.tensor([1.0, 1, 2, 2, 2, 1])[:, None]
+    index, first = shared_rows([x, torch.zeros(6, 0)])
+    assert index.tolist() == [0, 0, 1, 1, 1, 2]
+    assert first.tolist() == [0, 2, 5]
+
+
+def test_the_loss_is_the_relative_error_of_a_step():
+    made = model()
+    torch.nn.init.zeros_(made.dynamics.step.model.network.head.weight)
+    u = carried(3, frames=5, seed=5)
+    z = made.encode(u)
+    h = made.dynamics.context.begin([z[:, :3]], room=0)
+    right, _ = made.dynamics.step.loss(h, z[:, :3], z[:, 3], None)
+    wrong, terms = made.dynamics.step.loss(h, z[:, :3], -z[:, 3], None)
+    assert float(right) < 0.01
+    assert float(wrong) == pytest.approx(2, abs=0.02)
+    assert float(terms["relative_error"]) == float(wrong)
+
+
+def test_a_model_forecasts_from_its_checkpoint(tmp_path):
+    made = shaken(model())
+    made.dynamics.step.model.learn_usual(torch.ones(20) / 2, own=True)
+    save_model(made, tmp_path / "field-tiny")
+    loaded = load_model(tmp_path / "field-tiny")
+    history = carried(1, frames=3, seed=5)[0].numpy()
+    ensembles = [enma_fast.forecast(m, history, num_frames=6, num_members=3, seed=1) for m in (made, loaded)]
+    fields = [np.asarray(e.members) for e in ensembles]
+    assert np.array_equal(*fields)
+    assert fields[0].std(0).max() > 0
+
+
+def test_a_trajectory_of_which_nothing_is_known_is_refused():
+    made = model()
+    with pytest.raises(EnmaError, match="history"):
+        made.dynamics.context.begin([made.encode(carried(1)), made.encode(carried(1))[:, :0]], room=0)
+
+
+def test_configs_that_cannot_be():
+    with pytest.raises(EnmaError, match="floor"):
+        Model(config(floor="tides"))
+    with pytest.raises(EnmaError, match="floor"):
+        Model(config(periodic=(False,), floor="waves"))
