@@ -1,0 +1,89 @@
+"""Symmetries that training data show: whether statistics are the same everywhere along an axis, and in a mirror.
+
+Legend: B trajectories, T frames, c channels; `*x` space.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..models.grid_layers import Edge, pad_grid
+
+# A mean map that varies along an axis by so many times what chance does is no accident.
+_BEYOND_CHANCE = 3.0
+# Parts of a single series that count as independent, frames that regressions look at, and points of them.
+_PARTS, _MOST, _POINTS = 10, 200, 40_000
+# A mirror is allowed if a step is explained as well in it, within this share of the error, and of the step.
+_WITHIN, _OF_STEP = 0.05, 1e-4
+_TINY = 1e-12
+
+
+def shift_axes(fields: Tensor, edges: Sequence[Edge]) -> list[int]:
+    """Periodic axes along which the means of `[B, T, *x, c]` are the same everywhere."""
+    parts = fields[: _MOST * 5]
+    if len(parts) == 1:
+        frames = parts.shape[1] // _PARTS * _PARTS
+        parts = parts[0, :frames].unflatten(0, (_PARTS, -1))
+    means = parts.mean(1).double()
+    found = []
+    for axis, edge in enumerate(edges):
+        if edge is not Edge.PERIODIC or len(means) < 2:
+            continue
+        others = [1 + other for other in range(len(edges)) if other != axis]
+        along = means.mean(others) if others else means
+        along = along - along.mean(1, keepdim=True)
+        chance = along.var(0).mean(0) / len(along)
+        if bool((along.mean(0).square().mean(0) <= _BEYOND_CHANCE * chance + _TINY).all()):
+            found.append(axis)
+    return found
+
+
+def mirrors(fields: Tensor, edges: Sequence[Edge]) -> dict[int, tuple[int, ...]]:
+    """Axes whose mirror images could be data too, with the sign that each channel has there.
+
+    A regression of the increments of `[B, T, *x, c]` on the neighbourhood of each point and on products with its own
+    values is fitted to half of the trajectories. It must explain the mirror images of the others as well as these.
+    """
+    if len(fields) < 2:
+        return {}
+    half = fields[: len(fields) // 2], fields[len(fields) // 2 :]
+    x, y = _samples(half[0], edges)
+    gram = x.T @ x
+    held = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    weights = torch.linalg.solve(gram + held, x.T @ y)
+    plain = _unexplained(half[1], edges, weights)
+    found = {}
+    for axis in range(len(edges)):
+        for signs in itertools.product((1, -1), repeat=fields.shape[-1]):
+            image = half[1].flip(2 + axis) * torch.tensor(signs, dtype=fields.dtype)
+            if _unexplained(image, edges, weights) <= (1 + _WITHIN) * plain + _OF_STEP:
+                found[axis] = signs
+                break
+    return found
+
+
+def _samples(fields: Tensor, edges: Sequence[Edge]) -> tuple[Tensor, Tensor]:
+    """Neighbourhoods and products `[n, F]`, and increments `[n, c]`, at some points of some frames."""
+    count, T = len(fields), fields.shape[1] - 1
+    chosen = torch.linspace(0, count * T - 1, min(_MOST, count * T)).long()
+    frames, later = (fields[chosen // T, chosen % T + step].double() for step in (0, 1))
+    change = later - frames
+    padded, grid = pad_grid(frames, 1, edges), frames.shape[1:-1]
+    near = []
+    for offset in itertools.product(range(3), repeat=len(grid)):
+        index = (slice(None), *(slice(o, o + n) for o, n in zip(offset, grid, strict=True)))
+        near.append(padded[index])
+    x = torch.stack(near, -1).flatten(-2).flatten(0, -2)
+    own = frames.flatten(0, -2)
+    features = torch.cat([torch.ones_like(x[:, :1]), x, *(x * own[:, c : c + 1] for c in range(own.shape[1]))], -1)
+    chosen = torch.linspace(0, len(x) - 1, min(_POINTS, len(x))).long()
+    return features[chosen], change.flatten(0, -2)[chosen]
+
+
+def _unexplained(fields: Tensor, edges: Sequence[Edge], weights: Tensor) -> float:
+    x, y = _samples(fields, edges)
+    return float(((y - x @ weights).square().mean(0) / y.square().mean(0).clamp_min(_TINY)).mean())
