@@ -83,7 +83,7 @@ def column_blocks(width: int, config: Config) -> int:
 @triton.jit
 def _store_statistics(b_y, p_stats, o_m, m_m, o_n, i_g, W: tl.constexpr, G: tl.constexpr, BLOCK_N: tl.constexpr):
     """stats[m, 0, g] = mean, stats[m, 1, g] = sum of squared deviations of column block g"""
-    _, b_mean, b_square = block_statistics(b_y, o_n, W, BLOCK_N)
+    b_mean, b_square = block_statistics(b_y, o_n, W, BLOCK_N)
     tl.store(p_stats + o_m * (2 * G) + i_g, b_mean, mask=m_m)
     tl.store(p_stats + o_m * (2 * G) + G + i_g, b_square, mask=m_m)
 

@@ -89,7 +89,7 @@ def product(p_a, p_w, b_acc, end, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def block_statistics(b_y, o_n, W: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Count, mean and sum of squared deviations over the existing columns of a block of y."""
+    """Mean and sum of squared deviations over the existing columns of a block of y."""
     if W % BLOCK_N == 0:
         n = tl.full([], BLOCK_N, tl.float32)
         b_mean = tl.sum(b_y, 1) / n
@@ -99,7 +99,7 @@ def block_statistics(b_y, o_n, W: tl.constexpr, BLOCK_N: tl.constexpr):
         n = tl.sum((o_n < W).to(tl.float32), 0)
         b_mean = tl.sum(tl.where(m_n, b_y, 0.0), 1) / n
         b_d = tl.where(m_n, b_y - b_mean[:, None], 0.0)
-    return n, b_mean, tl.sum(b_d * b_d, 1)
+    return b_mean, tl.sum(b_d * b_d, 1)
 
 
 def padded_channels(channels: int) -> int:

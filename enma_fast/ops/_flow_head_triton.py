@@ -1,20 +1,15 @@
 """`flow_head` by Triton kernels: which kernels run for how many rows, their packed weights and their buffers.
 
-Three regimes by rows M:
-
-    small     up to 512       tiled products, narrow tiles
-    medium    up to 16,384    tiled products, wide tiles
-    large     beyond          the whole integration of a tile of rows in one program
-
-Within one regime a row's result has the same bits whatever M and the other rows are; two regimes differ by rounding.
-For the same bits at every M, name one regime: ``run(..., regime=)``.
+Two regimes by rows M: ``small`` up to 512, in narrow tiles, and ``medium`` beyond, in wide ones. Within one regime a
+row's result has the same bits whatever M and the other rows are; the two differ by rounding. For the same bits at every
+M, name one regime: ``run(..., regime=)``.
 
 The host never waits for the device, so a call can be captured in a CUDA graph once the same call has run (kernels
-compile and weights are packed then). Launches per call of `small` and `medium`: R (2L + 1) + 2 and 2 for each chunk of
-evaluations whose modulations are made at once; of `large`: 2.
+compile and weights are packed then). Launches per call: R (2L + 1) + 2 and 2 for each chunk of evaluations whose
+modulations are made at once.
 
 Legend: M rows, C token channels, D width of the condition, W width of the head, L blocks, R evaluations, T evaluations
-of a chunk, N = (3L + 2) W modulations of an evaluation, G column blocks of a row, P programs.
+of a chunk, N = (3L + 2) W modulations of an evaluation, G column blocks of a row.
 """
 
 from __future__ import annotations
@@ -33,9 +28,8 @@ from .flow_plan import FlowPlan
 
 OP = "flow_head"
 DTYPES = (torch.bfloat16, torch.float32)
-REGIMES = ("small", "medium", "large")
+REGIMES = ("small", "medium")
 SMALL_ROWS = 512
-MEDIUM_ROWS = 16_384
 # A chunk's modulations are read back soon after they were made: they should still be in the level-2 cache (H100 50 MB).
 CHUNK_BYTES = 32 << 20
 # Rows are taken in slices where a single evaluation needs more than this.
@@ -76,9 +70,7 @@ def problem(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def regime_of(rows: int) -> str:
     """The regime of a call with this many rows that names none."""
-    if rows <= SMALL_ROWS:
-        return "small"
-    return "medium" if rows <= MEDIUM_ROWS else "large"
+    return "small" if rows <= SMALL_ROWS else "medium"
 
 
 def run(c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, *, regime: str | None = None) -> Tensor:
@@ -100,34 +92,11 @@ def run(c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, *, regime: str | None = 
     }
     # Triton launches on the current device.
     with torch.cuda.device_of(c_MD):
-        if regime == "large":
-            _integrate_tiles(c_MD, noise_MC, plan, packed, scratch, out)
-            return out
         step = _rows_of_slice(rows, packed)
         for i in range(0, rows, step):
             o = slice(i, i + step)
             _integrate(c_MD[o], noise_MC[o], plan, packed, regime, scratch, out[o])
     return out
-
-
-def _integrate_tiles(
-    c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, packed: _Packed, scratch: dict[str, Tensor], out: Tensor
-) -> None:
-    head, tile = kernel("flow_head"), kernel("flow_head_tile")
-    condition, *others = scratch.values()
-    config = head.CONFIGS["medium", c_MD.dtype]["linear"]
-    head.launch_linear(c_MD, *packed.condition, config=config, out=condition)
-    tile.launch_tile(
-        condition,
-        noise_MC,
-        (*packed.inward, *packed.modulation, *packed.up, *packed.down, *packed.outward),
-        packed.time_RW,
-        packed.moves_R,
-        moves_per_step=plan.moves_per_step,
-        config=tile.CONFIGS[c_MD.dtype],
-        scratch=tuple(others),
-        out=out,
-    )
 
 
 def _integrate(
@@ -225,19 +194,6 @@ def _buffers(rows: int, packed: _Packed, regime: str) -> dict[str, _Buffer]:
     """Shape and dtype of each buffer of a call."""
     W, dtype, state = packed.width, packed.inward[0].dtype, torch.float32
     head, C = kernel("flow_head"), packed.inward[0].shape[1]
-    if regime == "large":
-        config = kernel("flow_head_tile").CONFIGS[dtype]
-        P = min(-(-rows // config.block_m), _programs(packed.time_RW.device, config))
-        inner, outer = (P * config.block_m, W), (P * config.block_m, head.padded_channels(C))
-        return {
-            "condition": ((rows, W), state),
-            "y": (inner, state),
-            "m": (inner, dtype),
-            "a": (inner, dtype),
-            "h": (inner, dtype),
-            "x": (outer, state),
-            "start": (outer, state),
-        }
     R, N = packed.time_RW.shape[0], packed.modulation[0].shape[0]
     M = _rows_of_slice(rows, packed)
     T = min(R, max(1, CHUNK_BYTES // (M * N * dtype.itemsize)))
@@ -262,10 +218,3 @@ def _checked(regime: str) -> str:
 @functools.cache
 def _device(device: torch.device) -> Any:
     return torch.cuda.get_device_properties(device)
-
-
-def _programs(device: torch.device, config: Any) -> int:
-    """Programs of the tile kernel: as many as the registers of all multiprocessors hold."""
-    if device.type == "cuda":
-        return int(_device(device).multi_processor_count) * max(1, 8 // config.num_warps)
-    return 2
