@@ -193,7 +193,7 @@ def point_attention_case(rows: int, dtype: torch.dtype, device: torch.device, *,
         places = {
             key: value.to(torch.float64 if dtype == torch.float64 else torch.float32) for key, value in where.items()
         }
-        return {**places, "power": 1, "periods": (period,)}
+        return {**places, "periods": (period,)}
 
     def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The bias, which the fused attention takes as a mask, is a part of the operator: computed in each call."""
@@ -230,6 +230,7 @@ def frame_attention_case(rows: int, dtype: torch.dtype, device: torch.device, *,
     tensors = {name: draw(rows, heads, tokens, dim) for name in "qkv"}
     tensors |= {name: draw(rows, heads, own, dim) for name in ("cache_k", "cache_v")}
     tensors |= {name: draw(1, heads, shared, dim) for name in ("prefix_k", "prefix_v")}
+    lengths = {name: torch.tensor(n, device=device) for name, n in (("length", own), ("prefix_length", shared))}
 
     def fused(q: Tensor, k: Tensor, v: Tensor, **past: Tensor) -> Tensor:
         """Over all keys in one tensor, which has to be made: shared ones are held once, own ones apart."""
@@ -244,8 +245,8 @@ def frame_attention_case(rows: int, dtype: torch.dtype, device: torch.device, *,
         rows,
         dtype,
         tensors,
-        lambda q, k, v, **past: frame_attention(q, k, v, **past, length=own, prefix_length=shared),
-        lambda q, k, v, **past: frame_attention_ref(q, k, v, **past, length=own, prefix_length=shared),
+        lambda q, k, v, **past: frame_attention(q, k, v, **past, **lengths),
+        lambda q, k, v, **past: frame_attention_ref(q, k, v, **past, **lengths),
         fused=fused,
         flops=4.0 * rows * heads * tokens * (shared + own + tokens) * dim,
         compiled=compiled,

@@ -54,7 +54,6 @@ CUBINS = (
     "tests.ops.test_philox_normal:cubin_cases",
     "tests.ops.test_point_attention_cubins:cubin_cases",
     "tests.ops.test_rms_norm_cubins:cubin_cases",
-    "tests.ops.test_token_update:cubin_cases",
 )
 
 

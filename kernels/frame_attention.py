@@ -3,7 +3,7 @@
 One launch: a program goes over the keys of its row's group, of its row's cache and of its own frame, in this order, so
 the bits of a row do not depend on how many rows share the prefix.
 
-Lengths come from device memory where they are tensors, so a captured graph can be replayed with others.
+Lengths come from device memory, so a captured graph can be replayed with others.
 """
 
 import triton
@@ -45,14 +45,12 @@ def _tile(b_q, b_m, b_l, b_acc, p_k, p_v, first, length, scale, s_k, s_v, o_k, m
 
 
 @triton.jit
-def _length(p_length, length, capacity, ON_DEVICE: tl.constexpr):
-    """Number of valid keys: from memory or as given, within the buffer."""
-    if ON_DEVICE:
-        length = tl.load(p_length).to(tl.int32)
-    return tl.maximum(tl.minimum(length, capacity), 0)
+def _length(p_length, capacity):
+    """Valid tokens of a buffer, which never go beyond it."""
+    return tl.maximum(tl.minimum(tl.load(p_length).to(tl.int32), capacity), 0)
 
 
-@triton.jit(do_not_specialize=["length", "prefix_length"])
+@triton.jit
 def _frame_attention_kernel(
     p_q,
     p_k,
@@ -64,9 +62,7 @@ def _frame_attention_kernel(
     p_prefix_v,
     p_prefix_length,
     p_out,
-    length,
     capacity,
-    prefix_length,
     prefix_capacity,
     scale,
     members,
@@ -97,10 +93,6 @@ def _frame_attention_kernel(
     s_pvg,
     s_pvh,
     s_pvs,
-    HAS_PREFIX: tl.constexpr,
-    HAS_CACHE: tl.constexpr,
-    ON_DEVICE: tl.constexpr,
-    PREFIX_ON_DEVICE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_OWN: tl.constexpr,
@@ -120,22 +112,20 @@ def _frame_attention_kernel(
     b_m = tl.full([BLOCK_N], float("-inf"), tl.float32)
     b_l = tl.zeros([BLOCK_N], tl.float32)
     b_acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    if HAS_PREFIX:
-        p_prefix_k += i_b // members * s_pkg + i_h * s_pkh
-        p_prefix_v += i_b // members * s_pvg + i_h * s_pvh
-        end = _length(p_prefix_length, prefix_length, prefix_capacity, PREFIX_ON_DEVICE)
-        for first in range(0, end, BLOCK_S):
-            b_m, b_l, b_acc = _tile(
-                b_q, b_m, b_l, b_acc, p_prefix_k, p_prefix_v, first, end, scale, s_pks, s_pvs, o_k, m_k, BLOCK_S
-            )
-    if HAS_CACHE:
-        p_cache_k += i_b * s_ckb + i_h * s_ckh
-        p_cache_v += i_b * s_cvb + i_h * s_cvh
-        end = _length(p_length, length, capacity, ON_DEVICE)
-        for first in range(0, end, BLOCK_S):
-            b_m, b_l, b_acc = _tile(
-                b_q, b_m, b_l, b_acc, p_cache_k, p_cache_v, first, end, scale, s_cks, s_cvs, o_k, m_k, BLOCK_S
-            )
+    p_prefix_k += i_b // members * s_pkg + i_h * s_pkh
+    p_prefix_v += i_b // members * s_pvg + i_h * s_pvh
+    end = _length(p_prefix_length, prefix_capacity)
+    for first in range(0, end, BLOCK_S):
+        b_m, b_l, b_acc = _tile(
+            b_q, b_m, b_l, b_acc, p_prefix_k, p_prefix_v, first, end, scale, s_pks, s_pvs, o_k, m_k, BLOCK_S
+        )
+    p_cache_k += i_b * s_ckb + i_h * s_ckh
+    p_cache_v += i_b * s_cvb + i_h * s_cvh
+    end = _length(p_length, capacity)
+    for first in range(0, end, BLOCK_S):
+        b_m, b_l, b_acc = _tile(
+            b_q, b_m, b_l, b_acc, p_cache_k, p_cache_v, first, end, scale, s_cks, s_cvs, o_k, m_k, BLOCK_S
+        )
     p_k += i_b * s_kb + i_h * s_kh
     p_v += i_b * s_vb + i_h * s_vh
     for first in range(0, N, BLOCK_OWN):
@@ -156,13 +146,13 @@ def launch_frame_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cache_k: Tensor | None,
-    cache_v: Tensor | None,
-    length: int | Tensor,
-    prefix_k: Tensor | None,
-    prefix_v: Tensor | None,
-    prefix_length: int | Tensor,
     *,
+    cache_k: Tensor,
+    cache_v: Tensor,
+    length: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    prefix_length: Tensor,
     out: Tensor,
 ) -> None:
     """Write `out` [B, H, N, K]: attention to the prefix [G, H, P, K], the cache [B, H, S, K] and the own frame."""
@@ -171,24 +161,21 @@ def launch_frame_attention(
         return
     most_n, block_s = BLOCKS[q.element_size(), K > 64]
     block_n = min(max(16, triton.next_power_of_2(N)), most_n)
-    on_device, prefix_on_device = not isinstance(length, int), not isinstance(prefix_length, int)
     _frame_attention_kernel[(B * H, triton.cdiv(N, block_n))](
         q,
         k,
         v,
         cache_k,
         cache_v,
-        length if on_device else None,
+        length,
         prefix_k,
         prefix_v,
-        prefix_length if prefix_on_device else None,
+        prefix_length,
         out,
-        0 if on_device else length,
-        0 if cache_k is None else cache_k.shape[2],
-        0 if prefix_on_device else prefix_length,
-        0 if prefix_k is None else prefix_k.shape[2],
+        cache_k.shape[2],
+        prefix_k.shape[2],
         K**-0.5 * LOG2_E,
-        1 if prefix_k is None else B // prefix_k.shape[0],
+        B // prefix_k.shape[0],
         H,
         N,
         K,
@@ -200,10 +187,6 @@ def launch_frame_attention(
         *_strides(cache_v),
         *_strides(prefix_k),
         *_strides(prefix_v),
-        HAS_PREFIX=prefix_k is not None,
-        HAS_CACHE=cache_k is not None,
-        ON_DEVICE=on_device,
-        PREFIX_ON_DEVICE=prefix_on_device,
         BLOCK_N=block_n,
         BLOCK_S=block_s,
         BLOCK_OWN=min(block_n, block_s),

@@ -1,6 +1,6 @@
 """Cross-attention with a geometry bias, forward: streaming softmax over the points, no Q x P matrix in memory.
 
-s_qp  = q . k_p / sqrt(K) - m_h dist(x_q, x_p)^power
+s_qp  = q . k_p / sqrt(K) - m_h dist(x_q, x_p)
 lse_q = log sum_p exp s_qp
 out_q = sum_p exp(s_qp - lse_q) v_p
 """
@@ -61,9 +61,8 @@ def coordinate(p_places, o_rows, m_rows, i_dim: tl.constexpr, DIMS: tl.constexpr
 
 
 @triton.jit
-def powers(r_0, r_1, r_2, c_0, c_1, c_2, period_0, period_1, period_2, DIMS: tl.constexpr, POWER: tl.constexpr,
-           PERIODIC: tl.constexpr):  # fmt: skip
-    """dist(x_row, x_column)^power; bit i of PERIODIC: dimension i is periodic."""
+def distances(r_0, r_1, r_2, c_0, c_1, c_2, period_0, period_1, period_2, DIMS: tl.constexpr, PERIODIC: tl.constexpr):
+    """dist(x_row, x_column); bit i of PERIODIC: dimension i is periodic."""
     a = apart(r_0, c_0, period_0, PERIODIC % 2 == 1)
     square = a * a
     if DIMS > 1:
@@ -72,10 +71,7 @@ def powers(r_0, r_1, r_2, c_0, c_1, c_2, period_0, period_1, period_2, DIMS: tl.
     if DIMS > 2:
         a = apart(r_2, c_2, period_2, PERIODIC // 4 == 1)
         square += a * a
-    if POWER == 1:
-        return tl.sqrt(square)
-    else:
-        return square
+    return tl.sqrt(square)
 
 
 @triton.jit
@@ -90,7 +86,7 @@ def forward(
     p_q, p_k, p_v, p_at, p_places, p_slopes, p_valid, p_out, p_lse,
     stride_qb, stride_qh, stride_qr, stride_kb, stride_kh, stride_kr, stride_vb, stride_vh, stride_vr,
     stride_at, stride_places, H, Q, P, scale, period_0, period_1, period_2,
-    K: tl.constexpr, V: tl.constexpr, DIMS: tl.constexpr, POWER: tl.constexpr, PERIODIC: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, DIMS: tl.constexpr, PERIODIC: tl.constexpr,
     HAS_VALID: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):  # fmt: skip
@@ -127,12 +123,12 @@ def forward(
         if HAS_VALID:
             m_p = m_p & (tl.load(p_valid + i_b * P + o_p, mask=m_p, other=0) != 0)
         b_k = rows(p_k, stride_kr, o_p, m_p, o_k, K)
-        distance = powers(
+        distance = distances(
             at_0, at_1, at_2,
             coordinate(p_places, o_p, m_p, 0, DIMS),
             coordinate(p_places, o_p, m_p, 1, DIMS),
             coordinate(p_places, o_p, m_p, 2, DIMS),
-            period_0, period_1, period_2, DIMS, POWER, PERIODIC,
+            period_0, period_1, period_2, DIMS, PERIODIC,
         )  # fmt: skip
         logits = dot(b_q, tl.trans(b_k)) * (scale * LOG2_E) - slope * distance
         logits = tl.where(m_p[None, :], logits, float("-inf"))
@@ -181,7 +177,6 @@ def launch_forward(
     points: Tensor,
     slopes: Tensor,
     valid: Tensor | None,
-    power: int,
     periods: tuple[float, ...],
     out: Tensor,
     lse: Tensor,
@@ -199,7 +194,7 @@ def launch_forward(
         q, k, v, query_points, points, slopes, slopes if valid is None else valid, out, lse, *strides(q, k, v),
         query_points.stride(0) if query_points.ndim == 3 else 0, points.stride(0) if points.ndim == 3 else 0,
         heads, num_queries, num_points, head_dim**-0.5, *rings,
-        K=head_dim, V=value_dim, DIMS=len(periods), POWER=power, PERIODIC=mask, HAS_VALID=valid is not None,
+        K=head_dim, V=value_dim, DIMS=len(periods), PERIODIC=mask, HAS_VALID=valid is not None,
         BLOCK_Q=block_q, BLOCK_P=block_p, BLOCK_K=block_k, BLOCK_V=block_v, num_warps=warps, num_stages=stages,
         maxnreg=MOST_REGISTERS,
     )  # fmt: skip

@@ -2,9 +2,9 @@
 
 w_qp  = exp(s_qp - lse_q)                          s_qp as in the forward pass
 dv_p  = sum_q w_qp dout_q
-ds_qp = w_qp (dout_q . v_p - delta_q)              delta_q = dout_q . out_q - dlse_q
-dq_q  = sum_p ds_qp k_p / sqrt(K),   dk_p = sum_q ds_qp q_q / sqrt(K),   dm_h = -sum_qp ds_qp dist^power
-dx_q  = -m_h sum_p ds_qp d(dist^power)/dx_q        and the opposite sign, summed over q, for x_p
+ds_qp = w_qp (dout_q . v_p - delta_q)              delta_q = dout_q . out_q
+dq_q  = sum_p ds_qp k_p / sqrt(K),   dk_p = sum_q ds_qp q_q / sqrt(K),   dm_h = -sum_qp ds_qp dist
+dx_q  = -m_h sum_p ds_qp d(dist)/dx_q        and the opposite sign, summed over q, for x_p
 """
 
 from __future__ import annotations
@@ -13,7 +13,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .point_attention import LOG2_E, MOST_REGISTERS, apart, block_of, coordinate, dot, geometry, powers, rows, strides
+from .point_attention import (
+    LOG2_E,
+    MOST_REGISTERS,
+    apart,
+    block_of,
+    coordinate,
+    distances,
+    dot,
+    geometry,
+    rows,
+    strides,
+)
 
 # Rows that a program owns, rows that it runs over, warps, stages, by bytes of an element and the wider of BLOCK_K and
 # BLOCK_V. With a second stage (2, 64) spills on sm_80 by Triton 3.6.
@@ -30,12 +41,9 @@ CONFIGS = {
 
 
 @triton.jit
-def slope_of_power(distance, POWER: tl.constexpr):
-    """d(dist^power)/dx divided by the separation; at distance zero 0."""
-    if POWER == 1:
-        return tl.where(distance > 0, 1.0 / tl.where(distance > 0, distance, 1.0), 0.0)
-    else:
-        return tl.full(distance.shape, 2.0, dtype=tl.float32)
+def inverse(distance):
+    """1 / distance; at distance zero 0."""
+    return tl.where(distance > 0, 1.0 / tl.where(distance > 0, distance, 1.0), 0.0)
 
 
 @triton.jit
@@ -43,7 +51,7 @@ def backward_queries(
     p_q, p_k, p_v, p_at, p_places, p_slopes, p_valid, p_out_grad, p_lse, p_delta, p_q_grad, p_slopes_grad, p_at_grad,
     stride_qb, stride_qh, stride_qr, stride_kb, stride_kh, stride_kr, stride_vb, stride_vh, stride_vr,
     stride_at, stride_places, H, Q, P, scale, period_0, period_1, period_2,
-    K: tl.constexpr, V: tl.constexpr, DIMS: tl.constexpr, POWER: tl.constexpr, PERIODIC: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, DIMS: tl.constexpr, PERIODIC: tl.constexpr,
     HAS_VALID: tl.constexpr, WITH_PLACES: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
@@ -88,8 +96,8 @@ def backward_queries(
         x_0 = coordinate(p_places, o_p, m_p, 0, DIMS)
         x_1 = coordinate(p_places, o_p, m_p, 1, DIMS)
         x_2 = coordinate(p_places, o_p, m_p, 2, DIMS)
-        distance = powers(
-            at_0, at_1, at_2, x_0, x_1, x_2, period_0, period_1, period_2, DIMS, POWER, PERIODIC
+        distance = distances(
+            at_0, at_1, at_2, x_0, x_1, x_2, period_0, period_1, period_2, DIMS, PERIODIC
         )  # fmt: skip
         logits = dot(b_q, tl.trans(b_k)) * (scale * LOG2_E) - slope * LOG2_E * distance
         weights = tl.where(m_q[:, None] & m_p[None, :], tl.exp2(logits - lse[:, None]), 0.0)
@@ -103,7 +111,7 @@ def backward_queries(
         q_grad += dot(grad.to(b_k.dtype), b_k)
         slopes_grad -= tl.sum(grad * distance, 1)
         if WITH_PLACES:
-            pull = -slope * grad * slope_of_power(distance, POWER)
+            pull = -slope * grad * inverse(distance)
             grad_0 += tl.sum(pull * apart(at_0, x_0, period_0, PERIODIC % 2 == 1), 1)
             if DIMS > 1:
                 grad_1 += tl.sum(pull * apart(at_1, x_1, period_1, (PERIODIC // 2) % 2 == 1), 1)
@@ -130,7 +138,7 @@ def backward_points(
     p_q, p_k, p_v, p_at, p_places, p_slopes, p_valid, p_out_grad, p_lse, p_delta, p_k_grad, p_v_grad, p_places_grad,
     stride_qb, stride_qh, stride_qr, stride_kb, stride_kh, stride_kr, stride_vb, stride_vh, stride_vr,
     stride_at, stride_places, H, Q, P, scale, period_0, period_1, period_2, first_v,
-    K: tl.constexpr, V: tl.constexpr, DIMS: tl.constexpr, POWER: tl.constexpr, PERIODIC: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, DIMS: tl.constexpr, PERIODIC: tl.constexpr,
     HAS_VALID: tl.constexpr, WITH_PLACES: tl.constexpr, WITH_KEYS: tl.constexpr, BLOCK_Q: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
@@ -174,8 +182,8 @@ def backward_points(
         at_0 = coordinate(p_at, o_q, m_q, 0, DIMS)
         at_1 = coordinate(p_at, o_q, m_q, 1, DIMS)
         at_2 = coordinate(p_at, o_q, m_q, 2, DIMS)
-        distance = powers(
-            x_0, x_1, x_2, at_0, at_1, at_2, period_0, period_1, period_2, DIMS, POWER, PERIODIC
+        distance = distances(
+            x_0, x_1, x_2, at_0, at_1, at_2, period_0, period_1, period_2, DIMS, PERIODIC
         )  # fmt: skip
         logits = dot(b_k, tl.trans(b_q)) * (scale * LOG2_E) - slope * LOG2_E * distance
         weights = tl.where(m_valid[:, None] & m_q[None, :], tl.exp2(logits - lse[None, :]), 0.0)
@@ -190,7 +198,7 @@ def backward_points(
             grad = weights * (weights_grad - delta[None, :])
             k_grad += dot(grad.to(b_q.dtype), b_q)
             if WITH_PLACES:
-                pull = -slope * grad * slope_of_power(distance, POWER)
+                pull = -slope * grad * inverse(distance)
                 grad_0 += tl.sum(pull * apart(x_0, at_0, period_0, PERIODIC % 2 == 1), 1)
                 if DIMS > 1:
                     grad_1 += tl.sum(pull * apart(x_1, at_1, period_1, (PERIODIC // 2) % 2 == 1), 1)
@@ -230,7 +238,6 @@ def launch_backward(
     points: Tensor,
     slopes: Tensor,
     valid: Tensor | None,
-    power: int,
     periods: tuple[float, ...],
     out_grad: Tensor,
     lse: Tensor,
@@ -259,7 +266,7 @@ def launch_backward(
     # The widest products of fp32 take all registers anyway, and spill where the assembler is told so.
     most = MOST_REGISTERS if q.element_size() == 2 or max(block_k, block_v) < 128 else None
     options = {
-        "K": head_dim, "V": value_dim, "DIMS": len(periods), "POWER": power, "PERIODIC": mask,
+        "K": head_dim, "V": value_dim, "DIMS": len(periods), "PERIODIC": mask,
         "HAS_VALID": valid is not None, "WITH_PLACES": points_grad is not None, "BLOCK_K": block_k,
         "BLOCK_V": block_v, "num_warps": warps, "num_stages": stages, "maxnreg": most,
     }  # fmt: skip

@@ -21,7 +21,6 @@ OPERATORS = (
     "self_attention",
     "swiglu",
     "flow_head",
-    "token_update",
     "frame_layer",
     "frame_rows",
     "philox_normal",

@@ -67,11 +67,40 @@ def choose(capability: int) -> Attend | str:
     return "; ".join(reasons)
 
 
-def part(q: Tensor, k: Tensor, v: Tensor, length: int | Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
+def part(q: Tensor, k: Tensor, v: Tensor, length: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
     """Attention ``[B, H, N, K]`` to the first `length` keys and its log-sum-exp ``[B, H, N]``, 0 and -inf for none."""
-    counts = length if isinstance(length, Tensor) else torch.full((), length, device=q.device)
-    counts_B = counts.to(torch.int32).expand(q.shape[0]).contiguous()
+    counts_B = length.to(torch.int32).expand(q.shape[0]).contiguous()
     out, lse = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), counts_B)
     # flash-attn 2 says +inf of an empty row, flash-attn-4 -inf.
-    empty = counts == 0
+    empty = length == 0
     return out.transpose(1, 2).masked_fill(empty, 0), lse.float().masked_fill(empty, float("-inf"))
+
+
+def run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    cache_k: Tensor,
+    cache_v: Tensor,
+    length: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    prefix_length: Tensor,
+) -> Tensor:
+    """`frame_attention` in three parts, merged by their log-sum-exps; members that share a prefix are one row of it."""
+    if q.numel() == 0:
+        return torch.empty_like(q)
+    attend = choose(torch.cuda.get_device_capability(q.device)[0])
+    assert not isinstance(attend, str), attend
+    B, H, N, K = q.shape
+    G = prefix_k.shape[0]
+    batched = q.view(G, B // G, H, N, K).transpose(1, 2).reshape(G, H, -1, K)
+    out, lse = part(batched, prefix_k, prefix_v, prefix_length, attend)
+    out = out.view(G, H, B // G, N, K).transpose(1, 2).reshape(B, H, N, K)
+    lse = lse.view(G, H, B // G, N).transpose(1, 2).reshape(B, H, N)
+    own = part(q, k, v, torch.full_like(length, N), attend)
+    parts = [(out, lse), part(q, cache_k, cache_v, length, attend), own]
+    outs = torch.stack([out.float() for out, _ in parts])
+    weights = torch.stack([lse for _, lse in parts]).softmax(0)
+    return (outs * weights[..., None]).sum(0).to(q.dtype)

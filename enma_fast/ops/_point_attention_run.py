@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ._backend import kernel, native, register
 
+# Of the distance in the extension's logits.
+_POWER = 1
 _ARGUMENTS = (
-    "Tensor q, Tensor k, Tensor v, Tensor query_points, Tensor points, Tensor slopes, Tensor? valid, int power,"
-    " float[] periods, str backend"
+    "Tensor q, Tensor k, Tensor v, Tensor query_points, Tensor points, Tensor slopes, Tensor? valid, float[]"
+    " periods, str backend"
 )
 
 
@@ -24,33 +26,32 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _kernel_arguments(
-    query_points: Tensor, points: Tensor, slopes: Tensor, valid: Tensor | None, power: int, periods: list[float]
+    query_points: Tensor, points: Tensor, slopes: Tensor, valid: Tensor | None, periods: list[float]
 ) -> dict[str, Any]:
     return {
         "query_points": query_points.contiguous(),
         "points": points.contiguous(),
         "slopes": slopes.contiguous(),
         "valid": None if valid is None else valid.contiguous().view(torch.uint8),
-        "power": power,
         "periods": tuple(periods),
     }
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    q, k, v, query_points, points, slopes, valid, power, periods, backend = arguments
+    q, k, v, query_points, points, slopes, valid, periods, backend = arguments
     if backend == "native":
         out, lse = native().point_attention_forward(
             *(_rows(x.float()) for x in (q, k, v)),
             *(x.contiguous() for x in (query_points, points, slopes)),
             None if valid is None else valid.contiguous(),
-            power,
+            _POWER,
             periods,
             torch.get_num_threads(),
         )
         return out.to(q.dtype), lse
     out, lse = _forward_fake(q, k, v)
     q, k, v = _rows(q), _rows(k), _rows(v)
-    geometry = _kernel_arguments(query_points, points, slopes, valid, power, periods)
+    geometry = _kernel_arguments(query_points, points, slopes, valid, periods)
     with torch.cuda.device_of(q):
         kernel("point_attention").launch_forward(q, k, v, **geometry, out=out, lse=lse)
     return out, lse
@@ -61,12 +62,9 @@ def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
-    out_grad, lse_grad, out, lse, q, k, v, query_points, points, slopes, *others = arguments
-    valid, power, periods, backend, with_places = others
-    delta = (out_grad.float() * out.float()).sum(-1)
-    if lse_grad is not None:
-        delta = delta - lse_grad
-    out_grad, delta = out_grad.contiguous(), delta.contiguous()
+    out_grad, out, lse, q, k, v, query_points, points, slopes, *others = arguments
+    valid, periods, backend, with_places = others
+    out_grad, delta = out_grad.contiguous(), (out_grad.float() * out.float()).sum(-1)
     if backend == "native":
         q_grad, k_grad, v_grad, slopes_grad, query_points_grad, points_grad = native().point_attention_backward(
             out_grad.float(),
@@ -75,7 +73,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
             *(_rows(x.float()) for x in (q, k, v)),
             *(x.contiguous() for x in (query_points, points, slopes)),
             None if valid is None else valid.contiguous(),
-            power,
+            _POWER,
             periods,
             with_places,
             torch.get_num_threads(),
@@ -89,7 +87,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
         with torch.cuda.device_of(q):
             module.launch_backward(
                 *(_rows(x) for x in (q, k, v)),
-                **_kernel_arguments(query_points, points, slopes, valid, power, periods),
+                **_kernel_arguments(query_points, points, slopes, valid, periods),
                 out_grad=out_grad,
                 lse=lse,
                 delta=delta,
@@ -110,14 +108,14 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    _, _, _, lse, q, k, v, query_points, points, slopes, *_, with_places = arguments
+    _, _, lse, q, k, v, query_points, points, slopes, *_, with_places = arguments
     grads = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     places = (lse.new_empty(x.shape if with_places else [0]) for x in (query_points, points))
     return (*grads, *places, torch.empty_like(slopes, memory_format=torch.contiguous_format))
 
 
 _BACKWARD = register(
-    f"point_attention_backward(Tensor out_grad, Tensor? lse_grad, Tensor out, Tensor lse, {_ARGUMENTS},"
+    f"point_attention_backward(Tensor out_grad, Tensor out, Tensor lse, {_ARGUMENTS},"
     " bool with_places) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
@@ -127,19 +125,17 @@ OPERATOR = register(f"point_attention({_ARGUMENTS}) -> (Tensor, Tensor)", _forwa
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.power, ctx.periods, ctx.backend = inputs
+    *tensors, ctx.periods, ctx.backend = inputs
     ctx.save_for_backward(*tensors, *output)
-    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
 
 
-def _gradients(ctx: Any, out_grad: Tensor | None, lse_grad: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, out_grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     *inputs, out, lse = ctx.saved_tensors
-    if out_grad is None:
-        out_grad = torch.zeros_like(out)
     with_places = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
-    grads = _BACKWARD(out_grad, lse_grad, out, lse, *inputs, ctx.power, ctx.periods, ctx.backend, with_places)
+    grads = _BACKWARD(out_grad, out, lse, *inputs, ctx.periods, ctx.backend, with_places)
     needed = [grad if need else None for grad, need in zip(grads, ctx.needs_input_grad, strict=False)]
-    return (*needed, None, None, None, None)
+    return (*needed, None, None, None)
 
 
 torch.library.register_autograd("enma_fast::point_attention", _gradients, setup_context=_keep)

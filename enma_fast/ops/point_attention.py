@@ -1,6 +1,6 @@
 """Cross-attention between scattered points and a grid, with a geometry bias (paper D.1.1).
 
-    out_q = sum_p softmax_p( q . k_p / sqrt(K) - m_h dist(x_q, x_p)^power ) v_p
+    out_q = sum_p softmax_p( q . k_p / sqrt(K) - m_h dist(x_q, x_p) ) v_p
 
 Legend: B batch, H heads, P observed points (keys), Q query points, K head dim, V value channels, d space dimensions.
 """
@@ -49,14 +49,13 @@ def point_attention(
     query_points: Tensor,
     points: Tensor,
     slopes: Tensor,
-    power: int = 1,
     periods: tuple[float | None, ...],
     valid: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Attend from query points to observed points, near ones more.
 
-    ``out_q = sum_p softmax_p(q . k_p / sqrt(K) - m_h dist(x_q, x_p)^power) v_p``; memory grows with Q and P, not with
+    ``out_q = sum_p softmax_p(q . k_p / sqrt(K) - m_h dist(x_q, x_p)) v_p``; memory grows with Q and P, not with
     their product, except in the reference.
 
     Parameters
@@ -66,9 +65,7 @@ def point_attention(
     query_points, points
         Coordinates ``[Q, d]`` or ``[B, Q, d]``, and ``[P, d]`` or ``[B, P, d]``. Kernels measure distances in fp32.
     slopes
-        ``[H]``, m_h >= 0 in inverse units of distance (to the ``power``).
-    power
-        1 or 2.
+        ``[H]``, m_h >= 0 in inverse units of distance.
     periods
         Domain length per dimension, or None where the domain is not periodic.
     valid
@@ -88,25 +85,25 @@ def point_attention(
         Names the argument, what was expected and what was given.
     """
     given = {"query_points": query_points, "points": points, "slopes": slopes}
-    _check((q_BHQK, k_BHPK, v_BHPV), given, power, periods, valid)
+    _check((q_BHQK, k_BHPK, v_BHPV), given, periods, valid)
     chosen = choose(OP, _problems(q_BHQK, given, periods), backend)
     if chosen == "reference":
-        return point_attention_ref(q_BHQK, k_BHPK, v_BHPV, **given, power=power, periods=periods, valid=valid)
+        return point_attention_ref(q_BHQK, k_BHPK, v_BHPV, **given, periods=periods, valid=valid)
     rings = [0.0 if period is None else float(period) for period in periods]
     places = (query_points.float(), points.float(), slopes.float())
-    out: Tensor = OPERATOR(q_BHQK, k_BHPK, v_BHPV, *places, valid, power, rings, chosen)[0]
+    out: Tensor = OPERATOR(q_BHQK, k_BHPK, v_BHPV, *places, valid, rings, chosen)[0]
     return out
 
 
 def point_attention_ref(q_BHQK: Tensor, k_BHPK: Tensor, v_BHPV: Tensor, **geometry: Any) -> Tensor:
     """The formula of this module, as written, in the dtype of its arguments; `geometry` are its keyword arguments."""
     query_points, points, slopes = (geometry[name] for name in ("query_points", "points", "slopes"))
-    power, periods, valid = (geometry[name] for name in ("power", "periods", "valid"))
+    periods, valid = geometry["periods"], geometry["valid"]
     if valid is not None:
         # 0 times NaN is NaN: a weight of zero is not enough.
         k_BHPK, v_BHPV = (x.masked_fill(~valid[:, None, :, None], 0) for x in (k_BHPK, v_BHPV))
         points = points.expand(*valid.shape, -1).masked_fill(~valid[..., None], 0)
-    bias = distance(query_points, points, periods=periods) ** power
+    bias = distance(query_points, points, periods=periods)
     bias = bias[:, None] if bias.ndim == 3 else bias
     scores = q_BHQK @ k_BHPK.transpose(-1, -2) * q_BHQK.shape[-1] ** -0.5
     scores = scores - slopes[:, None, None] * bias.to(scores.dtype)
@@ -120,13 +117,10 @@ def point_attention_ref(q_BHQK: Tensor, k_BHPK: Tensor, v_BHPV: Tensor, **geomet
 def _check(
     tensors: tuple[Tensor, Tensor, Tensor],
     geometry: Mapping[str, Tensor],
-    power: int,
     periods: tuple[float | None, ...],
     valid: Tensor | None,
 ) -> None:
     (q, k, v), points, query_points = tensors, geometry["points"], geometry["query_points"]
-    if power not in (1, 2):
-        raise EnmaError(f"{OP}: power is {power}; expected 1 or 2")
     if any(period is not None and period <= 0 for period in periods):
         raise EnmaError(f"{OP}: periods is {periods}; expected lengths above 0, or None")
     expect(OP, "q_BHQK", q, shape=[None, None, None, None])

@@ -88,7 +88,6 @@ def static_buffers(
         "context": ((B, N, D), dtype),
         "anchor": ((G, N, D), dtype),
         "rows": ((4, B, L, D), dtype),
-        "marks": ((B, N), torch.bool),
         "seeds": ((B,), torch.int64),
         "members": ((B,), torch.int64),
         "counters": ((4,), torch.int64),

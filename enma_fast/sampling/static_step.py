@@ -34,7 +34,6 @@ from ..ops.frame_attention import frame_attention
 from ..ops.frame_layer import LayerWeights, attend, heads_, residual, swiglu
 from ..ops.frame_rows import frame_noise, rows_, shifted_
 from ..ops.philox_normal import philox_normal
-from ..ops.token_update import update_tokens_
 from . import static_plan
 from .static_plan import StaticPlan, layer_weights, prepared_weights, static_buffers
 
@@ -134,7 +133,6 @@ class StaticStep:
         self._rows_q, self._rows_kv = (part.unflatten(-1, split) for part in (self._rows[1], self._rows[2:]))
         # Row of the first token.
         self._first = self._rows.shape[2] - self.num_tokens
-        self._marks = allocated["marks"]
         # Frame number in the trajectory, frames before it in all segments, and valid entries of the two caches.
         self._counters, self._increments = allocated["counters"], allocated["increments"]
         self._increments.copy_(torch.tensor([1, 1, self.num_tokens, 0]))
@@ -286,8 +284,7 @@ class StaticStep:
     def put(self, z_BMC: Tensor, tokens_BM: Tensor, *, last: bool) -> None:
         """Tokens that have been decided: into the frame, and unless they are the last also into the rows."""
         if last:
-            # The operator marks the rows that it writes; the marks are not used, since the order is known.
-            update_tokens_(self.tokens_BNC, self._marks, tokens_BM, z_BMC)
+            self.tokens_BNC.scatter_(1, tokens_BM[..., None].expand_as(z_BMC), z_BMC)
             return
         rows_(
             self._rows[0],

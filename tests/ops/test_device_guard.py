@@ -17,7 +17,6 @@ from enma_fast.ops.frame_rows import frame_noise, mask_step_table, read, rows_, 
 from enma_fast.ops.philox_normal import philox_normal
 from enma_fast.ops.point_attention import point_attention
 from enma_fast.ops.rms_norm import rms_norm, sum_rms_norm
-from enma_fast.ops.token_update import update_tokens_
 from enma_fast.sampling.engine import Engine
 from enma_fast.sampling.static_step import StaticStep
 
@@ -59,6 +58,7 @@ def guard(monkeypatch: pytest.MonkeyPatch) -> Guard:
 def _frame_attention() -> None:
     q, cache, prefix = torch.randn(2, 2, 4, 16), torch.randn(2, 2, 8, 16), torch.randn(1, 2, 8, 16)
     own = {"cache_k": cache, "cache_v": cache, "prefix_k": prefix, "prefix_v": prefix}
+    own |= dict.fromkeys(("length", "prefix_length"), torch.tensor(8))
     frame_attention(q, q, q, **own, backend="triton")
 
 
@@ -77,13 +77,6 @@ def _rms_norm() -> None:
 def _flow_head() -> None:
     plan = build("paper").step.velocity.plan(steps=1)
     flow_head(torch.randn(2, 32), torch.randn(2, 4), plan=plan, backend="triton")
-
-
-def _token_update() -> None:
-    places = torch.tensor([[1, 0]])
-    update_tokens_(
-        torch.zeros(1, 4, 3), torch.zeros(1, 4, dtype=torch.bool), places, torch.ones(1, 2, 3), backend="triton"
-    )
 
 
 def _philox_normal() -> None:
@@ -114,7 +107,6 @@ CALLS: dict[str, Callable[[], None]] = {
     "point_attention": _point_attention,
     "rms_norm": _rms_norm,
     "flow_head": _flow_head,
-    "token_update": _token_update,
     "philox_normal": _philox_normal,
     "frame_layer": _frame_layer,
     "frame_rows": _frame_rows,
@@ -135,8 +127,9 @@ def test_an_operator_launches_on_the_device_of_its_tensors(name: str, guard: Gua
 
 def test_the_guard_sees_a_launch_without_one(guard: Guard) -> None:
     q = torch.randn(1, 1, 4, 16)
-    launch = _backend.kernel("frame_attention").launch_frame_attention
-    launch(q, q, q, None, None, 0, None, None, 0, out=torch.empty_like(q))
+    buffers = dict.fromkeys(("cache_k", "cache_v", "prefix_k", "prefix_v"), q)
+    lengths = dict.fromkeys(("length", "prefix_length"), torch.tensor(4))
+    _backend.kernel("frame_attention").launch_frame_attention(q, q, q, **buffers, **lengths, out=torch.empty_like(q))
     assert (guard.inside, guard.outside) == (0, 1)
 
 

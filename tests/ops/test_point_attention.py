@@ -14,19 +14,19 @@ from enma_fast.ops.point_attention import candidates, point_attention, point_att
 from .._extension import NATIVE, needs_native
 from ._oracle import assert_close_as_reference
 
-# B, H, Q, P, K, V, d, power, periods, coordinates per batch row, padding.
+# B, H, Q, P, K, V, d, periods, coordinates per batch row, padding.
 CASES = {
-    "one": (1, 1, 1, 1, 1, 1, 1, 1, (None,), False, False),
-    "ring": (2, 3, 5, 7, 3, 5, 1, 1, (0.7,), False, False),
-    "plane": (2, 2, 33, 67, 16, 16, 2, 1, (0.7, None), True, True),
-    "power-2": (1, 2, 37, 65, 32, 20, 3, 2, (0.7, None, 1.0), False, True),
-    "many-values": (1, 2, 17, 33, 40, 200, 2, 2, (None, None), True, False),
-    "wide": (1, 1, 17, 33, 128, 130, 2, 1, (None, None), True, True),
-    "one-query": (2, 1, 1, 129, 16, 8, 2, 1, (1.0, 1.0), False, False),
+    "one": (1, 1, 1, 1, 1, 1, 1, (None,), False, False),
+    "ring": (2, 3, 5, 7, 3, 5, 1, (0.7,), False, False),
+    "plane": (2, 2, 33, 67, 16, 16, 2, (0.7, None), True, True),
+    "space": (1, 2, 37, 65, 32, 20, 3, (0.7, None, 1.0), False, True),
+    "many-values": (1, 2, 17, 33, 40, 200, 2, (None, None), True, False),
+    "wide": (1, 1, 17, 33, 128, 130, 2, (None, None), True, True),
+    "one-query": (2, 1, 1, 129, 16, 8, 2, (1.0, 1.0), False, False),
 }
 
 
-def case(B, H, Q, P, K, V, d, power, periods, per_row, padded, dtype=torch.float32):
+def case(B, H, Q, P, K, V, d, periods, per_row, padded, dtype=torch.float32):
     """Tensors with gradients (q, k, v, query_points, points, slopes), and the other arguments."""
     rows = [B] * per_row
     tensors = [torch.randn(B, H, n, width).to(dtype) for n, width in ((Q, K), (P, K), (P, V))]
@@ -37,7 +37,7 @@ def case(B, H, Q, P, K, V, d, power, periods, per_row, padded, dtype=torch.float
     if padded:
         valid = torch.rand(B, P) > 0.3
         valid[:, 0] = True
-    return [*tensors, *places, 5 * torch.rand(H)], {"power": power, "periods": periods, "valid": valid}
+    return [*tensors, *places, 5 * torch.rand(H)], {"periods": periods, "valid": valid}
 
 
 def results(function, tensors, options, *, double=False, device=None, **more):
@@ -85,7 +85,7 @@ def test_values_and_gradients(name, backend, where):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype, backend, where):
-    assert_as_reference(*case(1, 2, 19, 65, 16, 24, 2, 1, (1.0, None), False, True, dtype=dtype), backend, where)
+    assert_as_reference(*case(1, 2, 19, 65, 16, 24, 2, (1.0, None), False, True, dtype=dtype), backend, where)
 
 
 def call(tensors, options, backend, where, **changes):
@@ -123,7 +123,7 @@ def test_no_other_query_matters(backend, where):
 @pytest.mark.parametrize("per_row", [False, True])
 def test_padding_has_no_influence(backend, per_row, device):
     where = device_of(backend, device)
-    shape = (3, 2, 9, 37, 8, 12, 2, 2, (None, None), per_row, True)
+    shape = (3, 2, 9, 37, 8, 12, 2, (None, None), per_row, True)
     tensors, options = case(*shape)
     valid = options["valid"]
     # The last row has no valid point at all.
@@ -166,7 +166,7 @@ def device_of(backend, device):
 @pytest.mark.parametrize("backend", ["triton", pytest.param("native", marks=needs_native), "reference"], indirect=False)
 def test_empty(backend, sizes, device):
     Q, P = sizes
-    tensors, options = case(2, 2, Q, P, 4, 6, 2, 1, (1.0, None), False, False)
+    tensors, options = case(2, 2, Q, P, 4, 6, 2, (1.0, None), False, False)
     out, *grads = results(point_attention, tensors, options, device=device_of(backend, device), backend=backend)
     assert out.shape == (2, 2, Q, 6)
     assert not out.any()
@@ -178,12 +178,11 @@ def test_empty(backend, sizes, device):
         assert not grad.any()
 
 
-@pytest.mark.parametrize("power", [1, 2])
-def test_far_points(power, backend, where):
+def test_far_points(backend, where):
     """All logits near -1e4: the largest decides, and nothing underflows to zero over zero."""
-    tensors, options = case(1, 2, 19, 70, 8, 8, 2, power, (None, None), False, False)
+    tensors, options = case(1, 2, 19, 70, 8, 8, 2, (None, None), False, False)
     tensors[3] = tensors[3] + 100.0 / math.sqrt(2)
-    tensors[5] = torch.tensor([1e4 / 100.0**power, 2e4 / 100.0**power])
+    tensors[5] = torch.tensor([100.0, 200.0])
     same = point_attention_ref(*tensors[:3], query_points=tensors[3], points=tensors[4], slopes=tensors[5], **options)
     wide = [x.double() for x in tensors]
     exact = point_attention_ref(*wide[:3], query_points=wide[3], points=wide[4], slopes=wide[5], **options)
@@ -219,33 +218,12 @@ def test_any_strides(backend, where):
     assert torch.equal(out, call(whole, options, backend, where))
 
 
-def test_log_sum_exp_has_its_gradient(backend, where):
-    tensors, options = case(2, 2, 9, 21, 4, 4, 2, 1, (1.0, None), False, True)
-    inputs = [x.to(where).requires_grad_() for x in tensors]
-    lse = OPERATOR(*inputs, options["valid"].to(where), 1, [1.0, 0.0], backend)[1]
-    grads = torch.autograd.grad(lse.square().sum(), inputs[:2])
-    wide = [x.double().requires_grad_() for x in tensors]
-
-    def exact_lse():
-        q, k, _, query_points, points, slopes = wide
-        apart = query_points[:, None] - points[None]
-        ring = apart[..., 0] - torch.round(apart[..., 0])
-        distance = (ring.square() + apart[..., 1].square()).clamp_min(1e-24).sqrt()
-        logits = q @ k.transpose(-1, -2) / 2 - slopes[:, None, None] * distance
-        return logits.masked_fill(~options["valid"][:, None, None], -math.inf).logsumexp(-1)
-
-    expected = exact_lse()
-    torch.testing.assert_close(lse.detach().cpu().double(), expected.detach(), rtol=0, atol=1e-5)
-    for a, b in zip(grads, torch.autograd.grad(expected.square().sum(), wide[:2]), strict=True):
-        torch.testing.assert_close(a.cpu().double(), b, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("padded", [False, True])
 def test_operator_is_registered_as_it_behaves(padded, backend, where):
-    tensors, options = case(2, 2, 5, 7, 4, 6, 2, 1, (1.0, None), padded, padded)
+    tensors, options = case(2, 2, 5, 7, 4, 6, 2, (1.0, None), padded, padded)
     tensors = [x.to(where).requires_grad_() for x in tensors]
     valid = options["valid"].to(where) if padded else None
-    torch.library.opcheck(OPERATOR, (*tensors, valid, 1, [1.0, 0.0], backend))
+    torch.library.opcheck(OPERATOR, (*tensors, valid, [1.0, 0.0], backend))
 
 
 def test_gradients_only_where_asked_for(backend, where):
