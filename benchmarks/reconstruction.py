@@ -24,7 +24,7 @@ from benchmarks.paper.scattered import SHARES, reconstruction_errors
 from enma_fast.data import read
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.metrics.error import relative_l2
-from enma_fast.models.checkpoint import load_codec, locate
+from enma_fast.models.checkpoint import load_model
 from enma_fast.models.codecs.codec import Codec
 from enma_fast.models.codecs.interpolation import grid_points
 
@@ -52,7 +52,7 @@ def rows(
     run: str, data: str, *, shares: Sequence[float], finer: Sequence[int], seed: int, limit: int | None
 ) -> list[dict[str, Any]]:
     """Mean and median error at each share and on each finer grid; `EnmaError` without an interpolation."""
-    codec = load_codec(locate(run))[0].eval()
+    codec = load_model(run).codec
     if not codec.config.at_points:
         raise EnmaError(f"{run}: its codec has no interpolation; it sees whole grids only")
     u = torch.from_numpy(read(data, select=slice(limit)).u)

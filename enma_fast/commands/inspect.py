@@ -131,22 +131,18 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
 
 def _verify_checkpoint(terminal: Terminal, checkpoint: str) -> None:
     """Sizes and hashes, and that config and weights belong together."""
-    from ..models.checkpoint import WEIGHTS, listed, load_codec, load_model, locate, read_tensors
-    from ..models.checkpoint import verify as check
+    from ..models.checkpoint import listed, load_model, locate
 
     folder = locate(checkpoint)
-    check(folder)
-    tensors, _ = read_tensors(folder / WEIGHTS)
-    whole = any(name.startswith("dynamics.") for name in tensors)
-    module = load_model(folder) if whole else load_codec(folder)[0]
+    model = load_model(folder)
     files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in listed(folder).items()}
     rows = [[name, f"{entry['bytes']:,}", str(entry["sha256"])] for name, entry in files.items()]
     terminal.show(table(f"{checkpoint}: whole", ["file", "bytes", "SHA-256"], rows, text=(0, 2)))
     terminal.result(
         {
             "checkpoint": str(checkpoint),
-            "kind": "model" if whole else "tokenizer",
-            "num_parameters": sum(p.numel() for p in module.parameters()),
+            "kind": "model",
+            "num_parameters": sum(p.numel() for p in model.parameters()),
             "files": files,
         }
     )

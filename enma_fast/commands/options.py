@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,20 +118,6 @@ def sampling(config: ModelConfig, **options: Any) -> tuple[SamplingConfig, dict[
     typed = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
     chosen = replace(config, changes, source=typed).sampling if given else None
     return chosen_sampling(config, chosen), given
-
-
-def settings(values: Iterable[str], option: str) -> dict[str, Any]:
-    """`key=value` options as a dict; a value is JSON, or else text."""
-    found: dict[str, Any] = {}
-    for text in values:
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            raise EnmaError(f"{option} {text!r}: write key=value, for example {option} batch=32")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found
 
 
 def numbers(text: str | None, option: str) -> list[float]:

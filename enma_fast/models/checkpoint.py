@@ -8,8 +8,7 @@
     domain.json          what the model was trained on, in a few numbers (optional)
     covariance.safetensors  how its fields vary, to estimate them from scattered points (optional)
 
-A codec alone, before its dynamics are trained, is the same folder with the codec's weights only. Folders of format 1
-are read too (`format_1`).
+Folders of format 1 are read too (`format_1`).
 
 safetensors alone does not notice a flipped bit, so the manifest is verified before a weight is used.
 """
@@ -20,11 +19,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,7 +40,6 @@ from ..utils.dataclass_json import from_json, to_json
 from ..utils.files import write_atomic
 from ..utils.untrusted import open_regular, parse_json, read_bytes
 from . import format_1
-from .codecs.codec import Codec
 from .covariance import FieldCovariance
 from .envelope import Envelope
 from .model import Model
@@ -53,12 +51,9 @@ CARD, METRICS, ENVELOPE, COVARIANCE = "README.md", "metrics.json", "domain.json"
 IN_RUN, LOG, RECIPE = "checkpoint", "log.jsonl", "recipe.toml"
 # The recipes of the package.
 RECIPE_FILES = Path(__file__).parents[1] / "recipes"
-_CODEC = "codec."
 # Names of files beside it that a manifest may list; and the largest size of a manifest or a config.
 _NAME, _SHA256 = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"), re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 1 << 20
-
-_Module = TypeVar("_Module", bound=torch.nn.Module)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -114,12 +109,6 @@ def save_model(
         write_tensors(folder / COVARIANCE, {name: x.float() for name, x in model.covariance.tensors().items()})
     if card is not None:
         write_atomic(folder / CARD, card.encode())
-    write_manifest(folder)
-
-
-def save_codec(codec: Codec, config: ModelConfig, folder: Path) -> None:
-    """Write a codec and the model config it is meant for, to train the dynamics on."""
-    _write_weights(folder, config, {_CODEC + name: t for name, t in codec.state_dict().items()})
     write_manifest(folder)
 
 
@@ -230,14 +219,17 @@ def load_model(checkpoint: str | Path, *, device: str | torch.device = "cpu") ->
     EnmaError
         Names the file and field: missing, truncated, flipped, unknown key, wrong shape, wrong version.
     """
-    config, tensors, source = _load(checkpoint)
-    if tensors and all(name.startswith(_CODEC) for name in tensors):
-        raise EnmaError(f"{source}: holds a tokenizer only; train a whole model: enma-fast train")
-    model = _filled(lambda: Model(config), tensors, source)
     folder = locate(checkpoint)
-    if ENVELOPE in hashes(folder):
+    verify(folder)
+    config, old = _config(folder)
+    tensors, _ = read_tensors(folder / WEIGHTS)
+    if old:
+        tensors = format_1.names_of(json.loads(to_json(config)), tensors)
+    model = _filled(config, tensors, str(folder / WEIGHTS))
+    files = listed(folder)
+    if ENVELOPE in files:
         model.envelope = Envelope.read(folder / ENVELOPE)
-    if COVARIANCE in hashes(folder):
+    if COVARIANCE in files:
         model.covariance = _covariance(folder / COVARIANCE, config)
     try:
         model = model.to(device)
@@ -257,14 +249,6 @@ def _covariance(path: Path, config: ModelConfig) -> FieldCovariance:
         return found
     except (EnmaError, TypeError) as error:
         raise EnmaError(f"{path}: not how fields of this model vary ({error}); copy the checkpoint again") from None
-
-
-def load_codec(checkpoint: str | Path) -> tuple[Codec, ModelConfig]:
-    """Load the verified codec of a checkpoint, whole or alone, and the config beside it; raises as `load_model`."""
-    config, tensors, source = _load(checkpoint)
-    own = {k.removeprefix(_CODEC): t for k, t in tensors.items() if k.startswith(_CODEC)}
-    codec: Codec = _filled(lambda: config.codec.made()(config.codec), own, source)
-    return codec.eval().requires_grad_(False), config
 
 
 def load_config(checkpoint: str | Path) -> ModelConfig:
@@ -290,15 +274,15 @@ def _config(folder: Path) -> tuple[ModelConfig, bool]:
     return from_json(ModelConfig, text, source=str(path)), True
 
 
-def _filled(make: Callable[[], _Module], tensors: Mapping[str, Tensor], source: str) -> _Module:
-    """A module with the tensors of a checkpoint; it is made only if they fit, so a wrong config costs no memory."""
+def _filled(config: ModelConfig, tensors: Mapping[str, Tensor], source: str) -> Model:
+    """A model with the tensors of a checkpoint; it is made only if they fit, so a wrong config costs no memory."""
     with _single_precision():
         with torch.device("meta"), _Undrawn():
-            _check_tensors(make().state_dict(), tensors, source)
+            _check_tensors(Model(config).state_dict(), tensors, source)
         with _Undrawn():
-            module = make()
-    load_tensors(module, tensors, source=source)
-    return module
+            model = Model(config)
+    load_tensors(model, tensors, source=source)
+    return model
 
 
 @contextmanager
@@ -324,17 +308,6 @@ class _Undrawn(TorchFunctionMode):
         if func in self._DRAWS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
-
-
-def _load(checkpoint: str | Path) -> tuple[ModelConfig, dict[str, Tensor], str]:
-    """Config and tensors of a verified checkpoint, and the name of the weights' file."""
-    folder = locate(checkpoint)
-    verify(folder)
-    config, old = _config(folder)
-    tensors, _ = read_tensors(folder / WEIGHTS)
-    if old:
-        tensors = format_1.names_of(json.loads(to_json(config)), tensors)
-    return config, tensors, str(folder / WEIGHTS)
 
 
 def load_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:

@@ -9,7 +9,8 @@ import torch
 from benchmarks import reconstruction
 from enma_fast.data import write
 from enma_fast.errors import EnmaError
-from enma_fast.models.checkpoint import save_codec
+from enma_fast.models.checkpoint import save_model
+from enma_fast.models.model import Model
 from enma_fast.utils.dataclass_json import replace
 
 from .._tiny import CONFIGS, shaken, waves
@@ -23,7 +24,7 @@ def files(tmp_path_factory):
     for name, changes in (("points", {}), ("relative", {}), ("walls", {"codec.periodic": [False]})):
         torch.manual_seed(0)
         config = replace(CONFIGS["relative" if name == "relative" else "points"], changes)
-        save_codec(shaken(config.codec.made()(config.codec)), config, folder / name)
+        save_model(shaken(Model(config)), folder / name)
     u = waves(2, 3, 5, CONFIG)[..., 0].numpy()
     write(
         folder / "waves.h5",

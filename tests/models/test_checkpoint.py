@@ -13,13 +13,11 @@ from enma_fast.errors import EnmaError
 from enma_fast.models import checkpoint
 from enma_fast.models.checkpoint import (
     available,
-    load_codec,
     load_model,
     load_tensors,
     locate,
     read_tensors,
     round_weights,
-    save_codec,
     save_model,
     verify,
     write_manifest,
@@ -321,36 +319,14 @@ def test_a_saved_model_has_no_card_of_another(made, tmp_path):
     save_model(made, tmp_path)
     verify(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "manifest.json", "model.safetensors"]
-    save_model(made, tmp_path, card="# of the first")
-    save_codec(made.codec, made.config, tmp_path)
-    assert not (tmp_path / "README.md").exists()
 
 
-def test_a_codec_alone_can_be_saved(made, tmp_path):
-    save_codec(made.codec, made.config, tmp_path)
-    codec, config = load_codec(tmp_path)
-    assert config == made.config
-    u = waves(1, 2, 5, config.codec)
-    assert torch.equal(codec.encode(u), made.codec.encode(u))
-    said = message(load_model, tmp_path)
-    assert said.startswith(f"{tmp_path / 'model.safetensors'}: holds a tokenizer only")
-
-
-@pytest.mark.parametrize("load", [load_model, load_codec])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_loading_draws_no_numbers_of_the_caller(name, load, tmp_path):
+def test_loading_draws_no_numbers_of_the_caller(name, tmp_path):
     save_model(model(name), tmp_path)
     before = torch.get_rng_state()
-    load(tmp_path)
+    load_model(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_the_codec_of_a_model_can_be_loaded(made, saved):
-    codec, config = load_codec(saved)
-    assert config == made.config
-    assert all(
-        torch.equal(a, b) for a, b in zip(codec.state_dict().values(), made.codec.state_dict().values(), strict=True)
-    )
 
 
 def test_missing_tensors_files_are_named(tmp_path):
