@@ -228,16 +228,13 @@ def frame_attention_case(rows: int, dtype: torch.dtype, device: torch.device, *,
         return torch.randn(*shape, generator=generator).to(device)
 
     tensors = {name: draw(rows, heads, tokens, dim) for name in "qkv"}
-    tensors |= {name: draw(rows, heads, own, dim) for name in ("cache_k", "cache_v")}
-    tensors |= {name: draw(1, heads, shared, dim) for name in ("prefix_k", "prefix_v")}
+    tensors |= {"cache": draw(2, rows, heads, own, dim), "prefix": draw(2, 1, heads, shared, dim)}
     lengths = {name: torch.tensor(n, device=device) for name, n in (("length", own), ("prefix_length", shared))}
 
     def fused(q: Tensor, k: Tensor, v: Tensor, **past: Tensor) -> Tensor:
         """Over all keys in one tensor, which has to be made: shared ones are held once, own ones apart."""
-        keys, values = (
-            torch.cat([past[f"prefix_{n}"].expand(rows, -1, -1, -1), past[f"cache_{n}"], new], dim=2)
-            for n, new in (("k", k), ("v", v))
-        )
+        shared_by_all = past["prefix"].expand(-1, rows, -1, -1, -1)
+        keys, values = torch.cat([shared_by_all, past["cache"], torch.stack([k, v])], dim=3)
         return F.scaled_dot_product_attention(q, keys, values)
 
     return _case(

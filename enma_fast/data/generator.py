@@ -129,9 +129,7 @@ def generate(
                 dataset[first * size : last * size] = u[: (last - first) * size, ..., c]
             if progress is not None:
                 progress(last + sum(_GROUPS_PER_CHUNK for later in files[n + 1 :] if later.exists()), groups)
-    # The name of the folder ended in a key once.
-    for folder in path.parent.glob(f"{parts.name}*"):
-        remove(folder)
+    remove(parts)
     return path
 
 

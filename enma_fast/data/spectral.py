@@ -20,7 +20,7 @@ def translate(u_BTX: np.ndarray, distance_BT: np.ndarray, length: float) -> np.n
     return np.fft.irfft(u_hat, n=num_points)
 
 
-def refine(u: np.ndarray, factor: int = 2, axis: int = -1) -> np.ndarray:
+def refine(u: np.ndarray, factor: int, axis: int) -> np.ndarray:
     """Trigonometric interpolation of periodic functions to `factor` times the points of an axis, float64."""
     if factor == 1:
         return u

@@ -6,7 +6,7 @@ Drawn off screen (Agg).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +29,22 @@ MOVIE = ".gif"
 def forecast_figure(
     forecast: Forecast,
     *,
-    point: Sequence[int] | None = None,
     scores: dict[str, Any] | None = None,
     title: str = "",
 ) -> Any:
     """Draw the forecast of one channel of one trajectory, and the calibration of all trajectories; a matplotlib figure.
 
+    The fan chart is at the point of the largest spread in the last frame.
+
     Parameters
     ----------
-    point : grid indices of the fan chart; by default those of the largest spread in the last frame
     scores : scores as from `enma_fast.score`: `num_members`, `num_trajectories`, `spread_skill`, `rmsce`, `per_frame`
         and, for one panel each, `rank_histogram`, `spread_error` (of `SpreadErrorBins`) and `reliability` (nominal and
         observed coverage)
     title : title of the figure
     """
     matplotlib = load_extra("matplotlib", "plots")
-    where = forecast.widest() if point is None else tuple(point)
+    where = forecast.widest()
     below = calibration_panels(forecast, scores)
     with matplotlib.rc_context(STYLE):
         heights = [min(1.05, 0.3 + 0.75 * map_height(forecast)), 1, 1][: 3 if below else 2]

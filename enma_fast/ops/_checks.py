@@ -18,7 +18,6 @@ def expect(
     shape: Sequence[int | None] | None = None,
     dtype: torch.dtype | Sequence[torch.dtype] | None = None,
     device: torch.device | None = None,
-    contiguous: bool = False,
 ) -> None:
     """Raise `EnmaError` unless `tensor` has this shape (None: any size), one of these dtypes, and this device."""
     if shape is not None:
@@ -34,8 +33,6 @@ def expect(
             )
     if device is not None and tensor.device != device:
         raise EnmaError(f"{op}: {name} is on {tensor.device}; expected {device}")
-    if contiguous and not tensor.is_contiguous():
-        raise EnmaError(f"{op}: {name} has strides {list(tensor.stride())}; expected a contiguous tensor")
 
 
 def dtype_name(dtype: torch.dtype) -> str:

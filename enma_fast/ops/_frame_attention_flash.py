@@ -81,11 +81,9 @@ def run(
     k: Tensor,
     v: Tensor,
     *,
-    cache_k: Tensor,
-    cache_v: Tensor,
+    cache: Tensor,
     length: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
+    prefix: Tensor,
     prefix_length: Tensor,
 ) -> Tensor:
     """`frame_attention` in three parts, merged by their log-sum-exps; members that share a prefix are one row of it."""
@@ -94,13 +92,13 @@ def run(
     attend = choose(torch.cuda.get_device_capability(q.device)[0])
     assert not isinstance(attend, str), attend
     B, H, N, K = q.shape
-    G = prefix_k.shape[0]
+    G = prefix.shape[1]
     batched = q.view(G, B // G, H, N, K).transpose(1, 2).reshape(G, H, -1, K)
-    out, lse = part(batched, prefix_k, prefix_v, prefix_length, attend)
+    out, lse = part(batched, prefix[0], prefix[1], prefix_length, attend)
     out = out.view(G, H, B // G, N, K).transpose(1, 2).reshape(B, H, N, K)
     lse = lse.view(G, H, B // G, N).transpose(1, 2).reshape(B, H, N)
     own = part(q, k, v, torch.full_like(length, N), attend)
-    parts = [(out, lse), part(q, cache_k, cache_v, length, attend), own]
+    parts = [(out, lse), part(q, cache[0], cache[1], length, attend), own]
     outs = torch.stack([out.float() for out, _ in parts])
     weights = torch.stack([lse for _, lse in parts]).softmax(0)
     return (outs * weights[..., None]).sum(0).to(q.dtype)

@@ -12,7 +12,7 @@ N tokens per frame, S capacity of the cache, P capacity of the prefix, K head di
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,29 +44,27 @@ def frame_attention(
     k_BHNK: Tensor,
     v_BHNK: Tensor,
     *,
-    cache_k: Tensor,
-    cache_v: Tensor,
+    cache: Tensor,
     length: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
+    prefix: Tensor,
     prefix_length: Tensor,
     backend: str | None = None,
 ) -> Tensor:
     """Attend from a frame to a shared prefix, a cache and the frame itself, softmax in fp32.
 
-    ``out = softmax(q [prefix_k; cache_k; k]^T / sqrt(K)) [prefix_v; cache_v; v]``
+    ``out = softmax(q [prefix; cache; k]^T / sqrt(K)) [prefix; cache; v]``
 
     Parameters
     ----------
     q_BHNK, k_BHNK, v_BHNK
         Queries, keys and values of the frame; K from 8 to 128, side by side (stride 1) here and in the buffers.
-    cache_k, cache_v
-        Static buffers ``[B, H, S, K]``.
+    cache
+        Keys and values in a static buffer ``[2, B, H, S, K]``.
     length
         How many tokens of the cache are valid: ``[]`` (int32 or int64) on the device of `q`, which Triton and flash
         read there, so that a CUDA graph can be replayed with another length.
-    prefix_k, prefix_v
-        ``[G, H, P, K]``, one copy for the B / G consecutive rows of a group.
+    prefix
+        ``[2, G, H, P, K]``, one copy for the B / G consecutive rows of a group.
     prefix_length
         As `length`, for the prefix.
     backend
@@ -82,8 +80,7 @@ def frame_attention(
     EnmaError
         Names the argument, what was expected and what was given.
     """
-    given = {"cache_k": cache_k, "cache_v": cache_v, "length": length}
-    given |= {"prefix_k": prefix_k, "prefix_v": prefix_v, "prefix_length": prefix_length}
+    given = {"cache": cache, "length": length, "prefix": prefix, "prefix_length": prefix_length}
     _check(q_BHNK, k_BHNK, v_BHNK, **given)
     problems = candidates(q_BHNK.device, q_BHNK.dtype)
     if problems["flash"] is None and q_BHNK.shape[3] % 8:
@@ -96,20 +93,14 @@ def frame_attention_ref(
     k_BHNK: Tensor,
     v_BHNK: Tensor,
     *,
-    cache_k: Tensor,
-    cache_v: Tensor,
+    cache: Tensor,
     length: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
+    prefix: Tensor,
     prefix_length: Tensor,
 ) -> Tensor:
     """The formula of this module, as written; waits for lengths that are on a GPU."""
-    members = q_BHNK.shape[0] // prefix_k.shape[0]
-    S, P = int(length), int(prefix_length)
-    keys, values = (
-        torch.cat([prefix[:, :, :P].repeat_interleave(members, 0), cache[:, :, :S], own], dim=2)
-        for prefix, cache, own in ((prefix_k, cache_k, k_BHNK), (prefix_v, cache_v, v_BHNK))
-    )
+    shared = prefix[:, :, :, : int(prefix_length)].repeat_interleave(q_BHNK.shape[0] // prefix.shape[1], 1)
+    keys, values = torch.cat([shared, cache[:, :, :, : int(length)], torch.stack([k_BHNK, v_BHNK])], dim=3)
     scores = q_BHNK @ keys.transpose(-1, -2)
     weights = (scores.to(torch.promote_types(q_BHNK.dtype, torch.float32)) * q_BHNK.shape[-1] ** -0.5).softmax(-1)
     return weights.to(v_BHNK.dtype) @ values
@@ -122,18 +113,18 @@ def _check(q: Tensor, k: Tensor, v: Tensor, **buffers: Tensor) -> None:
         raise EnmaError(f"{OP}: q_BHNK has head dim {K}; expected {MIN_HEAD_DIM} to {MAX_HEAD_DIM}")
     shapes: dict[str, tuple[Tensor, Sequence[int | None]]] = {"k_BHNK": (k, q.shape), "v_BHNK": (v, q.shape)}
     for name, rows, length in (("cache", B, "length"), ("prefix", None, "prefix_length")):
-        keys, values, count = (buffers[key] for key in (f"{name}_k", f"{name}_v", length))
-        shapes |= {f"{name}_k": (keys, (rows, H, None, K)), f"{name}_v": (values, keys.shape)}
+        buffer, count = buffers[name], buffers[length]
+        shapes[name] = (buffer, (2, rows, H, None, K))
         expect(OP, length, count, shape=[], dtype=(torch.int32, torch.int64), device=q.device)
-        if count.is_cpu and not 0 <= int(count) <= keys.shape[2]:
-            raise EnmaError(f"{OP}: {length} is {int(count)}; expected 0 to {keys.shape[2]}")
+        if count.is_cpu and not 0 <= int(count) <= buffer.shape[3]:
+            raise EnmaError(f"{OP}: {length} is {int(count)}; expected 0 to {buffer.shape[3]}")
     for name, (tensor, shape) in shapes.items():
         expect(OP, name, tensor, shape=shape, dtype=q.dtype, device=q.device)
-        if tensor.stride(3) != 1 or q.stride(3) != 1:
+        if tensor.stride(-1) != 1 or q.stride(3) != 1:
             raise EnmaError(f"{OP}: needs head dims that lie side by side (stride 1)")
-    groups = len(buffers["prefix_k"])
+    groups = buffers["prefix"].shape[1]
     if groups == 0 or B % groups:
-        raise EnmaError(f"{OP}: prefix_k has {groups} groups; expected a divisor of the {B} rows of q_BHNK")
+        raise EnmaError(f"{OP}: prefix has {groups} groups; expected a divisor of the {B} rows of q_BHNK")
 
 
 def _run_triton(q: Tensor, *own: Tensor, **buffers: Tensor) -> Tensor:
@@ -144,9 +135,14 @@ def _run_triton(q: Tensor, *own: Tensor, **buffers: Tensor) -> Tensor:
     return out
 
 
-def _run_native(*own: Tensor, length: Tensor, prefix_length: Tensor, **buffers: Tensor) -> Any:
-    lengths = {"length": int(length), "prefix_length": int(prefix_length)}
-    return native().frame_attention(*own, **buffers, **lengths, threads=torch.get_num_threads())
+def _run_native(*own: Tensor, cache: Tensor, length: Tensor, prefix: Tensor, prefix_length: Tensor) -> Any:
+    lengths = int(length), int(prefix_length)
+    return native().frame_attention(*own, *cache, *prefix, *lengths, threads=torch.get_num_threads())
 
 
-_RUN = {"triton": _run_triton, "flash": flash.run, "native": _run_native, "reference": frame_attention_ref}
+_RUN: dict[str, Callable[..., Tensor]] = {
+    "triton": _run_triton,
+    "flash": flash.run,
+    "native": _run_native,
+    "reference": frame_attention_ref,
+}

@@ -354,16 +354,13 @@ class StaticStep:
             own, shared = self._own[number], self._prefix[number]
             heads_(x, layer, q=q, kv=kv, turns=self._turns, position=position, store=own, length=self._length)
             queries, keys, values = (part.transpose(1, 2) for part in (q, *kv))
-            own_k, own_v, shared_k, shared_v = (part.transpose(1, 2) for part in (*own, *shared))
             a = frame_attention(
                 queries,
                 keys,
                 values,
-                cache_k=own_k,
-                cache_v=own_v,
+                cache=own.transpose(2, 3),
                 length=self._length,
-                prefix_k=shared_k,
-                prefix_v=shared_v,
+                prefix=shared.transpose(2, 3),
                 prefix_length=self._prefix_length,
             )
             x = self._layer(x, a.transpose(1, 2).flatten(2), layer)

@@ -1,4 +1,4 @@
-"""The weights that a run gives: a moving average of those of its steps, and a share of those that it started from."""
+"""The weights that a run gives: a moving average of those of its steps."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class Average:
-    """Exponential moving average of the weights; the decay warms up as (1 + s) / (10 + s).
+    """Exponential moving average of the weights; the decay warms up as (1 + s) / (10 + s)."""
 
-    What a run gives is this average, of which ``start_share`` is replaced by the weights that the module has here.
-    """
-
-    def __init__(self, module: nn.Module, decay: float, start_share: float = 0.0) -> None:
-        self.decay, self.start_share = decay, start_share
-        self.values = _trainable(module)
-        self.start = _trainable(module) if start_share else {}
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
@@ -31,8 +27,7 @@ class Average:
         """Give the module the weights of the result."""
         for name, p in module.named_parameters():
             if p.requires_grad:
-                value = self.values[name]
-                p.data = torch.lerp(value, self.start[name], self.start_share) if self.start else value.clone()
+                p.data = self.values[name].clone()
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
@@ -44,7 +39,3 @@ class Average:
         finally:
             for name, p in module.named_parameters():
                 p.data = current[name]
-
-
-def _trainable(module: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}

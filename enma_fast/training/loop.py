@@ -123,7 +123,7 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
     params = [p for p in module.parameters() if p.requires_grad]
     optimizers = build(module, stage.optimizer, dtype=torch.bfloat16 if in_bf16(options) else torch.float32)
     # Before a state is loaded, the module has the weights that the run started from.
-    average = Average(module, stage.optimizer.ema_decay, stage.optimizer.start_share)
+    average = Average(module, stage.optimizer.ema_decay)
     options.out.mkdir(parents=True, exist_ok=True)
     state_path = options.out / STATE
     first = load_state(state_path, module, average, optimizers, stage) if state_path.exists() else 0

@@ -30,9 +30,7 @@ log = logging.getLogger("enma_fast")
 class Optimizer:
     """AdamW for everything, or Muon for the matrices of the layers, and the average of the weights that a stage gives.
 
-    The learning rate warms up linearly, and falls by a cosine to ``final_learning_rate``. ``start_share`` of the
-    weights that a stage begins with stays in those that it gives: what was gained stays, and less is lost elsewhere
-    (Wortsman et al., 2022, arXiv 2109.01903).
+    The learning rate warms up linearly, and falls by a cosine to ``final_learning_rate``.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -41,14 +39,13 @@ class Optimizer:
     warmup_steps: int = 500
     weight_decay: float = 1e-4
     ema_decay: float = 0.999
-    start_share: float = 0.0
 
     def __post_init__(self) -> None:
         finite = float("inf")
         require(self, ("learning_rate",), lambda x: 0 < x < finite, "a number above 0, and finite, is needed")
         amounts = ("final_learning_rate", "warmup_steps", "weight_decay")
         require(self, amounts, lambda x: 0 <= x < finite, "0 or more, and finite, is needed")
-        require(self, ("ema_decay", "start_share"), lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed")
+        require(self, ("ema_decay",), lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed")
 
 
 @dataclass(frozen=True, kw_only=True)

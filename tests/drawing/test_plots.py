@@ -129,10 +129,6 @@ def test_fan_chart_shows_quantiles_truth_and_observations(forecast: dict[str, An
     assert figure.get_suptitle() == "a forecast"
 
 
-def test_a_chosen_point(forecast: dict[str, Any]) -> None:
-    assert f"32 members at x = {X[2]:.2f}" in by_title(draw(forecast, point=(2,)))
-
-
 def test_calibration_panels(forecast: dict[str, Any]) -> None:
     result = scores(forecast)
     axes = by_title(draw(forecast, scores=result))

@@ -191,7 +191,7 @@ def test_the_solver_agrees_with_its_own_trajectories(data: FieldFile) -> None:
     wrong = {**data.parameters, "gamma": data.parameters["gamma"] + 0.2}
     distance = solver_fidelity("combined", replace(data, parameters=wrong), rows, data.u)
     # The same distance, from the solver itself.
-    solved = EQUATIONS["combined"].solve(refine(data.u[:, 0].astype(float), axis=1), wrong).copy()
+    solved = EQUATIONS["combined"].solve(refine(data.u[:, 0].astype(float), 2, 1), wrong).copy()
     expected = metrics.relative_l2(data.u, solved).mean()
     assert distance == pytest.approx(float(expected), rel=1e-5)
     assert distance > 0.1
@@ -259,13 +259,13 @@ def test_a_solver_that_fails_costs_its_own_score_alone(
 @pytest.mark.parametrize("num_points", [1, 7, 8, 128])
 def test_refine_keeps_points_and_waves(num_points: int, rng: np.random.Generator) -> None:
     u = rng.normal(size=(3, num_points))
-    fine = refine(u)
+    fine = refine(u, 2, -1)
     assert fine.shape == (3, 2 * num_points)
     np.testing.assert_allclose(fine[:, ::2], u, atol=1e-12)
     x = np.arange(2 * num_points) * np.pi / num_points
     wave = (num_points - 1) // 2
     smooth = 0.3 + np.sin(wave * x + 0.4)
-    np.testing.assert_allclose(refine(smooth[None, ::2])[0], smooth, atol=1e-12)
+    np.testing.assert_allclose(refine(smooth[None, ::2], 2, -1)[0], smooth, atol=1e-12)
 
 
 def test_dataset_and_split_stand_in_the_name() -> None:

@@ -56,8 +56,8 @@ def guard(monkeypatch: pytest.MonkeyPatch) -> Guard:
 
 
 def _frame_attention() -> None:
-    q, cache, prefix = torch.randn(2, 2, 4, 16), torch.randn(2, 2, 8, 16), torch.randn(1, 2, 8, 16)
-    own = {"cache_k": cache, "cache_v": cache, "prefix_k": prefix, "prefix_v": prefix}
+    q = torch.randn(2, 2, 4, 16)
+    own = {"cache": torch.randn(2, 2, 2, 8, 16), "prefix": torch.randn(2, 1, 2, 8, 16)}
     own |= dict.fromkeys(("length", "prefix_length"), torch.tensor(8))
     frame_attention(q, q, q, **own, backend="triton")
 
@@ -127,7 +127,7 @@ def test_an_operator_launches_on_the_device_of_its_tensors(name: str, guard: Gua
 
 def test_the_guard_sees_a_launch_without_one(guard: Guard) -> None:
     q = torch.randn(1, 1, 4, 16)
-    buffers = dict.fromkeys(("cache_k", "cache_v", "prefix_k", "prefix_v"), q)
+    buffers = dict.fromkeys(("cache", "prefix"), torch.stack([q, q]))
     lengths = dict.fromkeys(("length", "prefix_length"), torch.tensor(4))
     _backend.kernel("frame_attention").launch_frame_attention(q, q, q, **buffers, **lengths, out=torch.empty_like(q))
     assert (guard.inside, guard.outside) == (0, 1)

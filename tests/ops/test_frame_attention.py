@@ -51,8 +51,7 @@ def arguments(
     cache[:, :, :, S:] = float("nan")
     prefix[:, :, :, P:] = float("nan")
     length, prefix_length = torch.tensor([S, P], device=device)
-    buffers = {"cache_k": cache[0], "cache_v": cache[1], "length": length}
-    return (q, k, v), buffers | {"prefix_k": prefix[0], "prefix_v": prefix[1], "prefix_length": prefix_length}
+    return (q, k, v), {"cache": cache, "length": length, "prefix": prefix, "prefix_length": prefix_length}
 
 
 def double(given: dict[str, Any]) -> dict[str, Any]:
@@ -62,15 +61,15 @@ def double(given: dict[str, Any]) -> dict[str, Any]:
 def test_reference_is_attention_over_what_is_valid() -> None:
     (q, k, v), given = arguments(4, 2, 5, 7, 3, 24, device=torch.device("cpu"), dtype=torch.float64)
     for b in range(4):
-        keys = torch.cat([given["prefix_k"][b // 2, :, :3], given["cache_k"][b, :, :7], k[b]], dim=1)
-        values = torch.cat([given["prefix_v"][b // 2, :, :3], given["cache_v"][b, :, :7], v[b]], dim=1)
+        parts = given["prefix"][:, b // 2, :, :3], given["cache"][:, b, :, :7], torch.stack([k[b], v[b]])
+        keys, values = torch.cat(parts, dim=2)
         expected = torch.nn.functional.scaled_dot_product_attention(q[b], keys, values)
         torch.testing.assert_close(frame_attention_ref(q, k, v, **given)[b], expected)
 
 
 def test_reference_has_the_bits_of_the_model() -> None:
     (q, k, v), given = arguments(3, 1, 6, 9, 0, 16, device=torch.device("cpu"))
-    keys, values = (torch.cat([given[f"cache_{name}"][:, :, :9], own], 2) for name, own in (("k", k), ("v", v)))
+    keys, values = torch.cat([given["cache"][:, :, :, :9], torch.stack([k, v])], 3)
     assert torch.equal(frame_attention_ref(q, k, v, **given), attention(q, keys, values))
 
 
@@ -100,7 +99,7 @@ def test_the_kernel_keeps_lengths_within_the_buffers(device: torch.device) -> No
     if candidates(device, torch.float32)["triton"] is not None:
         pytest.skip("Triton cannot run here")
     own, given = arguments(2, 1, 3, 4, 4, 16, device=device)
-    given = {name: value[:, :, :4] if value.ndim else value for name, value in given.items()}
+    given = {name: value[:, :, :, :4] if value.ndim else value for name, value in given.items()}
     expected, ours = frame_attention(*own, backend="triton", **given), torch.empty_like(own[0])
     far = torch.full((), 2**20, dtype=torch.int32, device=device)
     launch = kernel("frame_attention").launch_frame_attention
@@ -124,8 +123,7 @@ def test_bits_of_a_member_do_not_depend_on_the_others(dtype: torch.dtype, backen
     together = frame_attention(*own, backend=backend, **given)
     for b in (0, 5, 13):
         g = b // 7
-        alone = {name: value[b : b + 1] if name in ("cache_k", "cache_v") else value for name, value in given.items()}
-        alone |= {name: given[name][g : g + 1] for name in ("prefix_k", "prefix_v")}
+        alone = given | {"cache": given["cache"][:, b : b + 1], "prefix": given["prefix"][:, g : g + 1]}
         ours = frame_attention(*(t[b : b + 1] for t in own), backend=backend, **alone)
         if backend == "triton" and interpreted():
             # The interpreter multiplies with the BLAS library, whose rows are not all alike.
@@ -137,9 +135,9 @@ def test_bits_of_a_member_do_not_depend_on_the_others(dtype: torch.dtype, backen
 def test_strided_buffers(backend: str, device: torch.device) -> None:
     own, given = arguments(4, 2, 5, 7, 3, 24, device=device)
     expected = frame_attention(*own, backend=backend, **given)
-    wide = {name: torch.stack([value, value], dim=2).flatten(2, 3) for name, value in given.items() if value.ndim}
-    views = {name: value.transpose(0, 2).contiguous().transpose(0, 2) for name, value in wide.items()}
-    views = {name: value[:, :, : given[name].shape[2]] for name, value in views.items()}
+    wide = {name: torch.stack([value, value], dim=3).flatten(3, 4) for name, value in given.items() if value.ndim}
+    views = {name: value.transpose(1, 3).contiguous().transpose(1, 3) for name, value in wide.items()}
+    views = {name: value[:, :, :, : given[name].shape[3]] for name, value in views.items()}
     assert torch.equal(frame_attention(*own, backend=backend, **given | views), expected)
     scattered = tuple(t.transpose(2, 3).contiguous().transpose(2, 3) for t in own)
     with pytest.raises(EnmaError, match="stride 1"):
@@ -153,13 +151,12 @@ def test_bad_arguments(device: torch.device) -> None:
         ((q[..., :4], k[..., :4], v[..., :4]), {}, "head dim 4; expected 8 to 128"),
         ((q, k[:, :, :4], v), {}, "k_BHNK has shape"),
         ((q, k, v.double()), {}, "v_BHNK is float64"),
-        ((q, k, v), {"cache_k": given["cache_k"][:2]}, "cache_k has shape"),
-        ((q, k, v), {"cache_v": given["cache_v"][:, :, 1:]}, "cache_v has shape"),
+        ((q, k, v), {"cache": given["cache"][:, :2]}, "cache has shape"),
         ((q, k, v), {"length": torch.tensor(12)}, "length is 12; expected 0 to 11"),
         ((q, k, v), {"prefix_length": torch.tensor(-1)}, "prefix_length is -1; expected 0 to 7"),
         ((q, k, v), {"length": torch.tensor([3], device=device)}, "length has shape"),
         ((q, k, v), {"length": torch.tensor(3.0, device=device)}, "length is float32"),
-        ((q[:3], k[:3], v[:3]), {name: given[name][:3] for name in ("cache_k", "cache_v")}, "2 groups"),
+        ((q[:3], k[:3], v[:3]), {"cache": given["cache"][:, :3]}, "2 groups"),
         ((q, k, v), {"backend": "fast"}, "backend 'fast' is unknown"),
     ]:
         with pytest.raises(EnmaError, match=message):
@@ -176,9 +173,8 @@ def test_bad_arguments(device: torch.device) -> None:
 def test_every_instruction_set(dtype: torch.dtype, isa: str) -> None:
     for size in SIZES:
         own, given = arguments(*size, device=torch.device("cpu"), dtype=dtype)
-        buffers = [given[name] for name in ("cache_k", "cache_v", "prefix_k", "prefix_v")]
         lengths = int(given["length"]), int(given["prefix_length"])
-        ours = NATIVE.frame_attention(*own, *buffers, *lengths, isa=isa)
+        ours = NATIVE.frame_attention(*own, *given["cache"], *given["prefix"], *lengths, isa=isa)
         exact = frame_attention_ref(*(t.double() for t in own), **double(given))
         assert_close_as_reference(ours, frame_attention_ref(*own, **given), exact, floor=FLOOR[dtype])
 
@@ -193,13 +189,14 @@ def test_threads_do_not_change_bits() -> None:
 def test_native_refuses_what_does_not_fit() -> None:
     (q, k, v), given = arguments(4, 2, 5, 7, 3, 24, device=torch.device("cpu"))
     lengths = {name: int(given[name]) for name in ("length", "prefix_length")}
-    tensors = {"q": q, "k": k, "v": v} | given | lengths
+    buffers = {f"{name}_{part}": given[name][i] for name in ("cache", "prefix") for i, part in enumerate("kv")}
+    tensors = {"q": q, "k": k, "v": v} | buffers | lengths
     for change, message in [
         ({"q": q.double()}, "q is float64"),
         ({"k": k[:, :1]}, "k has shape"),
         ({"v": v[:, :, :2]}, "k has values of shape"),
         ({"length": 12}, "cache has 11 tokens; 12 asked for"),
-        ({"cache_k": given["cache_k"][:2]}, "cache has shape"),
+        ({"cache_k": given["cache"][0, :2]}, "cache has shape"),
         ({"prefix_v": None}, "keys without values"),
         ({"isa": "mmx"}, "isa 'mmx' is unknown"),
     ]:

@@ -107,7 +107,7 @@ def test_calls_fit_the_recorded_signature(name: str, install: Callable[..., None
     attend = flash.choose(9)
     assert not isinstance(attend, str)
     own, given = arguments(6, 2, 5, 7, 3, 24, device=torch.device("cpu"))
-    k, v = given["cache_k"], given["cache_v"]
+    k, v = given["cache"]
     for length in torch.tensor([7, 1]):
         out, lse = flash.part(own[0], k, v, length, attend)
         keys = k[:, :, : int(length)].double()

@@ -181,29 +181,6 @@ def test_the_average_warms_up():
     assert torch.equal(module.weight, averaged)
 
 
-def test_a_run_keeps_a_share_of_the_weights_that_it_started_from(tmp_path):
-    def started(share):
-        task = Line(start_share=share)
-        with torch.no_grad():
-            task.module.weight.fill_(0.75)
-        return task
-
-    plain, mixed, resumed = started(0.0), started(0.3), started(0.3)
-    run(plain, options(tmp_path / "plain"))
-    scores = run(mixed, options(tmp_path / "mixed"))
-    assert mixed.module.weight.item() == pytest.approx(0.7 * plain.module.weight.item() + 0.3 * 0.75, rel=1e-6)
-    # Steps go on from the weights themselves, and validations are of the mixture.
-    logs = [read_log(tmp_path / name) for name in ("plain", "mixed")]
-    terms = [[entry["w"] for entry in log if "w" in entry] for log in logs]
-    validations = [[entry["validation"]["w"] for entry in log if "validation" in entry] for log in logs]
-    assert terms[0] == terms[1]
-    assert validations[1] == pytest.approx([0.7 * w + 0.3 * 0.75 for w in validations[0]], rel=1e-6)
-    assert scores == {"w": validations[1][-1]}
-    run(started(0.3), options(tmp_path / "resumed", stop_after=6))
-    run(resumed, options(tmp_path / "resumed"))
-    assert resumed.module.weight.item() == mixed.module.weight.item()
-
-
 def test_precision_is_chosen_or_refused(tmp_path):
     def product(precision):
         with autocast(options(tmp_path, precision=precision)):
