@@ -68,7 +68,7 @@ def naive_rollout(
     past, made = first_past(segments[-1], dynamics.step.past), []
     for t in range(history.shape[1], history.shape[1] + num_frames):
         condition, noise = reader.scaled(h, anchor, first=False), Noise(seeds.flatten(), members.flatten(), t)
-        made.append(dynamics.decoder(t).decide(condition, past, noise, dynamics.settings(t, settings)))
+        made.append(dynamics.decide(condition, past, noise, settings))
         past = next_past(past, made[-1])
         if len(made) < num_frames:
             h = reader.step(made[-1], cache)

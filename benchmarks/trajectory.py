@@ -38,6 +38,7 @@ from enma_fast.config import CausalTransformerConfig, FlowConfig, ModelConfig
 from enma_fast.models.decoders.flow import FlowDecoder
 from enma_fast.models.decoders.flow_head import VelocityHead
 from enma_fast.models.decoders.local import LocalDecoder
+from enma_fast.models.layers import MLP_RATIO
 from enma_fast.models.model import Dynamics
 from enma_fast.models.schedule import flow_times, mask_schedule
 from enma_fast.ops.flow_head import integrate, velocity
@@ -101,7 +102,7 @@ def needed_flops(config: ModelConfig, *, members: int, num_latents: int, observe
     assert isinstance(own, CausalTransformerConfig)
     assert trunk is not None
     N, C, D = config.num_tokens, config.token_channels, own.width
-    hidden = int(D * own.mlp_ratio)
+    hidden = MLP_RATIO * D
     rows = N * (2 if trunk.condition == "concat" else 1)
     qkv, rest = 3 * D * D, D * D + 3 * D * hidden
     counts = mask_schedule(N, min(settings.mask_steps, N)) if isinstance(step, FlowConfig) else (N,)

@@ -37,6 +37,11 @@ class ContextConfig(Slot):
     native: ClassVar[bool] = False
     static: ClassVar[bool] = False
 
+    @property
+    def transformer(self) -> CausalTransformerConfig:
+        """The sizes that the masked transformer behind it shares; `EnmaError` if there can be none."""
+        raise EnmaError(f"context {self.kind!r}: no masked transformer reads it; use decoders without one")
+
     def values_kept(self, num_tokens: int) -> int:
         """Numbers that each latent frame of so many tokens leaves in memory."""
         return 0
@@ -58,7 +63,6 @@ class CausalTransformerConfig(ContextConfig):
     width: int = 512
     heads: int = 8
     layers: int = 6
-    mlp_ratio: float = 2.0
     positions: Literal["sincos", "rotary"] = "sincos"
     scale_shift_rank: int = 24
 
@@ -66,13 +70,15 @@ class CausalTransformerConfig(ContextConfig):
     static: ClassVar[bool] = True
     module: ClassVar[str] = "enma_fast.models.contexts.causal_transformer:CausalTransformer"
 
+    @property
+    def transformer(self) -> CausalTransformerConfig:
+        return self
+
     def values_kept(self, num_tokens: int) -> int:
         # Keys and values.
         return 2 * self.layers * num_tokens * self.width
 
     def check(self, name: str, codec: CodecConfig) -> None:
-        if not self.mlp_ratio > 0:
-            raise EnmaError(f"{name}: context.mlp_ratio is {self.mlp_ratio}; a number above 0 is needed")
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise EnmaError(f"{name}: context.width {self.width} must be a multiple of 4 * heads ({self.heads})")
         # With fewer channels the rotary table has no angle for one of the dimensions, or for the frame.
@@ -185,7 +191,7 @@ class LinearConfig(DecoderConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalConfig(DecoderConfig):
-    """One pass, and convolutions over the latent grid that see ``past`` latent frames.
+    """One pass, and convolutions over the latent grid that see the last latent frames.
 
     With ``modes`` every third block, the first among them, is a Fourier block, whose filter has the waves of fewer than
     so many periods along each dimension of the domain, which has to be periodic.
@@ -194,7 +200,6 @@ class LocalConfig(DecoderConfig):
     kind: str = "local"
     width: int = 64
     layers: int = 4
-    past: int = 3
     modes: int | None = None
 
     needs_trunk: ClassVar[bool] = True
@@ -301,6 +306,33 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_sampling(self.name, self.sampling)
         check_model(self)
+        if any(decoder.needs_trunk for decoder in self.decoders.values()):
+            _ = self.transformers
+
+    @property
+    def decoders(self) -> dict[str, DecoderConfig]:
+        """The decoders by the slots that they fill."""
+        return {"step": self.step} | ({} if self.initial is None else {"initial": self.initial})
+
+    @property
+    def parts(self) -> dict[str, CodecConfig | ContextConfig | DecoderConfig]:
+        """What fills the slots, by their names."""
+        return {"codec": self.codec, "context": self.context, **self.decoders}
+
+    def slot(self, frame: int) -> str:
+        """The slot whose decoder decides a latent frame of this number."""
+        return "step" if frame or self.initial is None else "initial"
+
+    def slots(self, first: int) -> tuple[str, ...]:
+        """The slots whose decoders decide the latent frames from number `first` on."""
+        return tuple(dict.fromkeys((self.slot(1), self.slot(first))))
+
+    @property
+    def transformers(self) -> tuple[CausalTransformerConfig, TrunkConfig]:
+        """The causal and the masked transformer; `EnmaError` if the model lacks one."""
+        if self.trunk is None:
+            raise EnmaError(f"{self.name}: trunk is null, and its decoders read one; give its layers")
+        return self.context.transformer, self.trunk
 
     @cached_property
     def token_grid(self) -> tuple[int, ...]:

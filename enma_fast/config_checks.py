@@ -29,9 +29,6 @@ _MOST: Mapping[str, int] = {
     "shortest_context": MOST_FRAMES,
     "layers": _MOST_LAYERS,
     "middle_layers": _MOST_LAYERS,
-    "refine_depth": _MOST_LAYERS,
-    "mlp_ratio": 64,
-    "max_log2_frequency": 64,
     "mask_steps": _MOST_MASK_STEPS,
     "flow_steps": _MOST_FLOW_STEPS,
     # In the units of the data.
@@ -39,14 +36,13 @@ _MOST: Mapping[str, int] = {
     "field_scale": 10**30,
 }
 # Whole numbers that may be 0; all others are at least 1.
-_FROM_ZERO = ("scale_shift_rank", "refine_depth", "middle_layers", "noise", "member")
+_FROM_ZERO = ("scale_shift_rank", "middle_layers", "noise", "member")
 
 
 def check_model(config: Any) -> None:
     """Raise `EnmaError` for a model's config that no model can have; its `sampling` has been checked."""
     name, codec, context = config.name, config.codec, config.context
-    decoders = {"step": config.step} | ({} if config.initial is None else {"initial": config.initial})
-    for slot, part in {"codec": codec, "context": context, **decoders}.items():
+    for slot, part in config.parts.items():
         if type(part).kinds.get(part.kind) is not type(part):
             raise EnmaError(f"{name}: {slot}.kind is {part.kind!r}; leave it at its default")
     if not 1 <= codec.dims <= codec.most_dims:
@@ -75,9 +71,7 @@ def check_model(config: Any) -> None:
                 f"{codec.space_factor} times patch {p}); change grid, codec or context.patch"
             )
     context.check(name, codec)
-    for slot, decoder in decoders.items():
-        if decoder.needs_trunk and config.trunk is None:
-            raise EnmaError(f"{name}: trunk is null, and {slot} of kind {decoder.kind!r} reads it; give its layers")
+    for slot, decoder in config.decoders.items():
         decoder.check(name, slot, codec)
     check_numbers(name, config)
 

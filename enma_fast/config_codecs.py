@@ -11,6 +11,9 @@ from .errors import EnmaError
 from .utils.kinds import Slot
 from .utils.text import counted
 
+# Points along each dimension, and frames, that a convolution sees; the first and the last one see more points.
+KERNEL = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig(Slot):
@@ -110,8 +113,6 @@ class ConvConfig(CodecConfig):
     width: int = 16
     max_width: int = 128
     layers: tuple[str, ...] = (*("residual", "space") * 3, "residual", "time", "residual")
-    kernel: int = 3
-    kernel_time: int = 3
     kernel_ends: int = 7
     stride_ends: int = 1
     variational: bool = True
@@ -132,10 +133,10 @@ class ConvConfig(CodecConfig):
     def reach(self) -> int:
         # The decoder is causal, and its kernels are short. From the frames back to the latents; `layers` is the order
         # of the encoder.
-        reach = self.kernel_time - 1
+        reach = KERNEL - 1
         for layer in self.layers:
             if layer == "residual":
-                reach += self.kernel_time - 1
+                reach += KERNEL - 1
             elif layer == "time":
                 # The first latent frame of a window gives the last of its frames only.
                 reach = (reach + 1) // 2 + 1
@@ -143,15 +144,14 @@ class ConvConfig(CodecConfig):
 
     def check(self, name: str) -> None:
         super().check(name)
-        require(self, ("kernel", "kernel_ends"), lambda n: n % 2 == 1, "an odd number is needed", f"{name}: codec.")
+        require(self, ("kernel_ends",), lambda n: n % 2 == 1, "an odd number is needed", f"{name}: codec.")
         if unknown := sorted(set(self.layers) - {"residual", "space", "time"}):
             raise EnmaError(f"{name}: codec.layers holds {unknown}; known are residual, space and time")
         for n, ring in zip(self.grid, self.periodic, strict=True):
-            ends, places = n // self.stride_ends, n // self.space_factor
-            if ring and (self.kernel_ends // 2 > ends or self.kernel // 2 > places):
+            if ring and self.kernel_ends // 2 > n // self.stride_ends:
                 raise EnmaError(
-                    f"{name}: codec.kernel {self.kernel} and kernel_ends {self.kernel_ends} reach more than once around"
-                    f" a periodic dimension of {n} points and {counted(places, 'place')}; take smaller ones"
+                    f"{name}: codec.kernel_ends {self.kernel_ends} reaches more than once around a periodic dimension "
+                    f"of {n} points; take a smaller one"
                 )
 
 
@@ -160,17 +160,8 @@ class InterpolationConfig:
     """Cross-attention between scattered points and the regular grid (paper D.1.1, table 12)."""
 
     features: int = 64
-    hidden: int = 16
     heads: int = 4
-    head_dim: int = 4
-    frequencies: int = 12
-    max_log2_frequency: float = 4.0
     slopes: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
-    learned_slopes: bool = True
-    refine_depth: int = 2
-    refine_heads: int = 4
-    refine_head_dim: int = 4
-    slices: int = 16
 
 
 @dataclass(frozen=True, kw_only=True)

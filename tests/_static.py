@@ -80,7 +80,7 @@ def make_step(
         groups=given.groups,
         prefix_frames=sum(segment.shape[1] + 1 for segment in given.segments) + spare,
         own_frames=LATENTS - given.first - 1 + spare,
-        initial=dynamics.initial is not None and (given.first == 0 or spare > 0),
+        slots=dynamics.config.slots(0 if spare else given.first),
         settings=dataclasses.replace(dynamics.config.sampling, **settings) if settings else dynamics.config.sampling,
         dtype=dtype,
     )

@@ -30,9 +30,7 @@ from enma_fast.training.latents import encode_all
 from enma_fast.training.stage import Optimizer
 from enma_fast.training.tokenizer import TokenizerStage, TokenizerTask
 
-INTERPOLATION = InterpolationConfig(
-    features=8, hidden=8, heads=2, head_dim=4, frequencies=4, slopes=(1.0, 3.0), refine_depth=1, slices=4
-)
+INTERPOLATION = InterpolationConfig(features=8, heads=2, slopes=(1.0, 3.0))
 
 LINE = ConvConfig(
     grid=(32,),
@@ -66,7 +64,7 @@ RELATIVE = {
     "trunk": TrunkConfig(layers=2, condition="add"),
     "step": RESIDUAL,
 }
-LOCAL = LocalConfig(width=16, layers=2, past=2)
+LOCAL = LocalConfig(width=16, layers=2)
 # Frames in one pass: with either kind of places and condition, and by local convolutions.
 ONE_PASS = ("paper-fast", "relative-fast", "line-local")
 SAMPLING = SamplingConfig(mask_steps=3, flow_steps=2)
@@ -92,7 +90,7 @@ CONFIGS = {
         _config("plane", PLANE, RELATIVE, patch=(2, 2)),
         _config("paper-fast", LINE, PAPER, LinearConfig()),
         _config("relative-fast", LINE, RELATIVE, LinearConfig()),
-        _config("line-local", LINE, RELATIVE, replace(LOCAL, past=3)),
+        _config("line-local", LINE, RELATIVE, LOCAL),
         _config("plane-local", PLANE, PAPER, LOCAL, patch=(2, 2)),
         _config("plane-paper", with_points(PLANE), PAPER, patch=(2, 2)),
         _config("line-fourier", LINE, RELATIVE, replace(LOCAL, modes=3)),

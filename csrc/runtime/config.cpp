@@ -16,10 +16,9 @@ void read_context(Fields fields, ContextConfig& out) {
     std::string kind;
     fields.read("kind", kind);
     if (kind != "causal-transformer") fields.unsupported("kind", "'" + kind.substr(0, 40) + "'");
-    fields.read("width", out.width);
+    fields.read("width", out.width, 1, MOST / MLP_RATIO);
     fields.read("heads", out.heads);
     fields.read("layers", out.layers);
-    fields.read("mlp_ratio", out.mlp_ratio, 0.0);
     fields.read("patch", out.patch);
     fields.choose("positions", "sincos", "rotary", out.rotary);
     fields.read("scale_shift_rank", out.scale_shift_rank, 0);
@@ -33,9 +32,6 @@ void read_context(Fields fields, ContextConfig& out) {
     }
     if (out.width / out.heads > MAX_HEAD_DIM) {
         fields.unsupported("heads", text("so few that a head has more than ", MAX_HEAD_DIM, " channels"));
-    }
-    if (out.mlp_ratio * out.width < 1 || out.mlp_ratio * out.width > static_cast<double>(MOST)) {
-        fields.wrong("mlp_ratio", "the hidden layer has no valid width");
     }
 }
 

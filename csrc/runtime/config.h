@@ -13,10 +13,12 @@
 
 namespace enma {
 
+// Hidden channels of the MLP of a transformer's block for each channel.
+constexpr int MLP_RATIO = 2;
+
 // The causal transformer.
 struct ContextConfig {
     int width = 512, heads = 8, layers = 6;
-    double mlp_ratio = 2.0;
     std::vector<std::int64_t> patch = {1};
     bool rotary = false;
     int scale_shift_rank = 24;

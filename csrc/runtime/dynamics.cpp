@@ -85,7 +85,7 @@ Dynamics::Dynamics(const ModelConfig& config, Tensors& tensors, NumberFormat for
     shape.channels = config.token_channels();
     shape.width = context.width;
     shape.heads = context.heads;
-    shape.hidden = static_cast<int>(context.width * context.mlp_ratio);
+    shape.hidden = MLP_RATIO * context.width;
     shape.rank = context.scale_shift_rank;
     shape.causal_layers = context.layers;
     shape.masked_layers = config.trunk.layers;

@@ -15,24 +15,38 @@ from ..errors import EnmaError
 # Entries of a config that had one value in every model, or, with dots, were for training alone.
 _GONE: Mapping[str, Mapping[str, Any]] = {
     "sampling": {"method": "midpoint", "last_flow_steps": None},
-    "interpolation": {"distance_power": 1},
+    "tokenizer": {"kernel": 3, "kernel_time": 3},
+    "interpolation": {
+        "distance_power": 1,
+        "hidden": 16,
+        "head_dim": 4,
+        "frequencies": 12,
+        "max_log2_frequency": 4.0,
+        "learned_slopes": True,
+        "refine_depth": 2,
+        "refine_heads": 4,
+        "refine_head_dim": 4,
+        "slices": 16,
+    },
+    "dynamics": {"mlp_ratio": 2.0},
+    "local": {"past": 3},
     "flow": {"likelihood_power": ..., "draws": ..., "time_law": ...},
 }
 # The parts of an old config.
 _PARTS = ("tokenizer", "dynamics", "sampling")
-_CONTEXT = {"width": 512, "heads": 8, "mlp_ratio": 2.0, "patch": [1], "positions": "sincos", "scale_shift_rank": 24}
+_CONTEXT = {"width": 512, "heads": 8, "patch": [1], "positions": "sincos", "scale_shift_rank": 24}
 
 
 def config_of(old: Mapping[str, Any]) -> dict[str, Any]:
     """A config of format 2, from the document of one of format 1; what it lacks has its default there."""
-    codec, dynamics = dict(old.get("tokenizer", {})), dict(old.get("dynamics", {}))
+    codec, dynamics = dict(old.get("tokenizer", {})), _without(old.get("dynamics", {}), "dynamics")
     flow = {"kind": "flow"} | _without(dynamics.get("flow", {}), "flow")
     one_pass = dynamics.get("decoder") == "one-pass"
     local, first = dynamics.get("local"), dynamics.get("first")
     known = {*_CONTEXT, "temporal_layers", "spatial_layers", "condition", "decoder", "local", "first", "flow"}
     if unknown := sorted(dynamics.keys() - known):
         raise EnmaError(f"dynamics.{unknown[0]}: unknown key; use the version of enma_fast that wrote it")
-    step = {"kind": "linear"} if local is None else {"kind": "local", **local}
+    step = {"kind": "linear"} if local is None else {"kind": "local", **_without(local, "local")}
     # A trained head of frame 0 was worse than a random field (docs/experiments.md).
     initial = flow if first is None else {"kind": "gaussian"}
     new = {key: value for key, value in old.items() if key not in _PARTS}
@@ -72,7 +86,7 @@ def names_of(config: Mapping[str, Any], names: Mapping[str, Tensor]) -> dict[str
 def _codec(old: dict[str, Any]) -> dict[str, Any]:
     seen = old.pop("interpolation", None)
     if seen is not None:
-        return {"kind": "points", **old, "interpolation": _without(seen, "interpolation")}
+        return {"kind": "points", **_without(old, "tokenizer"), "interpolation": _without(seen, "interpolation")}
     block = old.get("stride_ends", 1)
     values = 2 * old.get("field_channels", 1) * block ** len(old.get("grid", [0]))
     reach = old.get("kernel_ends", 7) - old.get("kernel_ends", 7) // 2
@@ -81,7 +95,7 @@ def _codec(old: dict[str, Any]) -> dict[str, Any]:
     if lossless and old.get("latent_channels") == old.get("width") == values and reach >= block:
         shared = ("grid", "lengths", "periodic", "field_channels", "field_mean", "field_scale")
         return {"kind": "blocks", "block": block, "frames": 2} | {k: old[k] for k in shared if k in old}
-    return {"kind": "conv", **old}
+    return {"kind": "conv", **_without(old, "tokenizer")}
 
 
 def _without(part: Mapping[str, Any], name: str) -> dict[str, Any]:

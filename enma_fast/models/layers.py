@@ -19,6 +19,9 @@ from ..ops.rms_norm import rms_norm, rms_norm_ref, sum_rms_norm, sum_rms_norm_re
 from ..ops.self_attention import Pair, self_attention, split_heads
 from ..ops.swiglu import swiglu
 
+# Hidden channels of the MLP of a block for each channel.
+MLP_RATIO = 2
+
 _T = TypeVar("_T")
 
 
@@ -43,9 +46,8 @@ class RMSNorm(nn.Module):
 class SwiGLU(nn.Module):
     """W_down (silu(W_gate x) * W_up x), gate and up fused in one projection."""
 
-    def __init__(self, width: int, ratio: float) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        hidden = int(width * ratio)
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
@@ -141,12 +143,12 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + swiglu(norm(x))."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm_1 = RMSNorm(width)
         self.attention = Attention(width, heads)
         self.norm_2 = RMSNorm(width)
-        self.mlp = SwiGLU(width, mlp_ratio)
+        self.mlp = SwiGLU(width, MLP_RATIO * width)
 
     def forward(self, x_BLD: Tensor, added_BLD: Tensor | None, rotary: Pair | None = None) -> tuple[Tensor, Tensor]:
         """From a sum, in two parts (the second may be absent), to the next: the norm that follows adds them up."""

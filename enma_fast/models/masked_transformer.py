@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..config import CausalTransformerConfig, ModelConfig
+from ..config import ModelConfig
 from .layers import Block, RMSNorm, Rotary, exact, init_linear, sincos
 
 # Scale of an untrained mask token.
@@ -25,13 +25,11 @@ class MaskedTransformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        own, trunk = config.context, config.trunk
-        assert isinstance(own, CausalTransformerConfig)
-        assert trunk is not None
+        own, trunk = config.transformers
         self.concat = trunk.condition == "concat"
         self.embed = nn.Linear(config.token_channels, own.width)
         self.mask = nn.Parameter(nn.init.normal_(torch.empty(own.width), std=MASK_STD))
-        self.blocks = nn.ModuleList([Block(own.width, own.heads, own.mlp_ratio) for _ in range(trunk.layers)])
+        self.blocks = nn.ModuleList([Block(own.width, own.heads) for _ in range(trunk.layers)])
         self.norm = RMSNorm(own.width)
         init_linear(self.blocks, depth=trunk.layers)
         rotary = places = None

@@ -16,7 +16,7 @@ from ..errors import EnmaError
 from ..utils.devices import to_device
 from .codecs.codec import Codec
 from .covariance import FieldCovariance
-from .decoders.decoder import Decoder, Draws, with_past
+from .decoders.decoder import Decoder, Draws, Noise, with_past
 from .envelope import Envelope
 from .masked_transformer import MaskedTransformer
 from .patches import patchify, unpatchify
@@ -60,13 +60,31 @@ class Dynamics(nn.Module):
         """Past frames that its decoders see at most."""
         return max(self.step.past, 0 if self.initial is None else self.initial.past)
 
-    def decoder(self, frame: int) -> Decoder:
-        """What decides a latent frame of this number."""
-        return self.step if frame or self.initial is None else self.initial
+    @property
+    def transformers(self) -> tuple[Any, MaskedTransformer]:
+        """The causal and the masked transformer of a model that has both."""
+        assert self.trunk is not None
+        return self.context, self.trunk
 
-    def settings(self, frame: int, settings: SamplingConfig) -> SamplingConfig:
-        """The settings of a frame of this number: an initial state is drawn from its own distribution."""
-        return settings if self.decoder(frame) is self.step else replace(settings, temperature=1.0)
+    def decoder(self, slot: str) -> Decoder:
+        """The decoder in a slot of the config."""
+        found: Decoder = getattr(self, slot)
+        return found
+
+    def first_weights(self) -> list[nn.Parameter]:
+        """Weights that decide frame 0 alone, behind its conditions; empty where none do."""
+        return [] if self.initial is None else self.initial.last_weights()
+
+    def settings(self, slot: str, settings: SamplingConfig) -> SamplingConfig:
+        """The settings of the decoder in a slot: an initial state is drawn from its own distribution."""
+        return settings if slot == "step" else replace(settings, temperature=1.0)
+
+    def decide(self, h: Any, past_BPNC: Tensor, noise: Noise, settings: SamplingConfig) -> Tensor:
+        """All tokens ``[B, N, C]`` of the frame that the noise is of; arguments as those of `Decoder.decide`."""
+        slot = self.config.slot(noise.frame)
+        decoder = self.decoder(slot)
+        own_past = past_BPNC[:, past_BPNC.shape[1] - decoder.past :]
+        return decoder.decide(h, own_past, noise, self.settings(slot, settings))
 
     def forward(self, segments: list[Tensor], draws: SegmentDraws) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss of all frames of all segments, each by the decoder that decides it, and terms to log.

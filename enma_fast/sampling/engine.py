@@ -91,7 +91,7 @@ class _Size:
     prefix_frames: int
     own_frames: int
     settings: SamplingConfig
-    initial: bool
+    slots: tuple[str, ...]
 
 
 class Engine:
@@ -235,7 +235,7 @@ class Engine:
             prefix_frames=sum(s.shape[1] + 1 for s in segments),
             own_frames=max(0, num_latents - first - 1),
             settings=settings,
-            initial=first == 0 and self.dynamics.initial is not None,
+            slots=self.dynamics.config.slots(first),
         )
         kept = slice(B)
         if (larger := self._larger(size, chunk)) is not None:
@@ -288,7 +288,7 @@ class Engine:
             prefix_frames=size.prefix_frames,
             own_frames=size.own_frames,
             settings=size.settings,
-            initial=size.initial,
+            slots=size.slots,
             dtype=self.dtype,
         )
         if self.backend != "graph":

@@ -23,7 +23,6 @@ from ..ops._backend import native, native_problem
 from ..ops._checks import dtype_name
 from ..utils.bounds import most_threads
 from ..utils.dataclass_json import to_json
-from .static_plan import parts
 
 # Of all norms; `NORM_EPSILON` of csrc/runtime/dynamics.cpp.
 EPSILON = 1e-5
@@ -36,10 +35,10 @@ ROWS_AHEAD = 16
 
 def problem(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the extension cannot sample from a model with weights of this device and dtype."""
-    for kind in (config.codec, config.context, config.initial, config.step):
-        if kind is not None and not kind.native:
-            return f"has no {kind.kind!r}"
-    own, _ = parts(config)
+    for part in config.parts.values():
+        if not part.native:
+            return f"has no {part.kind!r}"
+    own = config.context.transformer
     if (head_dim := own.width // own.heads) > MAX_HEAD_DIM:
         return f"head dim is {head_dim}, the attention kernels take up to {MAX_HEAD_DIM}"
     if dtype not in FORMATS:

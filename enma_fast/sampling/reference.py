@@ -37,10 +37,7 @@ def trajectory(
     read = dynamics.context.begin(segments, room=num_latents - first)
     past = first_past(history, dynamics.past)
     for t in range(first, num_latents):
-        h, decoder = dynamics.context.condition(read), dynamics.decoder(t)
-        z = decoder.decide(
-            h, past[:, past.shape[1] - decoder.past :], Noise(seeds, members, t), dynamics.settings(t, settings)
-        )
+        z = dynamics.decide(dynamics.context.condition(read), past, Noise(seeds, members, t), settings)
         yield z
         past = next_past(past, z)
         if t + 1 < num_latents:

@@ -50,9 +50,8 @@ def rollout(
     past = first_past(history, dynamics.past).repeat_interleave(K, 0)
     frames: list[Tensor] = []
     for t in range(history.shape[1], history.shape[1] + num_frames):
-        h, decoder = dynamics.context.condition(read), dynamics.decoder(t)
         noise = Noise(seeds.flatten(), members.flatten(), t)
-        z = decoder.decide(h, past[:, past.shape[1] - decoder.past :], noise, dynamics.settings(t, settings))
+        z = dynamics.decide(dynamics.context.condition(read), past, noise, settings)
         frames.append(z)
         past = next_past(past, z)
         if len(frames) < num_frames:

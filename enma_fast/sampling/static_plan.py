@@ -17,9 +17,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..config import CausalTransformerConfig, ModelConfig, TrunkConfig
+from ..config import ContextConfig, DecoderConfig, ModelConfig
 from ..errors import EnmaError
-from ..models.layers import Block, RMSNorm
+from ..models.layers import MLP_RATIO, Block, RMSNorm
+from ..models.masked_transformer import MaskedTransformer
 from ..models.model import Dynamics
 from ..ops.frame_layer import LayerWeights
 
@@ -50,17 +51,11 @@ class StaticPlan:
 
 def problem(config: ModelConfig) -> str | None:
     """Why a model has no static step."""
-    for part in (config.context, config.initial, config.step):
-        if part is not None and not part.static:
+    parts: tuple[ContextConfig | DecoderConfig, ...] = (config.context, *config.decoders.values())
+    for part in parts:
+        if not part.static:
             return f"has no {part.kind!r}"
     return None
-
-
-def parts(config: ModelConfig) -> tuple[CausalTransformerConfig, TrunkConfig]:
-    """The two transformers of a model that has a static step."""
-    assert isinstance(config.context, CausalTransformerConfig)
-    assert config.trunk is not None
-    return config.context, config.trunk
 
 
 def static_buffers(
@@ -74,7 +69,7 @@ def static_buffers(
     dtype: torch.dtype,
 ) -> tuple[dict[str, Buffer], dict[str, Buffer]]:
     """Shape and type of each static buffer: of the keys and values, and of all others."""
-    own, trunk = parts(config)
+    own, trunk = config.transformers
     state = torch.promote_types(dtype, torch.float32)
     B, G, N, C, D = rows, groups, config.num_tokens, config.token_channels, own.width
     H, K = own.heads, own.width // own.heads
@@ -136,9 +131,9 @@ def chunk_for(config: ModelConfig, *, cache: int) -> int:
     """
     if problem(config) is not None:
         return 128
-    own, trunk = parts(config)
+    own, trunk = config.transformers
     length = config.num_tokens * (2 if trunk.condition == "concat" else 1)
-    each = 2 * length * int(own.width * (4 + own.mlp_ratio))
+    each = 2 * length * own.width * (4 + MLP_RATIO)
     return 256 if 256 * each <= cache else 128
 
 
@@ -168,10 +163,10 @@ def layer_weights(blocks: nn.ModuleList) -> list[LayerWeights]:
 def prepared_weights(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
     """Copy the model for sampling: weights of products in `dtype`; norms and rotary tables at least in fp32."""
     model = copy.deepcopy(dynamics).eval().requires_grad_(False).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
     for ours, given in zip(model.modules(), dynamics.modules(), strict=True):
         if isinstance(ours, RMSNorm) and isinstance(given, RMSNorm):
-            ours.weight.data = given.weight.detach().to(torch.promote_types(dtype, torch.float32), copy=True)
-    if dynamics.trunk is not None and dynamics.trunk.rotary is not None:
-        assert model.trunk is not None
-        model.trunk.rotary = dynamics.trunk.rotary.to(torch.promote_types(dtype, torch.float32))
+            ours.weight.data = given.weight.detach().to(wide, copy=True)
+        elif isinstance(ours, MaskedTransformer) and isinstance(given, MaskedTransformer):
+            ours.rotary = None if given.rotary is None else given.rotary.to(wide)
     return model

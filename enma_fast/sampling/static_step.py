@@ -41,8 +41,8 @@ from .static_plan import StaticPlan, layer_weights, prepared_weights, static_buf
 class FrameKind(NamedTuple):
     """Kind of a frame, known on the host; each kind is a CUDA graph of its own."""
 
-    # Frame 0 of a trajectory, by a decoder of its own.
-    initial: bool
+    # Of the decoder that decides it.
+    slot: str
     # The last frame of a trajectory is not fed back.
     last: bool
 
@@ -62,8 +62,9 @@ class StaticStep:
         Largest number of generated frames that are fed back: one less than are generated.
     settings
         Sampling settings, fixed for this step.
-    initial
-        True if frame 0 of a trajectory has to be decided too, by the decoder that the model has for it.
+    slots
+        Slots of the decoders that it decides frames by, as `ModelConfig.slots` says; by default without that of frame
+        0 alone.
     dtype
         Type of weights and activations, by default that of the weights; tokens and the flow's state are fp32.
     """
@@ -77,7 +78,7 @@ class StaticStep:
         prefix_frames: int,
         own_frames: int,
         settings: SamplingConfig,
-        initial: bool = False,
+        slots: tuple[str, ...] = ("step",),
         dtype: torch.dtype | None = None,
     ) -> None:
         if rows < 1 or groups < 1 or rows % groups:
@@ -95,18 +96,11 @@ class StaticStep:
         self.device = dynamics.context.embed.weight.device
         self.state = torch.promote_types(self.dtype, torch.float32)
         model = prepared_weights(dynamics, self.dtype)
-        assert model.trunk is not None
-        self._context, self._trunk = model.context, model.trunk
-        self.norm = model.trunk.norm.weight, model.trunk.norm.eps
+        self._context, self._trunk = model.transformers
+        self.norm = self._trunk.norm.weight, self._trunk.norm.eps
         self._fed: int | None = None
         self._index = 0
-        decoders = {False: (model.step, dynamics.step)}
-        if initial:
-            assert model.initial is not None
-            assert dynamics.initial is not None
-            decoders[True] = model.initial, dynamics.initial
-
-        parts = [self._context, self._trunk, *(decoder for decoder, _ in decoders.values())]
+        parts = [self._context, self._trunk, *map(model.decoder, slots)]
         weights = [weight for part in parts for weight in part.parameters()]
         kv, buffers = static_buffers(
             self.config,
@@ -129,7 +123,7 @@ class StaticStep:
         self._context_BND, self._anchor_GND = allocated["context"], allocated["anchor"]
         # Rows of the masked transformer before its first layer, and their queries, keys and values in it.
         self._rows = allocated["rows"]
-        split = (static_plan.parts(self.config)[0].heads, -1)
+        split = (self.config.context.transformer.heads, -1)
         self._rows_q, self._rows_kv = (part.unflatten(-1, split) for part in (self._rows[1], self._rows[2:]))
         # Row of the first token.
         self._first = self._rows.shape[2] - self.num_tokens
@@ -146,8 +140,8 @@ class StaticStep:
         self._context_layers = layer_weights(self._context.blocks)
         self._trunk_layers = layer_weights(self._trunk.blocks)
         self._decide = {
-            slot: decoder.static(self, dynamics.settings(0 if slot else 1, settings), original)
-            for slot, (decoder, original) in decoders.items()
+            slot: model.decoder(slot).static(self, dynamics.settings(slot, settings), dynamics.decoder(slot))
+            for slot in slots
         }
 
     def reset(self) -> None:
@@ -211,13 +205,13 @@ class StaticStep:
     def kinds(self) -> list[FrameKind]:
         """All kinds of frames that can occur; without room to feed a frame back, every frame is the last."""
         lasts = (False, True) if self.own_frames else (True,)
-        return [FrameKind(initial, last) for initial in self._decide for last in lasts]
+        return [FrameKind(slot, last) for slot in self._decide for last in lasts]
 
     def advance(self, *, last: bool) -> FrameKind:
         """The host's part of :meth:`frame`: check that there is a trajectory, and room to feed the frame back."""
         if self._fed is None:
             raise EnmaError("frame: no trajectory has begun; call begin first")
-        kind = FrameKind(self._index == 0 and True in self._decide, last)
+        kind = FrameKind(self.config.slot(self._index), last)
         if last:
             self._fed = None
             return kind
@@ -232,7 +226,7 @@ class StaticStep:
     @torch.inference_mode()
     def run(self, kind: FrameKind) -> Tensor:
         """The device's part of :meth:`frame`; it reads and writes static buffers only."""
-        self._decide[kind.initial]()
+        self._decide[kind.slot]()
         if not kind.last:
             self._feed()
         return self.tokens_BNC
@@ -412,5 +406,5 @@ class StaticStep:
         static_plan.check_words({"seeds": seeds, "members": members}, rows=self.rows, device=self.device)
         if first < 0:
             raise EnmaError(f"first is {first}; frames are counted from 0")
-        if not first and self.config.initial is not None and True not in self._decide:
-            raise EnmaError("first is 0; frame 0 has a decoder of its own, so make the step with initial=True")
+        if (slot := self.config.slot(first)) not in self._decide:
+            raise EnmaError(f"first is {first}; frame {first} is decided by {slot!r}, so make the step with that slot")

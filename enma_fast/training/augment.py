@@ -14,7 +14,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -229,15 +229,15 @@ class Strides(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class CutContexts(Augmentation):
-    """A share of the contexts is cut to its first frames, to as many as are drawn between `shortest` and all."""
+    """A share of the contexts is cut to its first frames, to as many as are drawn between 3 and all."""
 
     kind: str = "cut-contexts"
     share: float = 0.5
-    shortest: int = 3
+
+    shortest: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         _require(0 <= self.share <= 1, self, "share", "a number from 0 to 1")
-        _require(self.shortest >= 1, self, "shortest", "1 or more")
 
     def __call__(self, batch: Batch, rng: torch.Generator) -> None:
         if len(batch.fields) < 2:
@@ -314,27 +314,25 @@ class Emphasis(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class Scattered(Augmentation):
-    """A share of the trajectories is seen at random points of the grid, a share of them between the two of `fraction`.
+    """A share of the trajectories is seen at random points of the grid, a fifth of them to all.
 
     Of codecs that take points.
     """
 
     kind: str = "scattered"
     share: float = 0.5
-    fraction: tuple[float, float] = (0.2, 1.0)
+
+    fewest: ClassVar[float] = 0.2
 
     def __post_init__(self) -> None:
         _require(0 <= self.share <= 1, self, "share", "a number from 0 to 1")
-        low, high = self.fraction
-        _require(0 <= low <= high <= 1, self, "fraction", "two numbers from 0 to 1, the smaller first")
 
     def refused_by(self, data: FieldFile, config: ModelConfig) -> str | None:
         return None if config.codec.at_points else "the codec sees whole grids"
 
     def counts(self, trajectories: int, points: int, rng: torch.Generator) -> Tensor:
         """How many of the points each trajectory shows, ``[B, 1]``; the share is of no matter."""
-        low, high = self.fraction
-        shares = low + (high - low) * torch.rand(trajectories, 1, generator=rng)
+        shares = self.fewest + (1 - self.fewest) * torch.rand(trajectories, 1, generator=rng)
         return (shares * points).round().clamp(1, points)
 
 

@@ -76,7 +76,7 @@ class DynamicsStage(Stage):
     def config(self, model: ModelConfig) -> ModelConfig:
         model = with_contexts(self, model)
         if self.by_flow:
-            model = replace(model, initial=None, step=model.initial or model.step)
+            model = replace(model, initial=None, step=model.decoders[model.slot(0)])
         return model
 
     def task(self, model: Model, material: Material) -> DynamicsTask:
@@ -225,5 +225,5 @@ class DynamicsTask:
         """Scores of forecasts; `_points` where the training has scattered points, from as few as it shows."""
         points = None
         if self.scattered is not None:
-            points = share_of(math.prod(self.model.config.codec.grid), self.scattered.fraction[0])
+            points = share_of(math.prod(self.model.config.codec.grid), self.scattered.fewest)
         return rollout_scores(self.model, self.val, self.val_contexts, members=self.members, points=points, rank=rank)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import EnmaError
-from ..models.decoders.flow import FlowDecoder
+from ..models.decoders.decoder import Draws
 from ..models.model import Dynamics, Model, SegmentDraws, draw
 from .augment import Augmentation
 from .forecasts import FIELD_AUGMENTATIONS, FIRST_DRAWS, ForecastTask
@@ -56,32 +56,23 @@ class FirstFrame(nn.Module):
         super().__init__()
         self.dynamics = dynamics
         dynamics.requires_grad_(False)
-        self._flow().velocity.requires_grad_(True)
-
-    def _flow(self) -> FlowDecoder:
-        assert isinstance(self.dynamics.initial, FlowDecoder)
-        return self.dynamics.initial
+        for weight in dynamics.first_weights():
+            weight.requires_grad_(True)
 
     def forward(self, z_BNC: Tensor, context_BTNC: Tensor, draws: SegmentDraws) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow loss of the masked tokens, with the draws of :meth:`FirstFrameTask.draws`."""
-        known_BRN = draws.known[0]
+        known, noise, times = (x[0].flatten(0, 1) for x in (draws.known, draws.noise, draws.times))
         with torch.no_grad():
-            condition, z = self.conditions(z_BNC, context_BTNC, known_BRN)
-        masked = ~known_BRN.flatten(0, 1)
-        noise, times = (x[0].flatten(0, 1)[masked] for x in (draws.noise, draws.times))
-        # The likelihood of the mean and scale is part of it, and has no gradient here.
-        per_token, _ = self._flow().token_loss(z[masked], condition[masked], noise, times)
-        loss = per_token.sum() / draws.masked
+            h_BND = self.start(z_BNC, context_BTNC)
+        z, h = (x.repeat_interleave(draws.known[0].shape[1], 0) for x in (z_BNC, h_BND))
+        decoder = self.dynamics.decoder(self.dynamics.config.slot(0))
+        loss = decoder.last_loss(h, z, Draws(noise, times, known, draws.masked, self.dynamics.score_weight))
         return loss, {"flow": loss.detach()}
 
-    def conditions(self, z_BNC: Tensor, context_BTNC: Tensor, known_BRN: Tensor) -> tuple[Tensor, Tensor]:
-        """Conditions ``[B R, N, D]`` of the tokens of frame 0, and these tokens ``[B R, N, C]``."""
-        R = known_BRN.shape[1]
+    def start(self, z_BNC: Tensor, context_BTNC: Tensor) -> Tensor:
+        """What the context says of frame 0, ``[B, N, D]``."""
         # With frame 0 behind it the start is computed as in forecasts.
-        h_BND = self.dynamics.context.read([context_BTNC, z_BNC[:, None]])[:, -2]
-        z, h = (x.repeat_interleave(R, 0) for x in (z_BNC, h_BND))
-        assert self.dynamics.trunk is not None
-        return self.dynamics.trunk(h, z, known_BRN.flatten(0, 1)), z
+        return self.dynamics.context.read([context_BTNC, z_BNC[:, None]])[:, -2]
 
 
 class FirstFrameTask(ForecastTask):
@@ -94,7 +85,7 @@ class FirstFrameTask(ForecastTask):
         self.contexts = self.val_contexts
 
     def _module(self) -> nn.Module:
-        if not isinstance(self.model.dynamics.initial, FlowDecoder):
+        if not self.model.dynamics.first_weights():
             name = self.model.config.name
             raise EnmaError(f"stage first-frame: {name} has no flow for frame 0 alone; leave the stage out")
         return FirstFrame(self.model.dynamics)

@@ -166,7 +166,7 @@ class Forecasts(nn.Module):
         if first is not None:
             known, noise, times = (x[0].flatten(0, 1) for x in (first.known, first.noise, first.times))
             z, h = (x.repeat_interleave(first.known[0].shape[1], 0) for x in (z_BTNC[:, 0], h_BND))
-            decoder = self.dynamics.decoder(0)
+            decoder = self.dynamics.decoder(self.dynamics.config.slot(0))
             draws = Draws(noise, times, known, first.masked, channels)
             score, _ = decoder.loss(h, first_past(z[:, None][:, :0], decoder.past), z, draws)
             loss, terms["first_frame"] = loss + self.first_frame * score, score

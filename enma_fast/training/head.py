@@ -1,4 +1,4 @@
-"""Train the local head of a one-pass model alone: no condition, no noise, and nothing of the transformers.
+"""Train the local decoder of a one-pass model alone: no condition, no noise, and nothing of the transformers.
 
 One frame from the frames before it is a regression. A step needs no second member and no transformers, and nothing
 random reaches the head while it learns how fields move (docs/experiments.md). Whole forecasts then teach it to listen
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ..errors import EnmaError
 from ..models.decoders.decoder import first_past, next_past
-from ..models.decoders.local import LocalDecoder
 from ..models.model import Dynamics, Model
 from .forecasts import ForecastTask, RolloutStage, drawn_history
 from .ranks import Rank
@@ -46,13 +45,8 @@ class HeadAlone(nn.Module):
         super().__init__()
         self.dynamics = dynamics
         dynamics.requires_grad_(False)
-        self._head().requires_grad_(True)
-        for weight in self._head().features.parameters():
-            weight.requires_grad_(False).zero_()
-
-    def _head(self) -> LocalDecoder:
-        assert isinstance(self.dynamics.step, LocalDecoder)
-        return self.dynamics.step
+        for weight in dynamics.step.forget_condition_():
+            weight.requires_grad_(True)
 
     def forward(self, z_BTNC: Tensor, history: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean log of the relative L2 of the frames behind the first ``history`` ones, and its exponential.
@@ -61,11 +55,10 @@ class HeadAlone(nn.Module):
         gradient as one that is not: else the frames after a single one, whose physics nothing tells, outweigh all
         others.
         """
-        head, channels = self._head(), self.dynamics.score_weight
-        past, errors = first_past(z_BTNC[:, :history], head.past), []
-        nothing = z_BTNC.new_zeros(*z_BTNC.shape[:1], z_BTNC.shape[2], head.features.in_features)
+        step, channels = self.dynamics.step, self.dynamics.score_weight
+        past, errors = first_past(z_BTNC[:, :history], step.past), []
         for truth in z_BTNC[:, history:].unbind(1):
-            made = head.tokens_of(nothing, past)
+            made = step.from_past(past)
             off, size = ((x * channels).flatten(1).norm(dim=1) for x in (made - truth, truth))
             errors.append(off / size.clamp_min(1e-6))
             past = next_past(past, made)
@@ -77,9 +70,12 @@ class HeadTask(ForecastTask):
     """Training and validation fields as those of whole forecasts; only the loss, and what it trains, are others."""
 
     def _module(self) -> nn.Module:
-        if not isinstance(self.model.dynamics.step, LocalDecoder):
-            raise EnmaError(f"stage head: {self.model.config.name} has no decoder of kind local; leave the stage out")
-        return HeadAlone(self.model.dynamics)
+        module = HeadAlone(self.model.dynamics)
+        if not any(weight.requires_grad for weight in module.parameters()):
+            raise EnmaError(
+                f"stage head: {self.model.config.name} decides no frame without a condition; leave the stage out"
+            )
+        return module
 
     def loss(
         self, module: Callable[..., Any], generator: torch.Generator, rank: Rank

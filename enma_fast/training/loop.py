@@ -122,7 +122,6 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
     module, stage, rank = task.module.to(options.device), task.stage, join_ranks()
     params = [p for p in module.parameters() if p.requires_grad]
     optimizers = build(module, stage.optimizer, dtype=torch.bfloat16 if in_bf16(options) else torch.float32)
-    # Before a state is loaded, the module has the weights that the run started from.
     average = Average(module, stage.optimizer.ema_decay)
     options.out.mkdir(parents=True, exist_ok=True)
     state_path = options.out / STATE

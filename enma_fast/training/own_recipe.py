@@ -127,13 +127,11 @@ def derived_recipe(
     )
     if plane and not paper:
         # As the recipes of planes: the first halving is the first convolution's.
-        known = _PLANE.model.codec
-        assert isinstance(known, ConvConfig)
         convolutions = dataclasses.replace(
             convolutions,
-            width=known.width,
+            width=32,
             max_width=2 * convolutions.max_width,
-            kernel_ends=known.kernel_ends,
+            kernel_ends=3,
             stride_ends=2,
             layers=convolutions.layers[1:],
         )

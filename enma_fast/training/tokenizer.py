@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ..config_checks import require
 from ..data import FieldFile
 from ..errors import EnmaError
-from ..models.codecs.conv import ConvCodec
 from ..models.codecs.interpolation import grid_points
 from ..models.model import Model
 from ..utils.devices import to_device
@@ -44,13 +43,11 @@ _SHORTER_SHARE = 0.25
 class TokenizerStage(Stage):
     """Train the codec.
 
-    A sample is ``window`` frames in a row from a random one on, or all of a trajectory. With ``decoder_only`` the
-    encoder is held, so that latents stay what the dynamics were trained on.
+    A sample is ``window`` frames in a row from a random one on, or all of a trajectory.
     """
 
     kind: str = "tokenizer"
     window: int | None = None
-    decoder_only: bool = False
 
     augmentations: ClassVar[tuple[type[Augmentation], ...]] = (
         Shift,
@@ -84,7 +81,7 @@ class TokenizerTask:
             raise EnmaError(
                 f"window={stage.window}: trajectories have {train.u.shape[1]} frames; at most these can be asked for"
             )
-        if not isinstance(model.codec, ConvCodec):
+        if not model.codec.trained:
             raise EnmaError(f"{model.config.name}: its codec has nothing to train; leave the stage out")
         check_augmentations(stage.augment, train, model.config, stage=stage.kind, known=stage.augmentations)
         self.stage, self.config, self.data, self.val = stage, model.config, train, val
@@ -93,9 +90,6 @@ class TokenizerTask:
         self.odds = None if emphasis is None else emphasis.odds(train)
         self.scattered = found(stage.augment, Scattered)
         self.module: nn.Module = model.codec.requires_grad_(True)
-        if stage.decoder_only:
-            for weight in model.codec.encoder().values():
-                weight.requires_grad_(False)
         self.options = model.config.codec
         self.points = grid_points(self.options)
 

@@ -198,8 +198,8 @@ def test_config_and_weights_must_belong_together(folder):
     assert message(load_model, folder).startswith(f"{weights}: lacks dynamics.context.blocks.2.")
     rewrite_config(folder, lambda document: document["context"].update(layers=1))
     assert message(load_model, folder).startswith(f"{weights}: holds unknown dynamics.context.blocks.1.")
-    rewrite_config(folder, lambda document: document["context"].update(layers=2, mlp_ratio=3.0))
-    assert "mlp.down.weight has shape (32, 64); config asks for (32, 96)" in message(load_model, folder)
+    rewrite_config(folder, lambda document: document["context"].update(layers=2, scale_shift_rank=3))
+    assert "scale_shift.down.weight has shape (4, 32); config asks for (3, 32)" in message(load_model, folder)
 
 
 def test_wrong_weights_are_named(folder):

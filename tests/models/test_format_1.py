@@ -49,18 +49,18 @@ LINE = {
 POINTS = LINE | {
     "interpolation": {
         "features": 8,
-        "hidden": 8,
+        "hidden": 16,
         "heads": 2,
         "head_dim": 4,
-        "frequencies": 4,
-        "max_log2_frequency": 3.0,
+        "frequencies": 12,
+        "max_log2_frequency": 4.0,
         "slopes": [1.0, 3.0],
         "learned_slopes": True,
         "distance_power": 1,
-        "refine_depth": 1,
+        "refine_depth": 2,
         "refine_heads": 4,
         "refine_head_dim": 4,
-        "slices": 4,
+        "slices": 16,
     }
 }
 # Two frames of blocks of two points, as weights of convolutions.
@@ -87,7 +87,7 @@ MASKED = {
     "heads": 2,
     "temporal_layers": 3,
     "spatial_layers": 2,
-    "mlp_ratio": 3.0,
+    "mlp_ratio": 2.0,
     "patch": [2],
     "positions": "rotary",
     "condition": "add",
@@ -99,7 +99,7 @@ MASKED = {
 ONE_PASS = MASKED | {"decoder": "one-pass"}
 # It had a head of frame 0, and a flow in its config that no tensor belonged to.
 FIRST = ONE_PASS | {"first": {"width": 16, "layers": 2, "modes": 3}}
-LOCAL = ONE_PASS | {"local": {"width": 16, "layers": 2, "past": 2, "modes": 3}}
+LOCAL = ONE_PASS | {"local": {"width": 16, "layers": 2, "past": 3, "modes": 3}}
 SAMPLING = {
     "mask_steps": 3,
     "flow_steps": 2,
@@ -136,26 +136,12 @@ CONVOLUTIONS = SHARED | {
     "width": 8,
     "max_width": 12,
     "layers": ("residual", "space", "time"),
-    "kernel": 3,
-    "kernel_time": 3,
     "kernel_ends": 5,
     "stride_ends": 1,
     "variational": True,
     "kl_weight": 0.001,
 }
-SEEN = InterpolationConfig(
-    features=8,
-    hidden=8,
-    heads=2,
-    head_dim=4,
-    frequencies=4,
-    max_log2_frequency=3.0,
-    slopes=(1.0, 3.0),
-    refine_depth=1,
-    refine_heads=4,
-    refine_head_dim=4,
-    slices=4,
-)
+SEEN = InterpolationConfig(features=8, heads=2, slopes=(1.0, 3.0))
 CODECS = {
     "conv": (LINE, ConvConfig(**CONVOLUTIONS)),
     "points": (POINTS, PointsConfig(**CONVOLUTIONS, interpolation=SEEN)),
@@ -166,7 +152,7 @@ OLD_FLOW = FlowConfig(width=24, layers=1, time_features=8, target="residual")
 DECODERS = {
     "masked-flow": (MASKED, None, OLD_FLOW),
     "one-pass": (ONE_PASS, OLD_FLOW, LinearConfig()),
-    "local": (LOCAL, OLD_FLOW, LocalConfig(width=16, layers=2, past=2, modes=3)),
+    "local": (LOCAL, OLD_FLOW, LocalConfig(width=16, layers=2, modes=3)),
     "first": (FIRST, GaussianConfig(), LinearConfig()),
 }
 
@@ -187,7 +173,7 @@ def test_the_config_has_the_slots_of_what_it_named(codec, decoder):
         frame_interval=0.1,
         codec=expected,
         context=CausalTransformerConfig(
-            width=32, heads=2, layers=3, mlp_ratio=3.0, patch=(2,), positions="rotary", scale_shift_rank=4
+            width=32, heads=2, layers=3, patch=(2,), positions="rotary", scale_shift_rank=4
         ),
         trunk=TrunkConfig(layers=2, condition="add"),
         initial=initial,
@@ -285,6 +271,9 @@ def test_names_that_format_1_did_not_have_stay():
         ("sampling", "method", "euler"),
         ("sampling", "last_flow_steps", 1),
         ("tokenizer", "interpolation", POINTS["interpolation"] | {"distance_power": 2}),
+        ("tokenizer", "interpolation", POINTS["interpolation"] | {"slices": 8}),
+        ("tokenizer", "kernel", 5),
+        ("dynamics", "mlp_ratio", 3.0),
     ],
 )
 def test_a_value_that_no_model_has_any_more_is_refused(part, entry, value):

@@ -43,7 +43,7 @@ def test_rms_norm_sums_in_fp32():
 
 
 def test_swiglu_is_its_formula():
-    mlp = SwiGLU(6, 2.5)
+    mlp = SwiGLU(6, 15)
     x = torch.randn(3, 6)
     gate, up = mlp.gate_up.weight[:15], mlp.gate_up.weight[15:]
     hidden = (x @ gate.T) * (x @ gate.T).sigmoid() * (x @ up.T)
@@ -55,7 +55,7 @@ def test_every_change_of_weights_changes_their_key(key):
     with torch.inference_mode():
         uncounted = RMSNorm(6)
     # A module may hold None in place of a part.
-    module = torch.nn.ModuleDict({"mlp": SwiGLU(6, 2.5), "norm": RMSNorm(6), "uncounted": uncounted})
+    module = torch.nn.ModuleDict({"mlp": SwiGLU(6, 15), "norm": RMSNorm(6), "uncounted": uncounted})
     module["norm"].register_module("absent", None)
     module["norm"].register_parameter("bias", None)
 
@@ -83,7 +83,7 @@ def test_the_compiled_key_is_that_of_the_reference():
     compiled = extension()
     if compiled is None:
         pytest.skip("the extension is not built")
-    model = SwiGLU(6, 2.5)
+    model = SwiGLU(6, 15)
     assert np.frombuffer(compiled.weights_key(model), np.int64).tolist() == list(weights_key_ref(model))
 
 
@@ -102,7 +102,7 @@ def test_attention_is_softmax(length, masked):
 
 
 def test_block_is_two_residuals():
-    block = shaken(Block(16, 2, 2.0))
+    block = shaken(Block(16, 2))
     x = torch.randn(2, 5, 16)
     q, k, v = block.attention.project(block.norm_1(x), None)
     y = x + block.attention.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 5, 16))
@@ -200,7 +200,7 @@ def test_sincos_embeddings_tell_places_apart():
 
 def test_output_projections_start_smaller():
     torch.manual_seed(0)
-    blocks = torch.nn.ModuleList([Block(128, 2, 2.0) for _ in range(2)])
+    blocks = torch.nn.ModuleList([Block(128, 2) for _ in range(2)])
     init_linear(blocks, depth=8)
     for block in blocks:
         for layer, std in (

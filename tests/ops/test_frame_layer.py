@@ -153,7 +153,7 @@ def test_the_reference_is_the_models_attention() -> None:
     heads_(x, layer, q=q, kv=kv, turns=torch.stack([cos, sin]))
     for ours, theirs in zip((q, *kv), expected, strict=True):
         torch.testing.assert_close(ours, theirs.detach().transpose(1, 2), rtol=0, atol=1e-12)
-    mlp = SwiGLU(32, 2.0).double()
+    mlp = SwiGLU(32, 64).double()
     layer = dataclasses.replace(
         layer,
         mlp_norm=torch.ones(32, dtype=torch.float64),

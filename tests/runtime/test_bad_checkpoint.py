@@ -78,7 +78,7 @@ def test_a_later_format(library: Library, copied: Path) -> None:
         (("context", "kind"), "state-space", UNSUPPORTED, "context.kind"),
         (("context", "patch"), [3], CHECKPOINT, "patch"),
         (("context", "patch"), [2, 2], CHECKPOINT, "patch: one entry for each dimension"),
-        (("context", "mlp_ratio"), 1e9, CHECKPOINT, "mlp_ratio"),
+        (("context", "width"), 2**20, CHECKPOINT, "width"),
         (("sampling", "temperature"), -1.0, CHECKPOINT, "temperature"),
         (("sampling", "shifts"), 40, INVALID_ARGUMENT, "shifts is 40"),
         (("sampling", "method"), "euler", UNSUPPORTED, "sampling.method"),
@@ -126,17 +126,17 @@ def test_a_config_of_a_plane_that_does_not_fit(
 
 
 def test_channels_of_the_ends_that_wrap_to_none(library: Library, plane: Path, tmp_path: Path) -> None:
-    """2^20 of 64 x 64 points are 2^32, none in 32 bits: 4 MB that once divided by zero."""
+    """2^20 of 64 x 64 points are 2^32, none in 32 bits: 12 MB that once divided by zero."""
     copied = Path(shutil.copytree(plane, tmp_path / "it"))
     config = json.loads((copied / "config.json").read_text())
-    small = {"grid": [128, 128], "layers": [], "latent_channels": 1, "width": 1, "kernel_ends": 1, "kernel_time": 1}
-    config["codec"] |= {**small, "kernel": 1, "variational": False, "stride_ends": 64, "field_channels": 2**20}
+    small = {"grid": [128, 128], "layers": [], "latent_channels": 1, "width": 1, "kernel_ends": 1}
+    config["codec"] |= {**small, "variational": False, "stride_ends": 64, "field_channels": 2**20}
     (copied / "config.json").write_text(json.dumps(config))
     one = np.ones(1, np.float32)
     tensors = {f"codec.{name}.bias": one for name in ("conv_in.conv", "to_latent", "from_latent")}
     tensors |= {f"codec.{name}.weight": one.reshape(1, 1) for name in ("to_latent", "from_latent")}
-    tensors["codec.conv_in.conv.weight"] = np.ones((1, 2**20, 1, 1, 1), np.float32)
-    tensors["codec.conv_out.conv.conv.weight"] = np.ones((0, 1, 1, 1, 1), np.float32)
+    tensors["codec.conv_in.conv.weight"] = np.ones((1, 2**20, 3, 1, 1), np.float32)
+    tensors["codec.conv_out.conv.conv.weight"] = np.ones((0, 1, 3, 1, 1), np.float32)
     tensors["codec.conv_out.conv.conv.bias"] = np.ones(0, np.float32)
     save_file(tensors, copied / "model.safetensors")
     write_manifest(copied)

@@ -92,7 +92,7 @@ def test_every_kind_of_model_and_task(library: Library, tmp_path: Path, name: st
 @pytest.mark.parametrize("observed", [4, 5, 6])
 def test_walls_units_and_any_number_of_observed_frames(library: Library, tmp_path: Path, observed: int) -> None:
     config = CONFIGS["relative-fast"]
-    codec = replace(config.codec, periodic=(False,), field_channels=3, kernel_time=2, layers=("space", "time"))
+    codec = replace(config.codec, periodic=(False,), field_channels=3, layers=("space", "time"))
     codec = replace(codec, field_mean=(0.5, -1.0, 0.0), field_scale=(2.0, 0.3, 1.0))
     torch.manual_seed(0)
     network = shaken(Network(replace(config, codec=codec)), scale=0.1).eval()
@@ -152,8 +152,6 @@ def test_layers_of_a_plane(library: Library, tmp_path: Path, channels: int) -> N
         grid=(12, 20),
         field_channels=channels,
         layers=("space", "residual", "space", "time"),
-        kernel=1 if channels == 20 else 3,
-        kernel_time=2,
         kernel_ends=5,
     )
     config = replace(config, codec=codec, context=replace(config.context, patch=(3, 1)))

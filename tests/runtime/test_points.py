@@ -81,8 +81,8 @@ def compare_with_python(model: Model, network: Network, *, count: int, num_membe
     [
         LINE,
         PLANE,
-        with_units(LINE, refine_depth=0, features=20, heads=2),
-        with_units(PLANE, refine_depth=2, refine_heads=3, refine_head_dim=5, slices=7, frequencies=1),
+        with_units(LINE, features=20, heads=2),
+        with_units(PLANE, features=9, heads=3, slopes=(1.0, 2.0, 3.0)),
     ],
     ids=["line", "plane", "line-units", "plane-units"],
 )

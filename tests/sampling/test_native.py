@@ -134,8 +134,8 @@ def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPat
     [
         # Head dims 4 (12 with rotary places), 20 and 64; columns beside whole panels, and as many as a product's piece.
         {"context.width": 36, "context.heads": 9, "context.scale_shift_rank": 5, "context.patch": (1,)},
-        {"context.width": 40, "context.mlp_ratio": 1.7, "step.width": 17, "context.patch": (4,)},
-        {"context.width": 128, "context.mlp_ratio": 3.0, "context.patch": (16,)},
+        {"context.width": 40, "step.width": 17, "context.patch": (4,)},
+        {"context.width": 128, "context.patch": (16,)},
     ],
     ids=["narrow", "odd", "wide"],
 )

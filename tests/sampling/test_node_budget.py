@@ -36,14 +36,14 @@ def step_of(name: str, *, members: int = 1) -> StaticStep:
     torch.manual_seed(0)
     dynamics = shaken(Dynamics(config), scale=0.05).eval().requires_grad_(False)
     sizes = {"rows": members, "groups": 1, "prefix_frames": 3, "own_frames": 2, "settings": config.sampling}
-    return StaticStep(dynamics, **sizes, initial=False)
+    return StaticStep(dynamics, **sizes)
 
 
 def nodes(name: str, monkeypatch: pytest.MonkeyPatch, *, last: bool = False, members: int = 1) -> Counter[str]:
     """Nodes of a frame of a preset."""
     step = step_of(name, members=members)
     recorder = TapeRecorder(monkeypatch)
-    recorder.record(functools.partial(step.run, FrameKind(False, last)))
+    recorder.record(functools.partial(step.run, FrameKind("step", last)))
     assert torch.isfinite(step.tokens_BNC).all()
     return recorder.nodes[0]
 

@@ -178,7 +178,8 @@ def test_without_frame_0_a_step_has_no_decoder_of_it() -> None:
     for task in ("temporal", "generation"):
         given = problem(dynamics, task)
         steps[task] = make_step(dynamics, given)
-        assert [kind.initial for kind in steps[task].kinds()] == [False] * 2 + [True] * 2 * (task == "generation")
+        slots = ["step"] * 2 + ["initial"] * 2 * (task == "generation")
+        assert [kind.slot for kind in steps[task].kinds()] == slots
     head = 4 * sum(x.numel() for x in dynamics.initial.parameters())
     assert steps["generation"].plan.weights - steps["temporal"].plan.weights == head
     begin = {"segments": given.segments[1:], "seeds": given.seeds, "members": given.members}

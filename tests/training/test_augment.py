@@ -240,9 +240,9 @@ def test_a_stage_refuses_what_it_does_not_have(kind, augmentation) -> None:
         (lambda: Boost(deviation=-1.0), "boost.deviation"),
         (lambda: Strides(steps=()), "strides.steps"),
         (lambda: LateStart(share=1.5), "late-start.share"),
-        (lambda: CutContexts(shortest=0), "cut-contexts.shortest"),
+        (lambda: CutContexts(share=-0.5), "cut-contexts.share"),
         (lambda: Damping(rates=((9.0, 1.0),), share=0.5), "damping.rates"),
-        (lambda: Scattered(fraction=(0.5, 0.2)), "scattered.fraction"),
+        (lambda: Scattered(share=2.0), "scattered.share"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, entry) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from enma_fast.models.decoders.decoder import Draws
+from enma_fast.models.decoders.local import PAST
 from enma_fast.models.fair_score import fair_score
 from enma_fast.training.dynamics import DynamicsStage, DynamicsTask
 from enma_fast.training.latents import encode_all
@@ -46,7 +47,7 @@ def test_the_score_of_a_frame_is_weighted():
     assert weights.std() > 0.01
     dynamics, B, N, C = model.dynamics, 2, config.num_tokens, config.token_channels
     h, z = torch.randn(B, N, config.context.width), torch.randn(B, N, C)
-    noise, past = torch.randn(B, N, 2, C), torch.randn(B, config.step.past, N, C)
+    noise, past = torch.randn(B, N, 2, C), torch.randn(B, PAST, N, C)
     made = torch.stack([dynamics.step.from_noise(h, past, noise[:, :, k]) for k in range(2)], 1)
     expected = (fair_score(made, z, torch.abs) * weights).mean()
     draws = Draws(noise, noise, torch.zeros(B, N, dtype=torch.bool), torch.ones(()), weights)

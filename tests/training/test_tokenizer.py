@@ -33,16 +33,16 @@ def test_axes_without_a_shift_are_not_copied():
 
 
 def test_observed_points_are_a_random_share():
-    task = tokenizer_task("points", augment=(Scattered(share=1.0, fraction=(0.25, 0.5)),))
+    task = tokenizer_task("points", augment=(Scattered(share=1.0),))
     index, valid = task._observed(400, step_generator(0, 0))
     assert index.shape == valid.shape == (400, 32)
     assert torch.equal(index.sort(-1)[0], torch.arange(32).expand(400, -1))
     counts = valid.sum(-1)
-    assert (counts.min(), counts.max()) == (8, 16)
-    assert counts.float().mean() == pytest.approx(12.0, abs=0.5)
+    assert (counts.min(), counts.max()) == (6, 32)
+    assert counts.float().mean() == pytest.approx(19.2, abs=1.0)
     # Any point as often as any other.
     often = torch.zeros(32).scatter_add_(0, index[valid], torch.ones(int(valid.sum()))) / 400
-    assert (often - 12 / 32).abs().max() < 0.12
+    assert (often - 19.2 / 32).abs().max() < 0.12
 
 
 def test_tokenizer_validation_is_the_error_of_the_posterior_means():
@@ -116,20 +116,6 @@ def test_some_windows_fill_the_last_latent_as_trajectories_do():
         assert set(counts) == expected
         assert {noise.shape[1] for _, noise in found} == {3}
         assert counts.count(4) <= 30
-
-
-@pytest.mark.parametrize("name", ["relative", "points"])
-def test_a_decoder_alone_learns_behind_its_encoder(name, tmp_path):
-    task = tokenizer_task(name, decoder_only=True, **LEARNING)
-    tokenizer, before = task.module, task.validate()["rel_l2"]
-    latents, encoder = tokenizer.encode(task.val), {key: w.clone() for key, w in tokenizer.encoder().items()}
-    others = {key: w.clone() for key, w in tokenizer.named_parameters() if key not in encoder}
-    most = {"relative": 0.99, "points": 0.9995}[name]
-    assert run(task, options(tmp_path, validate_every=1000))["rel_l2"] < most * before
-    assert torch.equal(tokenizer.encode(task.val), latents)
-    assert all(torch.equal(tokenizer.get_parameter(key), w) for key, w in encoder.items())
-    still = [key for key, w in others.items() if torch.equal(tokenizer.get_parameter(key), w)]
-    assert not [key for key in still if tokenizer.get_parameter(key).requires_grad and "squeeze" not in key], still
 
 
 def test_the_tokenizer_learns(tmp_path):

@@ -200,13 +200,11 @@ ConvConfig read_convolutions(Fields& fields, CodecConfig& common, int grid_chann
         out.layers.push_back(found->second);
         return true;
     });
-    fields.read("kernel", out.kernel);
-    fields.read("kernel_time", out.kernel_time);
     fields.read("kernel_ends", out.kernel_ends);
     fields.read("stride_ends", out.stride_ends, 1, 64);
     fields.read("variational", out.variational);
     fields.ignore("kl_weight");
-    if (out.kernel % 2 == 0 || out.kernel_ends % 2 == 0) fields.wrong("kernel", "odd kernels are expected");
+    if (out.kernel_ends % 2 == 0) fields.wrong("kernel_ends", "an odd number is expected");
     if (out.count(space) > 16 || out.count(time) > 4) fields.wrong("layers", "too many halvings");
     // The convolution to the field gives those of so many grid points at once.
     const int together = common.dims() == 2 ? out.stride_ends * out.stride_ends : out.stride_ends;
@@ -215,13 +213,12 @@ ConvConfig read_convolutions(Fields& fields, CodecConfig& common, int grid_chann
                                             " is expected with stride_ends ", out.stride_ends));
     }
     const std::int64_t least = *std::min_element(common.grid.begin(), common.grid.end());
-    if (out.kernel_ends > least || out.kernel_ends / 2 > least / out.stride_ends || out.kernel_time > 64) {
-        fields.wrong("kernel", "kernels are larger than the grid, or than 64 frames");
+    if (out.kernel_ends > least || out.kernel_ends / 2 > least / out.stride_ends) {
+        fields.wrong("kernel_ends", "kernels are larger than the grid");
     }
     common.space_factor = out.stride_ends << out.count(space);
     common.time_factor = 1 << out.count(time);
     check_grid(fields, common);
-    if (out.kernel / 2 > least / common.space_factor) fields.wrong("kernel", "reaches around all tokens");
     static_cast<CodecConfig&>(out) = common;
     out.grid_channels = grid_channels;
     return out;

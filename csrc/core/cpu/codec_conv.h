@@ -21,7 +21,8 @@ struct ConvConfig : CodecConfig {
     int grid_channels = 1;
     int width = 16, max_width = 128;
     std::vector<LayerKind> layers;
-    int kernel = 3, kernel_time = 3, kernel_ends = 7, stride_ends = 1;
+    static constexpr int kernel = 3, kernel_time = 3;
+    int kernel_ends = 7, stride_ends = 1;
     bool variational = true;
 
     int count(LayerKind kind) const { return static_cast<int>(std::count(layers.begin(), layers.end(), kind)); }

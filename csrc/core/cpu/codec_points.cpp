@@ -188,10 +188,9 @@ Interpolation::Interpolation(const CodecConfig& config, const InterpolationConfi
         }
     }
     const int n = o.frequencies;
-    const float most = static_cast<float>(o.max_log2_frequency), step = n > 1 ? most / static_cast<float>(n - 1) : 0.0f;
+    const float most = static_cast<float>(o.max_log2_frequency), step = most / static_cast<float>(n - 1);
     for (int i = 0; i < n; ++i) {
-        const float exponent =
-            i < n / 2 || n == 1 ? step * static_cast<float>(i) : most - step * static_cast<float>(n - 1 - i);
+        const float exponent = i < n / 2 ? step * static_cast<float>(i) : most - step * static_cast<float>(n - 1 - i);
         bands_.push_back(static_cast<float>(std::numbers::pi) * std::exp2(exponent));
     }
     // What `take` gives may not outlive this.
@@ -423,22 +422,12 @@ constexpr int MOST_INTERPOLATION = 4096;
 
 InterpolationConfig read_interpolation(Fields fields) {
     InterpolationConfig out;
-    const auto size = [&](const char* key, int& to, int least = 1) { fields.read(key, to, least, MOST_INTERPOLATION); };
-    size("features", out.features);
-    size("hidden", out.hidden);
-    size("heads", out.heads);
-    size("head_dim", out.head_dim);
-    size("frequencies", out.frequencies);
-    fields.read("max_log2_frequency", out.max_log2_frequency, 0.0);
+    fields.read("features", out.features, 1, MOST_INTERPOLATION);
+    fields.read("heads", out.heads, 1, MOST_INTERPOLATION);
     // Those of the weights count; these are where they began.
     std::size_t slopes = 4;
     if (const Json* given = fields.find("slopes")) slopes = given->items().size();
     fields.list("slopes", [](const Json& item) { return item.is(Json::Kind::number) && item.number() > 0; });
-    fields.ignore("learned_slopes");
-    size("refine_depth", out.refine_depth, 0);
-    size("refine_heads", out.refine_heads);
-    size("refine_head_dim", out.refine_head_dim);
-    size("slices", out.slices);
     fields.check_all_read();
     if (slopes != static_cast<std::size_t>(out.heads)) fields.wrong("slopes", "one entry for each head is expected");
     if (out.features % out.heads != 0)

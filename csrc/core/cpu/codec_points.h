@@ -15,9 +15,9 @@
 namespace enma {
 
 struct InterpolationConfig {
-    int features = 64, hidden = 16, heads = 4, head_dim = 4, frequencies = 12;
-    double max_log2_frequency = 4.0;
-    int refine_depth = 2, refine_heads = 4, refine_head_dim = 4, slices = 16;
+    int features = 64, heads = 4;
+    static constexpr int hidden = 16, head_dim = 4, frequencies = 12, max_log2_frequency = 4;
+    static constexpr int refine_depth = 2, refine_heads = 4, refine_head_dim = 4, slices = 16;
 };
 
 class Interpolation {

@@ -16,7 +16,8 @@ constexpr int MOST_LOCAL = 4096;
 constexpr int FOURIER_EVERY = 3;
 
 struct LocalConfig {
-    int width = 64, layers = 4, past = 3, modes = 0;  // 0: no Fourier blocks
+    int width = 64, layers = 4, modes = 0;  // 0: no Fourier blocks
+    static constexpr int past = 3;
 };
 
 FourierGrid fourier_grid(const LatentGrid& grid, int modes, int width) {
@@ -335,11 +336,10 @@ MakeDecoder read_local_decoder(Fields& fields, const DecoderShape& shape) {
     if (!shape.trunk || shape.initial) fields.wrong("kind", "\'local\' needs a trunk, and frames before its own");
     fields.read("width", config.width, 1, MOST_LOCAL);
     fields.read("layers", config.layers);
-    fields.read("past", config.past, 1, MOST_LOCAL);
     fields.read_or_null("modes", config.modes);
     if (std::int64_t{config.past} * shape.latent_channels > MOST ||
         std::int64_t{config.width} * shape.grid.patch() > MOST) {
-        fields.wrong("past", text("a convolution or a token has more than ", MOST, " channels"));
+        fields.wrong("width", text("a convolution or a token has more than ", MOST, " channels"));
     }
     // Products of whole panels of columns.
     if (config.width % PANEL != 0) {

@@ -47,7 +47,7 @@ class Codec(nn.Module):
 
     @property
     def trained(self) -> bool:
-        """Whether it has weights to train."""
+        """Whether it has weights to train; ``forward`` is their loss."""
         return next(self.parameters(), None) is not None
 
     def standardised(self, u: Tensor) -> Tensor:

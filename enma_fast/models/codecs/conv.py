@@ -9,12 +9,13 @@ Legend: as in `codec`, and X grid points (one axis per space dimension).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...config import ConvConfig
+from ...config_codecs import KERNEL
 from ...errors import EnmaError
 from .codec import Codec
 from .convolutions import CausalConv, ExpandSpace, ExpandTime, Residual
@@ -28,14 +29,12 @@ class ConvCodec(Codec):
     """
 
     config: ConvConfig
-    # Beginnings of the names of the decoder's weights; the others are the encoder's.
-    out_parts: ClassVar[tuple[str, ...]] = ("from_latent.", "up.", "conv_out.")
 
     def __init__(self, config: ConvConfig, *, channels: int | None = None) -> None:
         super().__init__(config)
         inward = config.field_channels if channels is None else channels
         width = config.width
-        ends: dict[str, int] = {"kernel": config.kernel_ends, "kernel_time": config.kernel_time}
+        ends: dict[str, int] = {"kernel": config.kernel_ends, "kernel_time": KERNEL}
         self.conv_in = CausalConv(inward, width, config, **ends, stride=config.stride_ends)
         down: list[nn.Module] = []
         up: list[nn.Module] = []
@@ -45,10 +44,10 @@ class ConvCodec(Codec):
                 down.append(Residual(width, width, config))
                 up.append(Residual(width, width, config))
             elif layer == "space":
-                down.append(CausalConv(width, wider, config, kernel=config.kernel, stride=2))
-                up.append(ExpandSpace(wider, width, config, kernel=config.kernel))
+                down.append(CausalConv(width, wider, config, kernel=KERNEL, stride=2))
+                up.append(ExpandSpace(wider, width, config, kernel=KERNEL))
             else:
-                down.append(CausalConv(width, width, config, kernel=1, kernel_time=config.kernel_time, stride_time=2))
+                down.append(CausalConv(width, width, config, kernel=1, kernel_time=KERNEL, stride_time=2))
                 up.append(ExpandTime(width, width, config))
             width = wider
         self.down = nn.ModuleList(down)
@@ -61,10 +60,6 @@ class ConvCodec(Codec):
             if config.stride_ends == 1
             else ExpandSpace(config.width, inward, config, **ends, factor=config.stride_ends)
         )
-
-    def encoder(self) -> dict[str, nn.Parameter]:
-        """The weights that latents depend on, by name."""
-        return {name: weight for name, weight in self.named_parameters() if not name.startswith(self.out_parts)}
 
     def to_grid(self, u: Tensor, points: Tensor | None, valid: Tensor | None) -> Tensor:
         """What the convolutions see, ``[B, T, *grid, channels]``, of fields or of values at points."""

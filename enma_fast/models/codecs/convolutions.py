@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...config import ConvConfig
+from ...config_codecs import KERNEL
 from ..layers import pad_space
 
 
@@ -53,7 +54,7 @@ class Residual(nn.Module):
 
     def __init__(self, inward: int, outward: int, config: ConvConfig) -> None:
         super().__init__()
-        self.conv = CausalConv(inward, outward, config, kernel=config.kernel, kernel_time=config.kernel_time)
+        self.conv = CausalConv(inward, outward, config, kernel=KERNEL, kernel_time=KERNEL)
         self.linear = nn.Linear(outward, outward)
         self.attend = nn.Linear(outward, 1)
         hidden = max(16, outward // 2)

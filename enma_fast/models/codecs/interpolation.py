@@ -12,10 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...config import CodecConfig, InterpolationConfig, PointsConfig
+from ...config import CodecConfig, PointsConfig
 from ...errors import EnmaError
 from ...ops.point_attention import point_attention
 from ..layers import axes_of
+
+# Channels of values, and of a head; bands of the encoding, and the binary logarithm of the last one's frequency.
+HIDDEN, HEAD_DIM, FREQUENCIES, MAX_LOG2_FREQUENCY = 16, 4, 12, 4.0
+# Blocks that refine features on the grid, their heads, the channels of a head, and slices.
+REFINE_DEPTH, REFINE_HEADS, REFINE_HEAD_DIM, SLICES = 2, 4, 4, 16
 
 
 def grid_points(config: CodecConfig) -> Tensor:
@@ -30,12 +35,12 @@ class PointEncoding(nn.Module):
     bands: Tensor
     lengths: Tensor
 
-    def __init__(self, config: InterpolationConfig, lengths: tuple[float, ...]) -> None:
+    def __init__(self, lengths: tuple[float, ...]) -> None:
         super().__init__()
-        bands = math.pi * 2.0 ** torch.linspace(0.0, config.max_log2_frequency, config.frequencies, device="cpu")
+        bands = math.pi * 2.0 ** torch.linspace(0.0, MAX_LOG2_FREQUENCY, FREQUENCIES, device="cpu")
         self.register_buffer("bands", bands, persistent=False)
         self.register_buffer("lengths", torch.tensor(lengths), persistent=False)
-        self.features = 2 * config.frequencies * len(lengths)
+        self.features = 2 * FREQUENCIES * len(lengths)
 
     def forward(self, x_Pd: Tensor) -> Tensor:
         """``[..., P, features]``."""
@@ -46,26 +51,25 @@ class PointEncoding(nn.Module):
 class PhysicsAttention(nn.Module):
     """Transolver block: points are pooled to a few slices, slices attend to each other, points read them back."""
 
-    def __init__(self, width: int, heads: int, head_dim: int, slices: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        inner = heads * head_dim
-        self.heads, self.head_dim = heads, head_dim
+        inner = REFINE_HEADS * REFINE_HEAD_DIM
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.values = nn.Linear(width, inner)
-        self.assign = nn.Linear(head_dim, slices)
-        self.temperature = nn.Parameter(torch.full((heads, 1, 1), 0.5))
-        self.qkv = nn.Linear(head_dim, 3 * head_dim, bias=False)
+        self.assign = nn.Linear(REFINE_HEAD_DIM, SLICES)
+        self.temperature = nn.Parameter(torch.full((REFINE_HEADS, 1, 1), 0.5))
+        self.qkv = nn.Linear(REFINE_HEAD_DIM, 3 * REFINE_HEAD_DIM, bias=False)
         self.out = nn.Linear(inner, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x_BXF: Tensor) -> Tensor:
         B, X, _ = x_BXF.shape
-        v_BHXK = self.values(self.norm_1(x_BXF)).view(B, X, self.heads, self.head_dim).transpose(1, 2)
+        v_BHXK = self.values(self.norm_1(x_BXF)).view(B, X, REFINE_HEADS, REFINE_HEAD_DIM).transpose(1, 2)
         weight_BHXS = (self.assign(v_BHXK) / self.temperature.clamp(0.1, 5.0)).softmax(-1)
         share = weight_BHXS.sum(2)[..., None] + 1e-5
         slices_BHSK = weight_BHXS.transpose(-1, -2) @ v_BHXK / share
         q, k, v = self.qkv(slices_BHSK).chunk(3, dim=-1)
-        slices_BHSK = (q @ k.transpose(-1, -2) * self.head_dim**-0.5).softmax(-1) @ v
+        slices_BHSK = (q @ k.transpose(-1, -2) * REFINE_HEAD_DIM**-0.5).softmax(-1) @ v
         x_BXF = x_BXF + self.out((weight_BHXS @ slices_BHSK).transpose(1, 2).flatten(2))
         return x_BXF + self.mlp(self.norm_2(x_BXF))
 
@@ -84,31 +88,23 @@ class Interpolation(nn.Module):
             raise EnmaError(f"interpolation.slopes is {opts.slopes}; every entry must be above 0")
         self.config, self.options = config, opts
         self.periods = tuple(n if p else None for n, p in zip(config.lengths, config.periodic, strict=True))
-        num_points, inner = math.prod(config.grid), opts.heads * opts.head_dim
-        self.encoding = PointEncoding(opts, config.lengths)
+        num_points, inner = math.prod(config.grid), opts.heads * HEAD_DIM
+        self.encoding = PointEncoding(config.lengths)
         regular = grid_points(config)
         self.register_buffer("regular", regular, persistent=False)
         self.grid = nn.Parameter(regular.clone())
-        self.latents = nn.Parameter(nn.init.normal_(torch.empty(num_points, opts.hidden), std=opts.hidden**-0.5))
+        self.latents = nn.Parameter(nn.init.normal_(torch.empty(num_points, HIDDEN), std=HIDDEN**-0.5))
         # Per head and direction; softplus keeps m_h >= 0, so that near points always weigh more than far ones.
         raw = torch.tensor([math.log(math.expm1(m)) for m in opts.slopes])
-        self.slopes_in = nn.Parameter(raw.clone(), requires_grad=opts.learned_slopes)
-        self.slopes_out = nn.Parameter(raw.clone(), requires_grad=opts.learned_slopes)
-        self.lift = nn.Linear(config.field_channels, opts.hidden)
-        self.in_q, self.in_k = nn.Linear(opts.hidden, inner), nn.Linear(self.encoding.features, inner)
-        self.in_v, self.in_out = nn.Linear(opts.hidden, inner), nn.Linear(inner, opts.features)
-        self.refine = nn.ModuleList(
-            [
-                PhysicsAttention(opts.features, opts.refine_heads, opts.refine_head_dim, opts.slices)
-                for _ in range(opts.refine_depth)
-            ]
-        )
+        self.slopes_in = nn.Parameter(raw.clone())
+        self.slopes_out = nn.Parameter(raw.clone())
+        self.lift = nn.Linear(config.field_channels, HIDDEN)
+        self.in_q, self.in_k = nn.Linear(HIDDEN, inner), nn.Linear(self.encoding.features, inner)
+        self.in_v, self.in_out = nn.Linear(HIDDEN, inner), nn.Linear(inner, opts.features)
+        self.refine = nn.ModuleList([PhysicsAttention(opts.features) for _ in range(REFINE_DEPTH)])
         self.out_q, self.out_k = nn.Linear(self.encoding.features, inner), nn.Linear(opts.features, inner)
-        self.out_v, self.out_out = (
-            nn.Linear(opts.features, opts.features),
-            nn.Linear(opts.features, opts.hidden),
-        )
-        self.project = nn.Sequential(nn.GELU(), nn.Linear(opts.hidden, config.field_channels))
+        self.out_v, self.out_out = nn.Linear(opts.features, opts.features), nn.Linear(opts.features, HIDDEN)
+        self.project = nn.Sequential(nn.GELU(), nn.Linear(HIDDEN, config.field_channels))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.options.heads, -1)).transpose(-2, -3)

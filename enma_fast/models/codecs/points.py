@@ -16,7 +16,6 @@ class PointsCodec(ConvCodec):
     """Encoder and decoder at any points of the domain."""
 
     config: PointsConfig
-    out_parts = (*ConvCodec.out_parts, *(f"interpolation.{of}" for of in ("out_", "slopes_out", "project.")))
 
     def __init__(self, config: PointsConfig) -> None:
         super().__init__(config, channels=config.interpolation.features)

@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ...config import CausalTransformerConfig, ModelConfig
+from ...config import ModelConfig
 from ...ops.self_attention import Pair, attention
 from ..layers import Block, Rotary, ScaleShift, exact, init_linear, sincos
 
@@ -86,13 +86,12 @@ class CausalTransformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        own = config.context
-        assert isinstance(own, CausalTransformerConfig)
+        own = config.context.transformer
         self.num_tokens = config.num_tokens
         self.embed = nn.Linear(config.token_channels, own.width)
         # One start vector for a first trajectory, one for a trajectory that follows a context.
         self.start = nn.Parameter(nn.init.normal_(torch.empty(2, own.width), std=0.02))
-        self.blocks = nn.ModuleList([Block(own.width, own.heads, own.mlp_ratio) for _ in range(own.layers)])
+        self.blocks = nn.ModuleList([Block(own.width, own.heads) for _ in range(own.layers)])
         self.scale_shift = ScaleShift(own.width, own.scale_shift_rank) if own.scale_shift_rank else None
         init_linear(self.blocks, depth=own.layers)
         self.rotary = (

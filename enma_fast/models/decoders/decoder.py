@@ -6,7 +6,7 @@ condition, K draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -111,6 +111,34 @@ class Decoder(nn.Module):
 
     def loss(self, h: Any, past_BPNC: Tensor, z_BNC: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss of known frames ``z``, and terms to log (detached)."""
+        raise NotImplementedError
+
+    def inherited(self, before: Sequence[Decoder]) -> dict[str, Tensor]:
+        """Weights to begin with: those of the first decoder of its kind, or its own where others have none that fit."""
+        own, states = self.state_dict(), {type(other): other.state_dict() for other in reversed(before)}
+        if type(self) in states:
+            return states[type(self)]
+        there = {name: tensor for state in states.values() for name, tensor in state.items()}
+        return own | {name: there[name] for name in own if name in there and there[name].shape == own[name].shape}
+
+    def linear_mean(self) -> tuple[Tensor, Tensor] | None:
+        """Weight and bias of the mean of its tokens, where that is linear in their conditions."""
+        return None
+
+    def last_weights(self) -> list[nn.Parameter]:
+        """Weights behind its conditions, which can be trained with all others held; empty where none can."""
+        return []
+
+    def last_loss(self, h: Any, z_BNC: Tensor, draws: Draws) -> Tensor:
+        """Mean loss of known frames ``z`` as a function of :meth:`last_weights`."""
+        raise NotImplementedError
+
+    def forget_condition_(self) -> list[nn.Parameter]:
+        """Set to zero what reads the condition. Returns the weights of :meth:`from_past`; empty where it needs one."""
+        return []
+
+    def from_past(self, past_BPNC: Tensor) -> Tensor:
+        """All tokens ``[B, N, C]`` of a frame from the frames before it alone."""
         raise NotImplementedError
 
     def fields(self, covariance: FieldCovariance, first: Tensor | None, seeds: Tensor, members: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...config import CausalTransformerConfig, FlowConfig, ModelConfig, SamplingConfig
+from ...config import FlowConfig, ModelConfig, SamplingConfig
 from ...ops.flow_head import flow_head
 from ...ops.frame_rows import mask_step_table, read
 from ...ops.rms_norm import rms_norm
@@ -29,8 +29,7 @@ class FlowDecoder(FlowHead, Decoder):
 
     def __init__(self, config: ModelConfig, own: FlowConfig, trunk: MaskedTransformer | None) -> None:
         assert trunk is not None
-        assert isinstance(config.context, CausalTransformerConfig)
-        super().__init__(own, config.token_channels, config.context.width)
+        super().__init__(own, config.token_channels, config.context.transformer.width)
         # In a list it is no part of this module, and is trained and stored once.
         self._trunk = [trunk]
 
@@ -59,6 +58,23 @@ class FlowDecoder(FlowHead, Decoder):
         weight = (~draws.known).to(per_token.dtype)
         terms = {name: (part * weight).sum() / draws.masked for name, part in parts.items()}
         return (per_token * weight).sum() / draws.masked, terms
+
+    def linear_mean(self) -> tuple[Tensor, Tensor] | None:
+        if self.moments is None:
+            return None
+        return self.moments.weight[: self.channels], self.moments.bias[: self.channels]
+
+    def last_weights(self) -> list[nn.Parameter]:
+        return list(self.velocity.parameters())
+
+    def last_loss(self, h: Tensor, z_BNC: Tensor, draws: Draws) -> Tensor:
+        """Flow loss of the masked tokens; velocities of the others are not computed."""
+        with torch.no_grad():
+            condition = self._trunk[0](h, z_BNC, draws.known)
+        masked = ~draws.known
+        # The likelihood of the mean and scale is part of it, and has no gradient here.
+        per_token, _ = self.token_loss(z_BNC[masked], condition[masked], draws.noise[masked], draws.times[masked])
+        return per_token.sum() / draws.masked
 
     @torch.inference_mode()
     def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> Callable[[], None]:

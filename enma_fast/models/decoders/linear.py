@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from ...config import CausalTransformerConfig, LinearConfig, ModelConfig, SamplingConfig
+from ...config import LinearConfig, ModelConfig, SamplingConfig
 from ...ops.frame_rows import read
 from ..layers import exact
 from ..masked_transformer import MaskedTransformer
@@ -19,11 +19,17 @@ class LinearDecoder(OnePassDecoder):
 
     def __init__(self, config: ModelConfig, own: LinearConfig, trunk: MaskedTransformer | None) -> None:
         super().__init__(config, trunk)
-        assert isinstance(config.context, CausalTransformerConfig)
-        self.read = nn.Linear(config.context.width, config.token_channels)
+        self.read = nn.Linear(config.context.transformer.width, config.token_channels)
 
     def tokens_of(self, condition_BND: Tensor, past_BPNC: Tensor) -> Tensor:
         return exact(self.read, condition_BND)
+
+    def inherited(self, before: Sequence[Decoder]) -> dict[str, Tensor]:
+        found, means = super().inherited(before), [other.linear_mean() for other in before]
+        if not any(isinstance(other, LinearDecoder) for other in before):
+            for weight, bias in filter(None, means):
+                found |= {"read.weight": weight, "read.bias": bias}
+        return found
 
     def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> Callable[[], None]:
         def decide() -> None:

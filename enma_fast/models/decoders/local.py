@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...config import CausalTransformerConfig, LocalConfig, ModelConfig, SamplingConfig
+from ...config import LocalConfig, ModelConfig, SamplingConfig
 from ...ops import fused_in_training
 from ...ops.rms_norm import rms_norm
 from ...ops.self_attention import widened
@@ -29,6 +29,8 @@ from .decoder import Decoder, StaticFrame
 from .one_pass import OnePassDecoder
 
 KERNEL = 3
+# Latent frames before the next one that it sees.
+PAST = 3
 # With Fourier blocks, one of so many blocks is one.
 FOURIER_EVERY = 3
 
@@ -110,14 +112,14 @@ def filter_places(grid: tuple[int, ...], modes: int, device: torch.device | None
 class LocalDecoder(OnePassDecoder):
     """The next latent frame: the last one plus what the blocks read off."""
 
+    past = PAST
+
     def __init__(self, config: ModelConfig, own: LocalConfig, trunk: MaskedTransformer | None) -> None:
         super().__init__(config, trunk)
-        assert isinstance(config.context, CausalTransformerConfig)
         self.grid, self.patch = config.codec.token_grid, config.context.patch
         periodic, channels = config.codec.periodic, config.codec.latent_channels
-        self.past = own.past
-        self.features = nn.Linear(config.context.width, own.width * math.prod(self.patch))
-        self.frames = GridConv(own.past * channels, own.width, periodic)
+        self.features = nn.Linear(config.context.transformer.width, own.width * math.prod(self.patch))
+        self.frames = GridConv(PAST * channels, own.width, periodic)
         self.blocks = nn.ModuleList(
             [
                 LocalBlock(own.width, periodic)
@@ -130,8 +132,19 @@ class LocalDecoder(OnePassDecoder):
         self.read = nn.Linear(own.width, channels)
         for layer in (self.features, self.read):
             nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.features.weight, std=config.context.width**-0.5)
+        nn.init.normal_(self.features.weight, std=config.context.transformer.width**-0.5)
         nn.init.zeros_(self.read.weight)
+
+    def forget_condition_(self) -> list[nn.Parameter]:
+        held = [self.noise.weight, *self.features.parameters()]
+        with torch.no_grad():
+            self.features.weight.zero_()
+            self.features.bias.zero_()
+        return [weight for weight in self.parameters() if all(weight is not other for other in held)]
+
+    def from_past(self, past_BPNC: Tensor) -> Tensor:
+        B, _, N, _ = past_BPNC.shape
+        return self.tokens_of(past_BPNC.new_zeros(B, N, self.features.in_features), past_BPNC)
 
     def tokens_of(self, condition_BND: Tensor, past_BPNC: Tensor) -> Tensor:
         x = self.on_grid(exact(self.features, condition_BND)[:, None])[:, 0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...config import CausalTransformerConfig, ModelConfig, SamplingConfig
+from ...config import ModelConfig, SamplingConfig
 from ...ops.self_attention import widened
 from ..fair_score import fair_score
 from ..layers import exact
@@ -22,12 +22,11 @@ class OnePassDecoder(Decoder):
     def __init__(self, config: ModelConfig, trunk: MaskedTransformer | None) -> None:
         super().__init__()
         assert trunk is not None
-        assert isinstance(config.context, CausalTransformerConfig)
         # In a list it is no part of this module, and is trained and stored once.
         self._trunk = [trunk]
         self.channels = config.token_channels
         # Noise in place of unknown tokens, beside the mask token, which keeps what it has learned.
-        self.noise = nn.Linear(self.channels, config.context.width, bias=False)
+        self.noise = nn.Linear(self.channels, config.context.transformer.width, bias=False)
         nn.init.normal_(self.noise.weight, std=MASK_STD * self.channels**-0.5)
 
     def tokens_of(self, condition_BND: Tensor, past_BPNC: Tensor) -> Tensor:

@@ -41,8 +41,6 @@ def convolutions(config):
             width=values,
             max_width=values,
             layers=("time",),
-            kernel=3,
-            kernel_time=3,
             kernel_ends=3,
             stride_ends=s,
             variational=False,

@@ -49,7 +49,7 @@ def test_padding_goes_around_the_ring_and_is_zero_at_a_wall():
 
 
 def test_expanding_space_puts_each_channel_at_its_place():
-    layer = ExpandSpace(1, 1, PLANE, kernel=PLANE.kernel)
+    layer = ExpandSpace(1, 1, PLANE, kernel=3)
     with torch.no_grad():
         layer.conv.conv.weight.zero_()
         layer.conv.conv.bias.copy_(torch.arange(4.0))

@@ -23,14 +23,13 @@ def codec(options, **changes):
     return shaken(ConvCodec(replace(options, changes))).eval().requires_grad_(False)
 
 
-# Codecs with a linear end: one, two and three layers; a plane; two channels of the field; no frames before.
+# Codecs with a linear end: one, two and three layers; a plane; two channels of the field.
 FOLDED = {
     "one": codec(LINE, grid=[64], layers=["space", "residual", "time"]),
     "late": codec(LINE, grid=[64], layers=["space", "residual", "space", "time"]),
     "two": codec(LINE, grid=[64], layers=["space", "space", "residual", "time", "residual"]),
     "three": codec(LINE, grid=[128], layers=SPACE, max_width=32, width=16),
     "channels": codec(LINE, grid=[128], layers=SPACE, field_channels=2, kernel_ends=5),
-    "still": codec(LINE, grid=[64], layers=["space", "space", "residual"], kernel_time=1),
     "plane": codec(
         LINE,
         grid=[32, 48],

@@ -30,9 +30,9 @@ from .test_folding import FOLDED, STAY
 pytestmark = needs_native
 
 
-def codec(options, **changes):
+def codec(options, *, shake=0.2, **changes):
     torch.manual_seed(1)
-    return shaken(options.made()(replace(options, changes))).eval().requires_grad_(False)
+    return shaken(options.made()(replace(options, changes)), scale=shake).eval().requires_grad_(False)
 
 
 # Those with a linear end, which is folded; walls, channels, units of the field; nothing at full resolution; no VAE.
@@ -43,8 +43,8 @@ CODECS = {("plane of rings" if name == "plane" else name): made for name, made i
     "plane": codec(PLANE),
     "units": codec(PLANE, field_mean=[0.5, -2.0], field_scale=[3.0, 0.1]),
     "coarse": codec(PLANE, grid=[16, 32], stride_ends=2, kernel_ends=3, layers=["space", "residual", "time"]),
-    "points": codec(with_points(LINE)),
-    "plane of points": codec(with_points(PLANE), field_mean=[0.5, -2.0], field_scale=[3.0, 0.1]),
+    "points": codec(with_points(LINE), shake=0.1),
+    "plane of points": codec(with_points(PLANE), shake=0.1, field_mean=[0.5, -2.0], field_scale=[3.0, 0.1]),
     "blocks": codec(BlocksConfig(grid=(32,), field_channels=2)),
     "plane of blocks": codec(
         BlocksConfig(grid=(12, 6), lengths=(1.0, 1.0), periodic=(True, False), block=3, frames=4),

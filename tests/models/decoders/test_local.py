@@ -10,7 +10,7 @@ import torch
 from enma_fast.config import LinearConfig
 from enma_fast.errors import EnmaError
 from enma_fast.models.decoders.decoder import first_past, next_past, with_past
-from enma_fast.models.decoders.local import LocalDecoder
+from enma_fast.models.decoders.local import PAST, LocalDecoder
 from enma_fast.models.masked_transformer import MaskedTransformer
 from enma_fast.models.patches import patchify, unpatchify
 from enma_fast.training.inherit import inherit
@@ -33,7 +33,7 @@ def made(name):
 
 def inputs(name, batch=2):
     config, generator = CONFIGS[name], torch.Generator().manual_seed(1)
-    past = (batch, config.step.past, config.num_tokens, config.token_channels)
+    past = (batch, PAST, config.num_tokens, config.token_channels)
     condition = torch.randn(batch, config.num_tokens, config.context.width, generator=generator).double()
     return condition, torch.randn(past, generator=generator).double()
 
@@ -165,7 +165,6 @@ def test_patches_come_back():
     [
         ({"step.width": 24}, "step.width"),
         ({"step.layers": 0}, "step.layers"),
-        ({"step.past": 0}, "step.past"),
         ({"trunk": None}, "trunk"),
         ({"step.modes": 0}, "step.modes"),
         ({"step.modes": 9}, "step.modes"),
