@@ -21,6 +21,7 @@ from enma_fast.ops import _backend
 from enma_fast.ops.flow_head import flow_head_ref
 from enma_fast.ops.flow_plan import FlowPlan
 from enma_fast.sampling import reference as reference_sampler
+from enma_fast.sampling.settings import Size
 from enma_fast.sampling.static_step import StaticStep
 
 from ._tiny import CONFIGS, shaken
@@ -74,16 +75,15 @@ def make_step(
     dynamics: Dynamics, given: Problem, *, spare: int = 0, dtype: torch.dtype | None = None, **settings: Any
 ) -> StaticStep:
     """A step of the size of a problem, with room for `spare` frames more."""
-    return StaticStep(
-        dynamics,
+    size = Size(
         rows=len(given.seeds),
         groups=given.groups,
         prefix_frames=sum(segment.shape[1] + 1 for segment in given.segments) + spare,
         own_frames=LATENTS - given.first - 1 + spare,
         slots=dynamics.config.slots(0 if spare else given.first),
         settings=dataclasses.replace(dynamics.config.sampling, **settings) if settings else dynamics.config.sampling,
-        dtype=dtype,
     )
+    return StaticStep(dynamics, size, dtype=dtype)
 
 
 def generate(step: Any, given: Problem) -> Tensor:

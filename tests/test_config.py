@@ -77,7 +77,7 @@ def test_presets_go_by_their_own_names():
         ("step.kind", "magic", "step: .*flow"),
         ("codec.kind", "conv", "codec.interpolation"),
         ("context.kind", None, "context: .*kind"),
-        ("initial", {"kind": "local", "past": 2, "colour": 1}, "initial.colour"),
+        ("initial", {"kind": "local", "colour": 1}, "initial.colour"),
         ("trunk.condition", "sum", "trunk.condition: .*'concat' or 'add'"),
         ("codec.interpolation.head", 3, "codec.interpolation.head"),
         ("name", None, "name: .*required"),

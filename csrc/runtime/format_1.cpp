@@ -40,14 +40,6 @@ void drop(Json& json, const char* key, const std::string& source, const Holds& h
     }
 }
 
-// Likewise several that have one value each.
-void drop(Json& json, const std::string& source, const std::vector<std::pair<const char*, double>>& numbers) {
-    for (const auto& [key, number] : numbers) {
-        drop(json, key, source,
-             [number = number](const Json& value) { return value.is(Json::Kind::number) && value.number() == number; });
-    }
-}
-
 // The first matching beginning of a name is replaced; others keep theirs.
 NewName renamed(Names beginnings) {
     return [beginnings = std::move(beginnings)](const std::string& name) {
@@ -97,21 +89,18 @@ FromFormat1 codec_from_format_1(Json tokenizer, const std::string& source) {
     }
     const NewName name = renamed({{"tokenizer.", "codec."}});
     std::optional<Json> interpolation = tokenizer.take("interpolation");
-    drop(tokenizer, source, {{"kernel", 3}, {"kernel_time", 3}});
+    for (const char* key : {"kernel", "kernel_time"}) tokenizer.take(key);
     if (!interpolation || interpolation->is(Json::Kind::null)) return {slot("conv", std::move(tokenizer)), name};
-    const std::string inner = source + ".interpolation";
-    drop(*interpolation, "learned_slopes", inner,
-         [](const Json& learned) { return learned.is(Json::Kind::boolean) && learned.boolean(); });
-    drop(*interpolation, inner,
-         {{"distance_power", 1},
-          {"hidden", 16},
-          {"head_dim", 4},
-          {"frequencies", 12},
-          {"max_log2_frequency", 4},
-          {"refine_depth", 2},
-          {"refine_heads", 4},
-          {"refine_head_dim", 4},
-          {"slices", 16}});
+    const auto is = [](double only) {
+        return [only](const Json& value) { return value.is(Json::Kind::number) && value.number() == only; };
+    };
+    drop(*interpolation, "distance_power", source + ".interpolation", is(1));
+    drop(*interpolation, "max_log2_frequency", source + ".interpolation", is(4));
+    // Shapes of weights tell the others.
+    for (const char* key : {"hidden", "head_dim", "frequencies", "learned_slopes", "refine_depth", "refine_heads",
+                            "refine_head_dim", "slices"}) {
+        interpolation->take(key);
+    }
     Json out = slot("points", std::move(tokenizer));
     out.add("interpolation", std::move(*interpolation));
     return {std::move(out), name};
@@ -149,8 +138,8 @@ FromFormat1 from_format_1(Json config, const std::string& source) {
         return found;
     };
     std::optional<Json> local = head("local");
-    if (local) drop(*local, source + ".dynamics.local", {{"past", 3}});
-    drop(dynamics, source + ".dynamics", {{"mlp_ratio", 2}});
+    if (local) local->take("past");
+    dynamics.take("mlp_ratio");
     const bool first = head("first").has_value();
     Json flow = slot("flow", dynamics.take("flow"));
     for (const char* key : {"likelihood_power", "draws", "time_law"}) flow.take(key);

@@ -12,24 +12,19 @@ from torch import Tensor
 
 from ..errors import EnmaError
 
-# Entries of a config that had one value in every model, or, with dots, were for training alone.
+# Entries of a config that had one value in every model; with dots, those that training alone or shapes of weights show.
 _GONE: Mapping[str, Mapping[str, Any]] = {
     "sampling": {"method": "midpoint", "last_flow_steps": None},
-    "tokenizer": {"kernel": 3, "kernel_time": 3},
+    "tokenizer": {"kernel": ..., "kernel_time": ...},
     "interpolation": {
         "distance_power": 1,
-        "hidden": 16,
-        "head_dim": 4,
-        "frequencies": 12,
         "max_log2_frequency": 4.0,
-        "learned_slopes": True,
-        "refine_depth": 2,
-        "refine_heads": 4,
-        "refine_head_dim": 4,
-        "slices": 16,
+        "learned_slopes": ...,
+        **dict.fromkeys(("hidden", "head_dim", "frequencies", "slices"), ...),
+        **dict.fromkeys(("refine_depth", "refine_heads", "refine_head_dim"), ...),
     },
-    "dynamics": {"mlp_ratio": 2.0},
-    "local": {"past": 3},
+    "dynamics": {"mlp_ratio": ...},
+    "local": {"past": ...},
     "flow": {"likelihood_power": ..., "draws": ..., "time_law": ...},
 }
 # The parts of an old config.

@@ -16,7 +16,7 @@ channels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from ..ops import choose, rates
 from . import native, reference, static_plan
 from .cuda_graphs import CapturedStep, try_capture
 from .native import NativeSampler
-from .settings import chosen_sampling
+from .settings import Size, chosen_sampling, size_of
 from .static_plan import chunk_for
 from .static_step import StaticStep
 
@@ -82,18 +82,6 @@ def rows_at_once(dynamics: Dynamics) -> int | None:
     return chunk_for(dynamics.config, cache=torch.cuda.get_device_properties(device).L2_cache_size)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Size:
-    """Size of a static step: rows and groups, and all else that a chunk must have to run in it."""
-
-    rows: int
-    groups: int
-    prefix_frames: int
-    own_frames: int
-    settings: SamplingConfig
-    slots: tuple[str, ...]
-
-
 class Engine:
     """A model prepared for sampling; make a new one after its weights have changed.
 
@@ -125,7 +113,7 @@ class Engine:
         self.backend = choose("sampler", found, backend)
         self._native = NativeSampler(dynamics, dtype=self.dtype) if self.backend == "native" else None
         # The step of the last chunk; None while a trajectory uses it.
-        self._idle: tuple[_Size, StaticStep | CapturedStep] | None = None
+        self._idle: tuple[Size, StaticStep | CapturedStep] | None = None
         self._captured: bool | None = None
 
     @property
@@ -229,14 +217,7 @@ class Engine:
         if not even:
             segments, G = [s[groups] for s in segments], B
         first = segments[-1].shape[1]
-        size = _Size(
-            rows=B,
-            groups=G,
-            prefix_frames=sum(s.shape[1] + 1 for s in segments),
-            own_frames=max(0, num_latents - first - 1),
-            settings=settings,
-            slots=self.dynamics.config.slots(first),
-        )
+        size = size_of(self.dynamics.config, segments, rows=B, num_latents=num_latents, settings=settings)
         kept = slice(B)
         if (larger := self._larger(size, chunk)) is not None:
             size = larger
@@ -258,7 +239,7 @@ class Engine:
             idle, self._idle = self._idle, (size, step)
             _close(idle)
 
-    def _larger(self, size: _Size, chunk: int | None) -> _Size | None:
+    def _larger(self, size: Size, chunk: int | None) -> Size | None:
         """The size of the last chunk, if it had `chunk` rows and this one of no more can be computed in it.
 
         Rows are added at the end: to the only group, or as whole groups, or each row is a group of its own.
@@ -272,7 +253,7 @@ class Engine:
         fits = there.groups == size.groups == 1 or there.groups == there.rows or whole
         return there if alike and fits and there.rows == chunk else None
 
-    def _take(self, size: _Size) -> StaticStep | CapturedStep:
+    def _take(self, size: Size) -> StaticStep | CapturedStep:
         """Take the step of the last chunk if it has this size and is not in use, or else make a new one."""
         # Taken before it is looked at: another thread may want it too.
         idle, self._idle = self._idle, None
@@ -281,16 +262,7 @@ class Engine:
         # The old memory is freed before new memory is allocated.
         _close(idle)
         del idle
-        new = StaticStep(
-            self.dynamics,
-            rows=size.rows,
-            groups=size.groups,
-            prefix_frames=size.prefix_frames,
-            own_frames=size.own_frames,
-            settings=size.settings,
-            slots=size.slots,
-            dtype=self.dtype,
-        )
+        new = StaticStep(self.dynamics, size, dtype=self.dtype)
         if self.backend != "graph":
             return new
         captured = try_capture(new)
@@ -298,7 +270,7 @@ class Engine:
         return captured
 
 
-def _close(idle: tuple[_Size, StaticStep | CapturedStep] | None) -> None:
+def _close(idle: tuple[Size, StaticStep | CapturedStep] | None) -> None:
     """Free what a step holds outside of its own memory."""
     if idle is not None and isinstance(idle[1], CapturedStep):
         idle[1].close()

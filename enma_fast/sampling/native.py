@@ -23,6 +23,7 @@ from ..ops._backend import native, native_problem
 from ..ops._checks import dtype_name
 from ..utils.bounds import most_threads
 from ..utils.dataclass_json import to_json
+from .settings import Size, size_of
 
 # Of all norms; `NORM_EPSILON` of csrc/runtime/dynamics.cpp.
 EPSILON = 1e-5
@@ -82,16 +83,9 @@ class NativeSampler:
         With `ahead` several frames of a few rows are made before the first of them is yielded.
         """
         first = segments[-1].shape[1]
-        key, session = self.session(
-            rows=len(seeds),
-            groups=segments[0].shape[0],
-            prefix_frames=sum(s.shape[1] + 1 for s in segments),
-            own_frames=max(0, num_latents - first - 1),
-            first=first,
-            settings=settings,
-            threads=threads,
-        )
         config = self.dynamics.config
+        size = size_of(config, segments, rows=len(seeds), num_latents=num_latents, settings=settings)
+        key, session = self.session(size, first=first, threads=threads)
         try:
             session.reset()
             for number, segment in enumerate(segments):
@@ -110,31 +104,11 @@ class NativeSampler:
             self._idle = (key, session)
 
     def session(
-        self,
-        *,
-        rows: int,
-        groups: int,
-        prefix_frames: int,
-        own_frames: int,
-        first: int,
-        settings: SamplingConfig,
-        threads: int | None = None,
-        isa: str = "",
-        teams: str = "",
+        self, size: Size, *, first: int, threads: int | None = None, isa: str = "", teams: str = ""
     ) -> tuple[tuple[Any, ...], Any]:
         """Return the memory of one chunk from frame `first` on, that of the last chunk if it fits, and its key."""
         threads = min(threads or torch.get_num_threads(), most_threads())
-        key = (
-            rows,
-            groups,
-            prefix_frames,
-            own_frames,
-            first,
-            settings,
-            threads,
-            isa,
-            teams,
-        )
+        key = (size, first, threads, isa, teams)
         # Taken before it is looked at: another thread may want it too.
         idle, self._idle = self._idle, None
         if idle is not None and idle[0] == key:
@@ -142,12 +116,12 @@ class NativeSampler:
         # The old memory is freed before new memory is allocated.
         del idle
         session = self._packed.session(
-            rows=rows,
-            groups=groups,
-            prefix_frames=prefix_frames,
-            own_frames=own_frames,
+            rows=size.rows,
+            groups=size.groups,
+            prefix_frames=size.prefix_frames,
+            own_frames=size.own_frames,
             first_frame=first,
-            settings=to_json(settings),
+            settings=to_json(size.settings),
             threads=threads,
             isa=isa,
             teams=teams,

@@ -1,8 +1,11 @@
-"""Sampling settings of a forecast: the model's own, or others that the model can use."""
+"""Sampling settings of a forecast, the model's own or others that it can use; the size of what is sampled at once."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from torch import Tensor
 
 from ..config import ModelConfig, SamplingConfig
 from ..errors import EnmaError
@@ -10,6 +13,50 @@ from .shifts import views
 
 # How members see a field; every model uses it.
 _OF_ALL = ("shifts",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Size of the memory of a chunk, and what all that is sampled in it has in common.
+
+    Attributes
+    ----------
+    rows : members B that are sampled together
+    groups : trajectories G that they belong to
+    prefix_frames : most frames of context and history together, with a start frame for each
+    own_frames : most generated frames that are fed back: one less than are generated
+    settings : of the sampler
+    slots : of the decoders that decide its frames; by default without that of frame 0 alone
+    """
+
+    rows: int
+    groups: int
+    prefix_frames: int
+    own_frames: int
+    settings: SamplingConfig
+    slots: tuple[str, ...] = ("step",)
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.groups < 1:
+            raise EnmaError(f"rows is {self.rows} and groups is {self.groups}; at least 1 is needed")
+        if self.prefix_frames < 1 or self.own_frames < 0:
+            given = f"prefix_frames is {self.prefix_frames} and own_frames is {self.own_frames}"
+            raise EnmaError(f"{given}; at least 1 and 0 are needed")
+
+
+def size_of(
+    config: ModelConfig, segments: Sequence[Tensor], *, rows: int, num_latents: int, settings: SamplingConfig
+) -> Size:
+    """Size for the latent frames up to `num_latents` that follow segments ``[G, T_i, N, C]``, the last the history."""
+    first = segments[-1].shape[1]
+    return Size(
+        rows=rows,
+        groups=segments[0].shape[0],
+        prefix_frames=sum(s.shape[1] + 1 for s in segments),
+        own_frames=max(0, num_latents - first - 1),
+        settings=settings,
+        slots=config.slots(first),
+    )
 
 
 def chosen_sampling(config: ModelConfig, settings: SamplingConfig | None) -> SamplingConfig:

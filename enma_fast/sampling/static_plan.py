@@ -23,6 +23,7 @@ from ..models.layers import MLP_RATIO, Block, RMSNorm
 from ..models.masked_transformer import MaskedTransformer
 from ..models.model import Dynamics
 from ..ops.frame_layer import LayerWeights
+from .settings import Size
 
 Buffer = tuple[tuple[int, ...], torch.dtype]
 
@@ -59,24 +60,17 @@ def problem(config: ModelConfig) -> str | None:
 
 
 def static_buffers(
-    config: ModelConfig,
-    *,
-    rows: int,
-    groups: int,
-    prefix_frames: int,
-    own_frames: int,
-    past: int,
-    dtype: torch.dtype,
+    config: ModelConfig, size: Size, *, past: int, dtype: torch.dtype
 ) -> tuple[dict[str, Buffer], dict[str, Buffer]]:
     """Shape and type of each static buffer: of the keys and values, and of all others."""
     own, trunk = config.transformers
     state = torch.promote_types(dtype, torch.float32)
-    B, G, N, C, D = rows, groups, config.num_tokens, config.token_channels, own.width
+    B, G, N, C, D = size.rows, size.groups, config.num_tokens, config.token_channels, own.width
     H, K = own.heads, own.width // own.heads
     L = 2 * N if trunk.condition == "concat" else N
     kv: dict[str, Buffer] = {
-        "prefix": ((own.layers, 2, G, prefix_frames * N, H, K), dtype),
-        "own": ((own.layers, 2, B, own_frames * N, H, K), dtype),
+        "prefix": ((own.layers, 2, G, size.prefix_frames * N, H, K), dtype),
+        "own": ((own.layers, 2, B, size.own_frames * N, H, K), dtype),
     }
     buffers: dict[str, Buffer] = {
         "tokens": ((B, N, C), state),
@@ -92,27 +86,27 @@ def static_buffers(
     if past:
         buffers["past"] = ((B, past, N, C), state)
     if own.positions == "rotary":
-        buffers["turns"] = ((2, (prefix_frames + own_frames) * N, K // 2), state)
+        buffers["turns"] = ((2, (size.prefix_frames + size.own_frames) * N, K // 2), state)
     return kv, buffers
 
 
-def check_segments(
-    config: ModelConfig, segments: Sequence[Tensor], *, groups: int, most: int, device: torch.device
-) -> None:
-    """Refuse history and context of another shape, type or device than a step takes, or of more than `most` frames."""
+def check_segments(config: ModelConfig, segments: Sequence[Tensor], size: Size, device: torch.device) -> None:
+    """Refuse history and context of another shape, type or device than a step takes, or of more frames."""
     N, C = config.num_tokens, config.token_channels
     if not segments:
         raise EnmaError("segments is empty; expected a history, of no frames where there is a context")
     for number, segment in enumerate(segments):
         shape = list(segment.shape)
-        if len(shape) != 4 or [shape[0], *shape[2:]] != [groups, N, C]:
-            raise EnmaError(f"segments[{number}] has shape {shape}; expected [{groups}, T, {N}, {C}]")
+        if len(shape) != 4 or [shape[0], *shape[2:]] != [size.groups, N, C]:
+            raise EnmaError(f"segments[{number}] has shape {shape}; expected [{size.groups}, T, {N}, {C}]")
         if not segment.is_floating_point() or segment.device != device:
             kind = f"{segment.dtype} on {segment.device}"
             raise EnmaError(f"segments[{number}] is {kind}; expected floating point on {device}")
     frames = sum(segment.shape[1] + 1 for segment in segments)
-    if frames > most:
-        raise EnmaError(f"segments hold {frames} frames, start frames included; this step has prefix_frames {most}")
+    if frames > size.prefix_frames:
+        raise EnmaError(
+            f"segments hold {frames} frames, start frames included; this step has prefix_frames {size.prefix_frames}"
+        )
 
 
 def check_words(words: Mapping[str, Tensor], *, rows: int, device: torch.device) -> None:

@@ -26,7 +26,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import SamplingConfig
 from ..errors import EnmaError
 from ..models.decoders.decoder import first_past, next_past
 from ..models.model import Dynamics
@@ -35,6 +34,7 @@ from ..ops.frame_layer import LayerWeights, attend, heads_, residual, swiglu
 from ..ops.frame_rows import frame_noise, rows_, shifted_
 from ..ops.philox_normal import philox_normal
 from . import static_plan
+from .settings import Size
 from .static_plan import StaticPlan, layer_weights, prepared_weights, static_buffers
 
 
@@ -52,46 +52,17 @@ class StaticStep:
 
     Parameters
     ----------
-    rows
-        Number of members B that are sampled together.
-    groups
-        Number of trajectories G that they belong to; row b has the history and context of group b // (B // G).
-    prefix_frames
-        Largest number of frames of context and history together, with a start frame for each.
-    own_frames
-        Largest number of generated frames that are fed back: one less than are generated.
-    settings
-        Sampling settings, fixed for this step.
-    slots
-        Slots of the decoders that it decides frames by, as `ModelConfig.slots` says; by default without that of frame
-        0 alone.
+    size
+        Rows and groups, of the same number of rows each: row b has the history and context of group b // (B // G).
     dtype
         Type of weights and activations, by default that of the weights; tokens and the flow's state are fp32.
     """
 
-    def __init__(
-        self,
-        dynamics: Dynamics,
-        *,
-        rows: int,
-        groups: int,
-        prefix_frames: int,
-        own_frames: int,
-        settings: SamplingConfig,
-        slots: tuple[str, ...] = ("step",),
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        if rows < 1 or groups < 1 or rows % groups:
-            raise EnmaError(f"rows is {rows} and groups is {groups}; the same number of rows for each group is needed")
-        if prefix_frames < 1 or own_frames < 0:
-            raise EnmaError(
-                f"prefix_frames is {prefix_frames} and own_frames is {own_frames}; at least 1 and 0 are needed"
-            )
+    def __init__(self, dynamics: Dynamics, size: Size, *, dtype: torch.dtype | None = None) -> None:
+        if size.rows % size.groups:
+            raise EnmaError(f"rows is {size.rows} and groups is {size.groups}; as many rows for each group are needed")
         self.config, self.num_tokens = dynamics.config, dynamics.config.num_tokens
-        self.channels = dynamics.config.token_channels
-        self.settings = settings
-        self.rows, self.groups = rows, groups
-        self.prefix_frames, self.own_frames = prefix_frames, own_frames
+        self.channels, self.size = dynamics.config.token_channels, size
         self.dtype = dtype or dynamics.context.embed.weight.dtype
         self.device = dynamics.context.embed.weight.device
         self.state = torch.promote_types(self.dtype, torch.float32)
@@ -100,17 +71,9 @@ class StaticStep:
         self.norm = self._trunk.norm.weight, self._trunk.norm.eps
         self._fed: int | None = None
         self._index = 0
-        parts = [self._context, self._trunk, *map(model.decoder, slots)]
+        parts = [self._context, self._trunk, *map(model.decoder, size.slots)]
         weights = [weight for part in parts for weight in part.parameters()]
-        kv, buffers = static_buffers(
-            self.config,
-            rows=rows,
-            groups=groups,
-            prefix_frames=prefix_frames,
-            own_frames=own_frames,
-            past=model.past,
-            dtype=self.dtype,
-        )
+        kv, buffers = static_buffers(self.config, size, past=model.past, dtype=self.dtype)
         self.plan = StaticPlan(weights=sum(weight.nbytes for weight in weights), kv=kv, buffers=buffers)
         allocated = {
             name: torch.zeros(shape, dtype=kind, device=self.device)
@@ -135,13 +98,13 @@ class StaticStep:
         self._places_N = allocated["places"].copy_(torch.arange(self.num_tokens))
         self._turns = None
         if self._context.rotary is not None:
-            frames = torch.arange(prefix_frames + own_frames, device=self.device)
+            frames = torch.arange(size.prefix_frames + size.own_frames, device=self.device)
             self._turns = allocated["turns"].copy_(torch.stack(self._context.rotary.tables(frames)))
         self._context_layers = layer_weights(self._context.blocks)
         self._trunk_layers = layer_weights(self._trunk.blocks)
         self._decide = {
-            slot: model.decoder(slot).static(self, dynamics.settings(slot, settings), dynamics.decoder(slot))
-            for slot in slots
+            slot: model.decoder(slot).static(self, dynamics.settings(slot, size.settings), dynamics.decoder(slot))
+            for slot in size.slots
         }
 
     def reset(self) -> None:
@@ -173,10 +136,10 @@ class StaticStep:
         anchor, h = self._read_history(segments)
         self._anchor_GND.copy_(anchor)
         shared = self._context.scaled(h, anchor, first=first == 0)
-        self._context_BND.view(self.groups, -1, *shared.shape[1:]).copy_(shared[:, None])
+        self._context_BND.view(self.size.groups, -1, *shared.shape[1:]).copy_(shared[:, None])
         if self._past_BPNC is not None:
             past = first_past(segments[-1].to(self.state), self._past_BPNC.shape[1])
-            self._past_BPNC.unflatten(0, (self.groups, -1)).copy_(past[:, None])
+            self._past_BPNC.unflatten(0, (self.size.groups, -1)).copy_(past[:, None])
 
     @torch.inference_mode()
     def start(self, segments: Sequence[Tensor], seeds: Tensor, members: Tensor, first: int) -> None:
@@ -204,7 +167,7 @@ class StaticStep:
 
     def kinds(self) -> list[FrameKind]:
         """All kinds of frames that can occur; without room to feed a frame back, every frame is the last."""
-        lasts = (False, True) if self.own_frames else (True,)
+        lasts = (False, True) if self.size.own_frames else (True,)
         return [FrameKind(slot, last) for slot in self._decide for last in lasts]
 
     def advance(self, *, last: bool) -> FrameKind:
@@ -215,10 +178,10 @@ class StaticStep:
         if last:
             self._fed = None
             return kind
-        if self._fed == self.own_frames:
+        if self._fed == self.size.own_frames:
             raise EnmaError(
-                f"frame: own_frames is {self.own_frames} and as many frames were fed back; pass last=True or make a"
-                " step with more"
+                f"frame: own_frames is {self.size.own_frames} and as many frames were fed back; pass last=True or make"
+                " a step with more"
             )
         self._fed, self._index = self._fed + 1, self._index + 1
         return kind
@@ -305,7 +268,7 @@ class StaticStep:
     def conditions(self, tokens_BM: Tensor | None) -> Tensor:
         """Rows ``[B, M, D]`` of some tokens after the masked transformer, by default of all; without its last norm."""
         x, q, kv = self._rows[0], self._rows_q, self._rows_kv
-        chosen = self._places_N.expand(self.rows, -1) if tokens_BM is None and self._first else tokens_BM
+        chosen = self._places_N.expand(self.size.rows, -1) if tokens_BM is None and self._first else tokens_BM
         *earlier, last = self._trunk_layers
         if not earlier and chosen is not None:
             # With a single layer all queries are there already.
@@ -379,10 +342,10 @@ class StaticStep:
             start = sum(part.shape[1] for part in parts)
             first_ND = temporal.start[min(number, 1)].expand(N, -1)
             first_ND = first_ND if temporal.places is None else first_ND + temporal.places
-            parts.append(first_ND.expand(self.groups, -1, -1))
+            parts.append(first_ND.expand(self.size.groups, -1, -1))
             if segment.shape[1]:
                 frames = self._embedded(segment.to(self.state).flatten(0, 1))
-                parts.append(frames.view(self.groups, -1, frames.shape[-1]))
+                parts.append(frames.view(self.size.groups, -1, frames.shape[-1]))
         x = torch.cat(parts, dim=1)
         for number, layer in enumerate(self._context_layers):
             # Keys and values are written where they stay.
@@ -400,10 +363,8 @@ class StaticStep:
 
     def check(self, segments: Sequence[Tensor], seeds: Tensor, members: Tensor, first: int) -> None:
         """Refuse arguments of :meth:`begin` that do not fit."""
-        static_plan.check_segments(
-            self.config, segments, groups=self.groups, most=self.prefix_frames, device=self.device
-        )
-        static_plan.check_words({"seeds": seeds, "members": members}, rows=self.rows, device=self.device)
+        static_plan.check_segments(self.config, segments, self.size, self.device)
+        static_plan.check_words({"seeds": seeds, "members": members}, rows=self.size.rows, device=self.device)
         if first < 0:
             raise EnmaError(f"first is {first}; frames are counted from 0")
         if (slot := self.config.slot(first)) not in self._decide:

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Dynamics
 from enma_fast.sampling.cuda_graphs import CapturedStep, try_capture
+from enma_fast.sampling.settings import Size
 from enma_fast.sampling.static_step import FrameKind, StaticStep
 from enma_fast.training.recipes import RECIPES
 
@@ -191,7 +192,7 @@ def test_kernels_of_a_frame_are_within_their_budget(name: str, budget: int, cuda
     config = RECIPES[name].model
     dynamics = Dynamics(config).to(cuda).eval().requires_grad_(False)
     sizes = {"rows": 1, "groups": 1, "prefix_frames": 3, "own_frames": 3, "settings": config.sampling}
-    step = StaticStep(dynamics, **sizes, dtype=torch.bfloat16)
+    step = StaticStep(dynamics, Size(**sizes), dtype=torch.bfloat16)
     words = {"seeds": torch.zeros(1, dtype=torch.int64, device=cuda)}
     history = torch.randn(1, 2, config.num_tokens, config.token_channels, device=cuda)
     step.begin([history], **words, members=words["seeds"], first=2)

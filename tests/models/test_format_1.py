@@ -271,9 +271,7 @@ def test_names_that_format_1_did_not_have_stay():
         ("sampling", "method", "euler"),
         ("sampling", "last_flow_steps", 1),
         ("tokenizer", "interpolation", POINTS["interpolation"] | {"distance_power": 2}),
-        ("tokenizer", "interpolation", POINTS["interpolation"] | {"slices": 8}),
-        ("tokenizer", "kernel", 5),
-        ("dynamics", "mlp_ratio", 3.0),
+        ("tokenizer", "interpolation", POINTS["interpolation"] | {"max_log2_frequency": 3.0}),
     ],
 )
 def test_a_value_that_no_model_has_any_more_is_refused(part, entry, value):

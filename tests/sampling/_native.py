@@ -12,6 +12,7 @@ from torch import Tensor
 
 from enma_fast.models.model import Dynamics
 from enma_fast.sampling.native import NativeSampler
+from enma_fast.sampling.settings import size_of
 
 from .._static import LATENTS, Problem, build, in_float64, reference
 from .._tiny import distance
@@ -69,17 +70,11 @@ def begun(
     teams: str = "",
 ) -> tuple[Any, Any]:
     """Key and session of the sampler that has read the segments, and makes the first frame next."""
-    key, session = sampler.session(
-        rows=len(given.seeds),
-        groups=given.groups,
-        prefix_frames=sum(segment.shape[1] + 1 for segment in given.segments),
-        own_frames=num_latents - given.first - 1,
-        first=given.first,
-        settings=settings or sampler.dynamics.config.sampling,
-        threads=threads,
-        isa=isa,
-        teams=teams,
+    config = sampler.dynamics.config
+    size = size_of(
+        config, given.segments, rows=len(given.seeds), num_latents=num_latents, settings=settings or config.sampling
     )
+    key, session = sampler.session(size, first=given.first, threads=threads, isa=isa, teams=teams)
     session.reset()
     for number, segment in enumerate(given.segments):
         session.start_segment(number)

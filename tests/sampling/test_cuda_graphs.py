@@ -16,6 +16,7 @@ from enma_fast.models.codecs.folding import folded_end
 from enma_fast.models.model import Dynamics
 from enma_fast.sampling import cuda_graphs
 from enma_fast.sampling.cuda_graphs import CapturedStep, Recordings, try_capture
+from enma_fast.sampling.settings import Size
 from enma_fast.sampling.static_step import StaticStep
 
 from .._static import LATENTS, Problem, TapeRecorder, build, generate, make_step, problem
@@ -250,7 +251,9 @@ def test_bad_calls_of_a_captured_step_are_refused(recorder: TapeRecorder) -> Non
 def test_a_single_frame_needs_one_graph(recorder: TapeRecorder) -> None:
     dynamics = build("relative")
     given = one_row(dynamics)
-    step = StaticStep(dynamics, rows=1, groups=1, prefix_frames=3, own_frames=0, settings=dynamics.config.sampling)
+    step = StaticStep(
+        dynamics, Size(rows=1, groups=1, prefix_frames=3, own_frames=0, settings=dynamics.config.sampling)
+    )
     captured = try_capture(step, recorder=recorder)
     assert recorder.warm_ups == 1
     captured.begin(given.segments, seeds=given.seeds, members=given.members, first=given.first)

@@ -18,6 +18,7 @@ from enma_fast.errors import EnmaError
 from enma_fast.models.layers import RMSNorm
 from enma_fast.sampling import native
 from enma_fast.sampling.native import NativeSampler
+from enma_fast.sampling.settings import Size
 from enma_fast.utils.dataclass_json import replace
 
 from .._extension import ISAS, needs_native
@@ -242,8 +243,8 @@ def test_a_session_that_is_used_again_keeps_nothing_of_its_inputs(name: str) -> 
     """What it keeps is how a first segment starts, which is of its number alone."""
     sampler, out = packed(name, torch.float32), []
     config = sampler.dynamics.config
-    sizes = {"rows": 3, "groups": 2, "prefix_frames": 4, "own_frames": 1, "first": 1, "threads": 1}
-    sessions = [sampler.session(**sizes, settings=config.sampling)[1] for _ in range(5)]
+    size = Size(rows=3, groups=2, prefix_frames=4, own_frames=1, settings=config.sampling)
+    sessions = [sampler.session(size, first=1, threads=1)[1] for _ in range(5)]
     z = torch.randn(4, 2, config.num_tokens, config.token_channels, generator=torch.Generator().manual_seed(0))
     runs = [(0, z[0], 1, z[1]), (0, z[2], 1, z[3]), (1, z[2], 0, z[3]), (0, z[2], 1, z[3])]
     for run, fresh in zip(runs, sessions[1:], strict=True):
@@ -269,10 +270,8 @@ def test_plan_counts_keys_and_values() -> None:
         for dtype, isa in ((torch.float32, "scalar"), (torch.bfloat16, "scalar"), (torch.bfloat16, ISAS[-1])):
             settings = dynamics.config.sampling
             sampler = packed(name, dtype)
-            _, session = sampler.session(
-                rows=5, groups=2, prefix_frames=3, own_frames=4, first=1, settings=settings, threads=2, isa=isa
-            )
-            plan = session.plan()
+            shared = Size(rows=5, groups=2, prefix_frames=3, own_frames=4, settings=settings)
+            plan = sampler.session(shared, first=1, threads=2, isa=isa)[1].plan()
             # Inputs of bf16 products are bf16 where they are multiplied as such. Rows of 32 fill whole cache lines.
             size = 2 if dtype == torch.bfloat16 and isa == "avx512_bf16" else 4
             tokens = dynamics.config.num_tokens * (2 * 3 + 5 * 4)

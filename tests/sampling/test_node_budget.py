@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from enma_fast.models.model import Dynamics
+from enma_fast.sampling.settings import Size
 from enma_fast.sampling.static_step import FrameKind, StaticStep
 from enma_fast.training.recipes import RECIPES
 from enma_fast.utils.dataclass_json import replace
@@ -36,7 +37,7 @@ def step_of(name: str, *, members: int = 1) -> StaticStep:
     torch.manual_seed(0)
     dynamics = shaken(Dynamics(config), scale=0.05).eval().requires_grad_(False)
     sizes = {"rows": members, "groups": 1, "prefix_frames": 3, "own_frames": 2, "settings": config.sampling}
-    return StaticStep(dynamics, **sizes)
+    return StaticStep(dynamics, Size(**sizes))
 
 
 def nodes(name: str, monkeypatch: pytest.MonkeyPatch, *, last: bool = False, members: int = 1) -> Counter[str]:

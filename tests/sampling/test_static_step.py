@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import enma_fast
 from enma_fast.errors import EnmaError
+from enma_fast.sampling.settings import Size
 from enma_fast.sampling.static_step import StaticStep
 from enma_fast.utils.dataclass_json import replace
 
@@ -61,7 +62,7 @@ def test_settings_are_those_of_the_reference(name: str, settings: dict) -> None:
     dynamics = build(name).double()
     given = in_float64(problem(dynamics, "initial-value"))
     step = make_step(dynamics, given, **settings)
-    assert distance(generate(step, given), reference_frames(dynamics, given, step.settings)) < 1e-11
+    assert distance(generate(step, given), reference_frames(dynamics, given, step.size.settings)) < 1e-11
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -192,7 +193,7 @@ def test_a_one_pass_step_takes_the_temperature(name: str) -> None:
     dynamics = build(name).double()
     given = in_float64(problem(dynamics, "generation"))
     step = make_step(dynamics, given, temperature=0.5, mask_steps=2)
-    assert distance(generate(step, given), reference_frames(dynamics, given, step.settings)) < 1e-11
+    assert distance(generate(step, given), reference_frames(dynamics, given, step.size.settings)) < 1e-11
 
 
 def test_weights_are_not_the_models() -> None:
@@ -231,7 +232,7 @@ def test_errors_name_the_argument() -> None:
     step.frame(last=True)
     with pytest.raises(EnmaError, match="call begin first"):
         step.frame(last=True)
-    sizes = {"rows": 4, "groups": 2, "prefix_frames": 3, "own_frames": 2, "settings": step.settings}
+    sizes = {"rows": 4, "groups": 2, "prefix_frames": 3, "own_frames": 2, "settings": step.size.settings}
     for changes, message in (({"rows": 3}, "rows is 3 and groups is 2"), ({"prefix_frames": 0}, "prefix_frames is 0")):
         with pytest.raises(EnmaError, match=message):
-            StaticStep(dynamics, **sizes | changes)
+            StaticStep(dynamics, Size(**sizes | changes))
