@@ -1,5 +1,5 @@
-// Checkpoints of format 1, those that the package ships: config and names of tensors become those of format 2, which
-// config.h reads. Nothing else knows format 1.
+// Checkpoints of format 1, which the shipped models still have: config and names of tensors become those of format 2, which
+// config.h reads. checkpoint.cpp calls it; nothing behind it knows format 1.
 #pragma once
 
 #include <functional>

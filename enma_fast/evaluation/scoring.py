@@ -15,8 +15,9 @@ import torch
 from ..config import SamplingConfig
 from ..data import EQUATIONS, FieldFile, dataset_split
 from ..errors import EnmaError
-from ..forecasting.file_forecast import FileForecast, Sink
+from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import TASKS, ForecastRequest, task_named
+from ..forecasting.sink import Sink
 from ..models.model import Model
 from .paper import SOLVER_FIDELITY, paper_scores, paper_uncertainty
 from .solver import solver_fidelity

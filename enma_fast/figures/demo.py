@@ -13,8 +13,9 @@ from ..data.selection import spread_rows
 from ..drawing.plots import save_figure
 from ..errors import EnmaError
 from ..evaluation.scoring import paper_table, score_forecast
-from ..forecasting.file_forecast import FileForecast, Sink
+from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import INITIAL_VALUE, ForecastRequest
+from ..forecasting.sink import Sink
 from ..forecasting.store_layout import file_hashes, layout_of, provenance
 from ..models.checkpoint import available, load_config, load_model
 from ..store.create import create_store

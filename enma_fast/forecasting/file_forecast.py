@@ -21,7 +21,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -39,18 +38,12 @@ from .encoding import outside, report_outside, warn_if_long, warn_if_uneven, war
 from .members import Stop, sample_members
 from .request import INITIAL_VALUE, TEMPORAL, Fields, ForecastRequest
 from .scattered import drawn_places, require_errors, require_scattered, require_together
+from .sink import Sink
 
 log = logging.getLogger("enma_fast")
 
 # Trajectories whose observed frames are compared with those of the training at a time.
 _COMPARED_AT_ONCE = 256
-
-
-class Sink(Protocol):
-    """Takes the members of a forecast as they are sampled, such as a store or scores."""
-
-    def add(self, trajectory: int, members: range, values: Tensor) -> None:
-        """Take `values` ``[k, T, *x, c]`` of `members`, on the device of the model; both are places of the request."""
 
 
 @dataclass(frozen=True, eq=False)

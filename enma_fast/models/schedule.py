@@ -1,4 +1,4 @@
-"""How many tokens each mask step decides, and at which flow times the velocity is evaluated.
+"""Mask steps and flow steps of a frame: how many tokens each mask step decides, and at which times the flow is read.
 
 Everything here is plain Python on the host: the sizes are static, so a frame step built from them never
 synchronises.

@@ -1,4 +1,4 @@
-"""Rates of matrix products on this processor in each number format: a probe, since a processor's flags do not say.
+"""How fast this processor multiplies matrices in each number format: measured, since its flags do not say.
 
 Some processors have instructions for bf16 and run them at half the rate of fp32, others have none and emulate them a
 hundred times slower. So both are timed: products as PyTorch multiplies them (training), and the flow head as the

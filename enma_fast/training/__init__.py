@@ -1,4 +1,6 @@
-"""Training: stages, each in a file of its name, augmentations, recipes and their runs, own data, and model cards.
+"""Training: stages, augmentations, recipes and their runs, people's own data, and model cards.
 
-A loss or the settings of a stage go here; sizes and schedules of a model are data in `enma_fast/recipes`.
+A stage is a class in a file of its name: `tokenizer`, `dynamics`, `head`, `first_frame`, `forecasts`. `stage.py` says
+what every stage does, and `recipes.py` imports each. Sizes and schedules of a model are data:
+`enma_fast/recipes/NAME.toml`.
 """

@@ -11,6 +11,8 @@ MAX_LINES = {".py": 450, ".cpp": 800, ".cu": 800, ".cuh": 800, ".h": 800}
 MAX_LINES_OF_FILE = {"setup.py": 120, "Makefile": 80}
 CODE_SUFFIXES = {".py", ".cpp", ".cu", ".cuh", ".h", ".c", ".f90", ".toml", ".cfg"}
 MAX_ENVIRONMENT_VARIABLES = 5
+# Pages that say what was.
+HISTORY = {"CHANGELOG.md", "experiments.md"}
 
 # Joined from pieces so that this file does not match itself.
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:" + "|".join(("work", "tmp", "root", "home")) + r")/")
@@ -114,6 +116,19 @@ def test_environment_variables_are_few_and_in_the_readme(root: Path, code: dict[
     rows = [line for line in readme.read_text(encoding="utf-8").splitlines() if line.lstrip().startswith("|")]
     listed = environment_variables("\n".join(rows))
     assert listed == used, f"only in the README's table: {sorted(listed - used)}; only in code: {sorted(used - listed)}"
+
+
+def missing_files(root: Path, text: str) -> list[str]:
+    """Files of the package that a text names and that are not there."""
+    named = re.findall(r"\b(?:enma_fast|kernels)/[a-z_0-9/]+\.(?:py|toml)\b", text)
+    return [name for name in named if not (root / name).is_file()]
+
+
+def test_comments_and_pages_name_files_that_exist(root: Path, texts: dict[Path, str]) -> None:
+    assert missing_files(root, "enma_fast/config.py, enma_fast/sampling/a.py") == ["enma_fast/sampling/a.py"]
+    kept = {path: text for path, text in texts.items() if path.suffix != ".py" and path.name not in HISTORY}
+    found = {str(path): names for path, text in kept.items() if (names := missing_files(root, text))}
+    assert not found
 
 
 def samples(*pieces: tuple[str, ...]) -> Iterator[str]:

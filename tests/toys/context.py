@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from enma_fast.config import ContextConfig, DecoderConfig
+from enma_fast.models.contexts.context import Context
 from enma_fast.models.decoders.decoder import Decoder
 
 
-class Mean(nn.Module):
+class Mean(Context):
     """The mean of the frames that were read, in a linear layer."""
 
     def __init__(self, config):

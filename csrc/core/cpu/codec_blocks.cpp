@@ -1,5 +1,5 @@
 // Codec `blocks`: a latent place holds the values of a block of points and of several frames, and nothing is lost or
-// computed. Latent frame 0 holds frame 0, after zeros in place of the frames before it. enma_fast/models/blocks.py
+// computed. Latent frame 0 holds frame 0, after zeros in place of the frames before it. enma_fast/models/codecs/blocks.py
 //
 // Channels of a place: (frame, field channel, point of the block).
 #include "core/cpu/codec.h"

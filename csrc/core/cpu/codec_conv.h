@@ -1,4 +1,4 @@
-// Codec `conv`, causal convolutions over space and time: enma_fast/models/tokenizer.py.
+// Codec `conv`, causal convolutions over space and time: enma_fast/models/codecs/conv.py.
 //
 // A frame is [lines][places][row] floats, with one line unless the field is on a plane; a row has its channels and zeros
 // up to whole panels.

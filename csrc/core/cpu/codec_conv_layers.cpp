@@ -212,7 +212,7 @@ LayerStream LayerStream::linear_end(const ConvConfig& config, const TakeParamete
 }
 
 // Those layers of a periodic field as one convolution of the tokens, each of which gives its own `1 << count` grid points
-// along each dimension; nothing where that is more work. enma_fast/models/folding.py decides likewise.
+// along each dimension; nothing where that is more work. enma_fast/models/codecs/folding.py decides likewise.
 std::optional<Layer> LayerStream::folded_end(const ConvConfig& config, const TakeParameter& take,
                                              const std::vector<int>& widths, std::size_t count, const Shape& shape) {
     const bool walls = std::find(config.periodic.begin(), config.periodic.end(), false) != config.periodic.end();

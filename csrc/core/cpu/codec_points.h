@@ -1,5 +1,5 @@
 // Codec `points`, the convolutions of `conv` over features on a grid: scattered points to them, and back to the field;
-// enma_fast/models/interpolation.py.
+// enma_fast/models/codecs/interpolation.py.
 //
 // Legend: P observed points, X grid points, H heads, K head dim, F grid features, c physical channels, d space dimensions.
 #pragma once

@@ -1,4 +1,4 @@
-// Decoder `flow`: tokens in mask steps of random order, each by integrating a flow from noise; enma_fast/models/flow_head.py
+// Decoder `flow`: tokens in mask steps of random order, each by integrating a flow from noise; enma_fast/models/decoders/flow.py
 // and schedule.py.
 #include <cmath>
 #include <deque>

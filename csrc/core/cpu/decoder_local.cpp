@@ -1,5 +1,5 @@
 // Decoder `local`: all tokens in one pass, from features of the masked transformer and past frames by convolutions over the
-// latent grid and Fourier blocks; enma_fast/models/local_head.py.
+// latent grid and Fourier blocks; enma_fast/models/decoders/local.py.
 //
 // Legend: N tokens per frame, C channels of a latent place, W width of the convolutions, P past frames.
 #include "core/cpu/fourier.h"

@@ -1,5 +1,5 @@
 // The filter of a Fourier block: a matrix for each of few waves of a periodic latent grid; FourierBlock of
-// enma_fast/models/local_head.py.
+// enma_fast/models/decoders/local.py.
 //
 // Legend: m modes, K waves across the lines of the grid (2 m - 1, or 1 on a line), W width.
 #pragma once

@@ -1,1 +1,5 @@
-"""Contexts: what is known of the past of a frame. A kind is a class here and a config of it in `enma_fast.config`."""
+"""Contexts: past frames -> what a decoder is told of them.
+
+`context.py` says what every kind does. A new kind is a class in a file here and its config in
+`enma_fast/config.py`, which names the class. No other list names it.
+"""

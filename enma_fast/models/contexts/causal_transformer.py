@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...config import ModelConfig
 from ...ops.self_attention import Pair, attention
 from ..layers import Block, Rotary, ScaleShift, exact, init_linear, sincos
+from .context import Context
 
 
 class FrameCache:
@@ -79,7 +80,7 @@ class Past:
     frames: int
 
 
-class CausalTransformer(nn.Module):
+class CausalTransformer(Context):
     """Frame-block-causal transformer over latent frames; inside a frame attention is full."""
 
     places: Tensor | None

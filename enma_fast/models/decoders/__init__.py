@@ -1,1 +1,5 @@
-"""Decoders: context and noise -> a latent frame. A kind is a class here and a config of it in `enma_fast.config`."""
+"""Decoders: what the context says, and noise -> a latent frame.
+
+`decoder.py` says what every kind does. A new kind is a class in a file here and its config in
+`enma_fast/config.py`, which names the class. No other list names it.
+"""

@@ -1,4 +1,4 @@
-"""One pass, and a linear layer that reads the tokens."""
+"""A frame in one pass of the masked transformer, whose tokens a linear layer reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One pass of the masked transformer from context and noise: what decoders without mask steps share.
+"""What the decoders `linear` and `local` share: one pass of the masked transformer, from context and noise.
 
 Legend: B batch x members (x frames in training), P past frames, N tokens per frame, C token channels, D width, K draws.
 """
