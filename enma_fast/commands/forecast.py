@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -181,8 +182,19 @@ def forecast(
     if dry_run:
         terminal.result({"store": str(out), **result})
         return
-    with terminal.ensemble_progress(members) as update:
-        done = run.execute(update)
+    with terminal.progress("members") as update:
+        begun: list[tuple[float, int]] = []
+
+        def report(done: int, total: int) -> None:
+            # Members of an earlier run say nothing about the speed.
+            now = time.perf_counter()
+            if not begun:
+                begun.append((now, done))
+            start, before = begun[0]
+            rate = f"  {(done - before) / (now - start):.1f}/s" if done > before else ""
+            update(done, total, f"{done:,} of {total:,}{rate}")
+
+        done = run.execute(report)
     sampled = done["members_sampled"]
     rate = number(sampled / done["seconds"])
     work = f"{counted(sampled, 'member')} sampled in {done['seconds']:.1f} s, {rate} a second"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,6 @@ from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TaskProgressColumn,
     TextColumn,
@@ -60,8 +58,8 @@ class Terminal:
             sys.stdout.flush()
 
     @contextmanager
-    def progress(self, description: str, note: str = "") -> Iterator[Callable[..., None]]:
-        """A bar with time left, on a terminal only; yields `update(done, total, note="")`."""
+    def progress(self, description: str) -> Iterator[Callable[..., None]]:
+        """A bar with time left, on a terminal only and not with `--quiet`; yields `update(done, total, note="")`."""
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -71,46 +69,14 @@ class Terminal:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
         )
-        bar = Progress(*columns, console=self.err, disable=not sys.stderr.isatty(), transient=True)
-        task = bar.add_task(description, total=None, note=note)
+        hidden = self.quiet or not sys.stderr.isatty()
+        bar = Progress(*columns, console=self.err, disable=hidden, transient=True)
+        task = bar.add_task(description, total=None, note="")
 
         def update(done: int, total: int, note: str = "") -> None:
             bar.update(task, completed=done, total=total, note=note)
 
         with bar:
-            yield update
-
-    @contextmanager
-    def ensemble_progress(self, members: int) -> Iterator[Callable[[int, int], None]]:
-        """Bars of trajectories and of the members of one, with members a second and time left; on a terminal only.
-
-        Yields `update(done, total)`, in members of all trajectories.
-        """
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-        )
-        hidden = self.quiet or not sys.stderr.isatty()
-        bars = Progress(*columns, console=self.err, disable=hidden, transient=True)
-        outer = bars.add_task("trajectories", total=None, rate="")
-        inner = bars.add_task("members", total=None, rate="")
-        begun: list[tuple[float, int]] = []
-
-        def update(done: int, total: int) -> None:
-            # Members of an earlier run say nothing about the speed.
-            begun.append((time.perf_counter(), done))
-            del begun[1:-1]
-            (start, before), (now, _) = begun[0], begun[-1]
-            rate = f"{(done - before) / (now - start):.1f}/s" if done > before else ""
-            bars.update(outer, completed=done // members, total=total // members)
-            bars.update(inner, completed=done, total=total, rate=rate)
-
-        with bars:
             yield update
 
 

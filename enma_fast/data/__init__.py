@@ -6,55 +6,40 @@ when it is asked for.
 An equation is a file in `equations/`, a kind of file a reader here. Nothing here knows a model.
 """
 
-from ..domain import SPACING_TOLERANCE
-from .checks import check_values, constant_channels, leave_out
-from .equations import EQUATIONS
-from .fields import FieldFile, decimals, is_even
-from .generator import generate, output_path
-from .importing import FIRST_FRAME, SERIES, ImportOptions, import_fields
-from .missing import NETCDF_FILL, attributes, require_present, unmasked
-from .readings import DOMAIN_TOLERANCE, Readings, is_readings, read_readings
-from .shipped import PRETRAINED, example, remedy_for, shipped_file, shipped_paths
-from .splits import DEFAULT_GROUPS, dataset_split
-from .subset import spread_out, subset
-from .well import count, describe, read, read_numbered, write, write_fields
-
-__all__ = [
-    "DEFAULT_GROUPS",
-    "DOMAIN_TOLERANCE",
-    "EQUATIONS",
-    "FIRST_FRAME",
-    "NETCDF_FILL",
-    "PRETRAINED",
-    "SERIES",
-    "SPACING_TOLERANCE",
-    "FieldFile",
-    "ImportOptions",
-    "Readings",
-    "attributes",
-    "check_values",
-    "constant_channels",
-    "count",
-    "dataset_split",
-    "decimals",
-    "describe",
-    "example",
-    "generate",
-    "import_fields",
-    "is_even",
-    "is_readings",
-    "leave_out",
-    "output_path",
-    "read",
-    "read_numbered",
-    "read_readings",
-    "remedy_for",
-    "require_present",
-    "shipped_file",
-    "shipped_paths",
-    "spread_out",
-    "subset",
-    "unmasked",
-    "write",
-    "write_fields",
-]
+from ..domain import SPACING_TOLERANCE as SPACING_TOLERANCE
+from .checks import check_values as check_values
+from .checks import constant_channels as constant_channels
+from .checks import leave_out as leave_out
+from .equations import EQUATIONS as EQUATIONS
+from .fields import FieldFile as FieldFile
+from .fields import decimals as decimals
+from .fields import is_even as is_even
+from .generator import generate as generate
+from .generator import output_path as output_path
+from .importing import FIRST_FRAME as FIRST_FRAME
+from .importing import SERIES as SERIES
+from .importing import ImportOptions as ImportOptions
+from .importing import import_fields as import_fields
+from .missing import NETCDF_FILL as NETCDF_FILL
+from .missing import attributes as attributes
+from .missing import require_present as require_present
+from .missing import unmasked as unmasked
+from .readings import DOMAIN_TOLERANCE as DOMAIN_TOLERANCE
+from .readings import Readings as Readings
+from .readings import is_readings as is_readings
+from .readings import read_readings as read_readings
+from .shipped import PRETRAINED as PRETRAINED
+from .shipped import example as example
+from .shipped import remedy_for as remedy_for
+from .shipped import shipped_file as shipped_file
+from .shipped import shipped_paths as shipped_paths
+from .splits import DEFAULT_GROUPS as DEFAULT_GROUPS
+from .splits import dataset_split as dataset_split
+from .subset import spread_out as spread_out
+from .subset import subset as subset
+from .well import count as count
+from .well import describe as describe
+from .well import read as read
+from .well import read_numbered as read_numbered
+from .well import write as write
+from .well import write_fields as write_fields

@@ -4,22 +4,13 @@ Truth is `[B, T, *x, c]` and an ensemble `[B, K, T, *x, c]` (torch or numpy, any
 frames. All sums run in float64. An unqualified "point" is one value: a place and a channel.
 """
 
-from .accumulator import PartSums, Scores
-from .calibration import rank_histogram, rmsce, rmsce_rank
-from .error import relative_l2
-from .probability import crps
-from .spread import spread_skill
-from .table import SCORES, columns
-
-__all__ = [
-    "SCORES",
-    "PartSums",
-    "Scores",
-    "columns",
-    "crps",
-    "rank_histogram",
-    "relative_l2",
-    "rmsce",
-    "rmsce_rank",
-    "spread_skill",
-]
+from .accumulator import PartSums as PartSums
+from .accumulator import Scores as Scores
+from .calibration import rank_histogram as rank_histogram
+from .calibration import rmsce as rmsce
+from .calibration import rmsce_rank as rmsce_rank
+from .error import relative_l2 as relative_l2
+from .probability import crps as crps
+from .spread import spread_skill as spread_skill
+from .table import SCORES as SCORES
+from .table import columns as columns
