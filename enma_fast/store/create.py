@@ -1,14 +1,14 @@
 """Creating a forecast store: its metadata, coordinates, observations and truth.
 
-A store appears at its path complete (`create_store`), or with a ledger that says that its members are missing
-(`create_unfinished_store`).
+A store appears at its path with a ledger that says that its members are missing (`create_unfinished_store`).
 """
 
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,35 +23,28 @@ from .checksums import write_checksums
 from .chunks import array_metadata, checksum, chunk_name, encode_chunk, synced
 from .forecast_store import ForecastStore
 from .layout import LEDGER, Layout, store_attributes
-from .ledger import write_ledger
-from .location import own_name, real_path, remove_dead, require_replaceable
+from .ledger import RunLock, write_ledger
+from .location import real_path, remove_leftovers, require_replaceable
 from .metadata import METADATA, READINGS, STATISTICS
 
 
 @contextmanager
-def create_store(
-    path: str | Path, layout: Layout | None = None, *, force: bool = False, **contents: Any
-) -> Iterator[ForecastStore]:
-    """Write a forecast store in one go; it appears at `path` complete when the block ends, or not at all.
+def create_store(path: Path, layout: Layout, *, force: bool = False) -> Iterator[ForecastStore]:
+    """Create a store, and yield it to be filled; it is complete when the block ends, and unfinished if that fails.
 
-    Parameters
-    ----------
-    path : folder of the store, by habit ending in `.zarr`
-    layout : its contents; or the attributes of a `Layout` as keywords
-    force : replace a forecast store that is already there
-
-    Raises
-    ------
-    EnmaError
-        If `path` exists and may not be replaced, if it cannot be written, or if the `[store]` extra is missing.
+    With `force` it replaces a forecast store that is already there. `EnmaError` if `path` exists and may not be
+    replaced, if it cannot be written or another process writes it, or if the `[store]` extra is missing.
     """
-    layout = layout or Layout(**contents)
-    with _new_store(real_path(path), layout, force=force, at_once=True) as temporary:
-        store = ForecastStore(temporary, layout)
+    with RunLock(path, f"create {uuid.uuid4().hex}"):
+        remove_leftovers(path)
+        create_unfinished_store(path, layout, force=force)
         try:
-            yield store
-        finally:
-            store.close()
+            with closing(ForecastStore(path, layout)) as store:
+                yield store
+                store.sync()
+            (path / LEDGER).unlink()
+        except OSError as error:
+            raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
 
 
 def create_unfinished_store(path: Path, layout: Layout, *, force: bool = False) -> None:
@@ -59,37 +52,19 @@ def create_unfinished_store(path: Path, layout: Layout, *, force: bool = False) 
 
     The caller holds the lock of the store. `EnmaError` in the same cases as `create_store`.
     """
-    with _new_store(real_path(path), layout, force=force, at_once=False) as temporary:
-        write_ledger(temporary / LEDGER, np.zeros(layout.num_units, bool))
-
-
-@contextmanager
-def _new_store(path: Path, layout: Layout, *, force: bool, at_once: bool) -> Iterator[Path]:
-    """Yield the folder of a store without members and statistics; at the end of the block it is moved to `path`.
-
-    A store that is written `at_once` needs no lock: its folder has a name of its own, and its move waits until it is on
-    the disk.
-    """
+    path = real_path(path)
     load_extra("zarr", "store")
-    if at_once:
-        remove_dead(path)
     require_replaceable(path, force=force)
-    parents: list[Path] = []
+    temporary, parents = path.with_name(f".{path.name}.tmp"), list[Path]()
     try:
         parents = make_parents(path)
-        with own_name(path) if at_once else nullcontext(path.with_name(f".{path.name}.tmp")) as temporary:
-            try:
-                with empty_store(temporary, layout):
-                    yield temporary
-                # Another process may have created one in the meantime.
-                require_replaceable(path, force=force)
-                with synced(path.parent) if at_once else nullcontext():
-                    _replace_folder(temporary, path)
-            finally:
-                remove(temporary)
+        with empty_store(temporary, layout):
+            write_ledger(temporary / LEDGER, np.zeros(layout.num_units, bool))
+        _replace_folder(temporary, path)
     except OSError as error:
         raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
     finally:
+        remove(temporary)
         remove_empty(parents)
 
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import os
-import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import EnmaError
-from ..utils.files import move, open_file, read_file, remove, remove_temporaries
+from ..utils.files import move, read_file, remove, remove_temporaries
 from .metadata import FORMAT, METADATA
 
 # Endings of files of other formats, as which a folder of Zarr does not open.
 _OTHER_FORMATS = (".nc", ".nc4", ".h5", ".hdf5")
-# Digits in the names of folders in which processes create stores.
-_TOKEN = 16
 
 
 def check_place(path: Path) -> None:
@@ -54,47 +48,16 @@ def is_store(path: Path) -> bool:
     return metadata.is_file() and f'"{FORMAT}"'.encode() in read_file(metadata)
 
 
-@contextmanager
-def own_name(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` for a folder that no other process uses, nor removes while this one lives."""
-    lock = path.with_name(f".{path.name}.{secrets.token_hex(_TOKEN // 2)}.creating")
-    file = open_file(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-    try:
-        # Where the file system has no locks, no other process gets this one either, and so removes nothing.
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield lock.with_suffix(".tmp")
-    finally:
-        remove(lock)
-        os.close(file)
-
-
-def remove_dead(path: Path) -> None:
-    """Remove folders of processes that were killed while they had an `own_name` beside `path`."""
-    for lock in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * _TOKEN}.creating"):
-        with suppress(OSError):
-            file = open_file(lock, os.O_RDWR)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove_pair(path, lock)
-                remove(lock)
-            finally:
-                os.close(file)
-
-
 def remove_leftovers(path: Path) -> None:
-    """Remove folders that processes left beside the store when they were killed; call it with the lock of the store."""
+    """Remove what a killed process left beside the store; call it with the lock of the store.
+
+    An old store that has no other place any more is put back.
+    """
     path = real_path(path)
-    _remove_pair(path, path.with_name(f".{path.name}.tmp"))
-    remove_dead(path)
-
-
-def _remove_pair(path: Path, name: Path) -> None:
-    """Remove a new store that was not moved to `path`, and the old one, unless it has no other place any more."""
-    old = name.with_suffix(".old")
+    old = path.with_name(f".{path.name}.old")
     if not path.exists() and not old.is_symlink() and is_store(old):
         move(old, path)
-    for left in (old, name.with_suffix(".tmp")):
+    for left in (old, old.with_suffix(".tmp")):
         remove(left)
 
 

@@ -12,8 +12,8 @@ from enma_fast.data import read
 from enma_fast.drawing import plots
 from enma_fast.evaluation.metrics import Scores
 from enma_fast.figures import report
-from enma_fast.store.create import create_store
 from enma_fast.store.read import read_forecast
+from tests._made import create_store
 from tests._stacked import stacked
 
 

@@ -16,8 +16,8 @@ from enma_fast.data import read
 from enma_fast.evaluation.scoring import score
 from enma_fast.evaluation.store_scores import score_store
 from enma_fast.models.checkpoint import PRETRAINED, load_model
-from enma_fast.store.create import create_store
 from enma_fast.training import card
+from tests._made import create_store
 
 TIMED = {"seconds_per_member", "file", "checkpoint"}
 SETTINGS = ("--mask-steps", 3, "--flow-steps", 4)

@@ -7,7 +7,7 @@ import numpy as np
 
 from enma_fast.data import FieldFile, read, write
 from enma_fast.models.checkpoint import sha256
-from enma_fast.store.create import create_store
+from tests._made import create_store
 
 NUMBERS, SEEN = [1, 4, 5], 2
 CHANNELS = ("u", "v")

@@ -15,8 +15,8 @@ from enma_fast.evaluation.metrics.score import POINTS, PointSum, Score
 from enma_fast.evaluation.metrics.table import SOLVER_FIDELITY, columns
 from enma_fast.figures.report.page import write_report
 from enma_fast.models.checkpoint import load_model
-from enma_fast.store.create import create_store
 from enma_fast.training.card import card_text, read_metrics
+from tests._made import create_store
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

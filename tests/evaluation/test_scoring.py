@@ -26,9 +26,9 @@ from enma_fast.forecasting.members import sample_fields
 from enma_fast.forecasting.request import TASKS, ForecastRequest
 from enma_fast.models.checkpoint import PRETRAINED
 from enma_fast.models.model import Model
-from enma_fast.store.create import create_store
 from enma_fast.training.recipes import RECIPES
 from enma_fast.utils.extras import load_extra
+from tests._made import create_store
 
 from .._tiny import COMBINED, CONFIGS, in_one_pass, waves
 

@@ -17,8 +17,8 @@ from enma_fast.evaluation.store_scores import score_store
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.request import TASKS, ForecastRequest
 from enma_fast.models.checkpoint import PRETRAINED, load_model, sha256
-from enma_fast.store.create import create_store
 from enma_fast.store.layout import LEDGER, OUTSIDE
+from tests._made import create_store
 
 from ._stores import CHANNELS, NUMBERS, SEEN, fields_file, store_of
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from enma_fast.evaluation.metrics import Scores
 from enma_fast.store import create
-from enma_fast.store.create import create_store
 from enma_fast.store.metadata import read_metadata
+from tests._made import create_store
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 HOSTILE = (

@@ -9,7 +9,7 @@ import pytest
 from enma_fast.errors import EnmaError
 from enma_fast.figures.report import StoreReader, reader, store_figure, write_report
 from enma_fast.figures.report.viewer import VIEWER_BYTES, Thinning
-from enma_fast.store.create import create_store
+from tests._made import create_store
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from enma_fast.store.create import create_store
 from enma_fast.store.layout import Layout
+from tests._made import create_store
 
 CHANNELS = ("u", "v")
 

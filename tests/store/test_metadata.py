@@ -12,12 +12,12 @@ import pytest
 
 from enma_fast.cli import main
 from enma_fast.errors import EnmaError
-from enma_fast.store.create import create_store
 from enma_fast.store.layout import Layout
 from enma_fast.store.metadata import DIGEST, METADATA, digest_of, read_metadata
 from enma_fast.store.read import read_forecast
 from enma_fast.store.verify import check_store
 from enma_fast.utils.names import MOST_BYTES, check_names
+from tests._made import create_store
 
 Root = dict[str, Any]
 

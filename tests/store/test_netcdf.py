@@ -16,10 +16,10 @@ import xarray
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import PRETRAINED
 from enma_fast.store import netcdf
-from enma_fast.store.create import create_store
 from enma_fast.store.metadata import DIGEST
 from enma_fast.store.netcdf import export_netcdf
 from enma_fast.store.read import read_forecast
+from tests._made import create_store
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,9 @@ import xarray
 
 from enma_fast.errors import EnmaError
 from enma_fast.store import create, forecast_store
-from enma_fast.store.create import create_store, create_unfinished_store
-from enma_fast.store.location import remove_leftovers
+from enma_fast.store.create import create_unfinished_store
 from enma_fast.store.read import read_forecast
+from tests._made import create_store
 from tests._stacked import stacked
 
 from ._stores import contents, layout, write
@@ -46,31 +45,27 @@ def failing(call: Callable[..., None], number: int, code: int) -> tuple[Callable
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("sampling failed"), KeyboardInterrupt()])
-def test_a_failure_leaves_nothing(tmp_path: Path, rng: np.random.Generator, failure: BaseException) -> None:
+def test_a_failure_leaves_an_unfinished_store(tmp_path: Path, rng: np.random.Generator, failure: BaseException) -> None:
+    path, given = tmp_path / "run.zarr", contents(rng)
     with pytest.raises(type(failure)):
-        fail_after_one(tmp_path / "run.zarr", contents(rng), failure)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("module", [create, forecast_store], ids=["creating", "writing members"])
-def test_a_full_disk_is_one_line_and_leaves_nothing(
-    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, module: ModuleType
-) -> None:
-    full, _ = failing(create.write_file, 5, errno.ENOSPC)
-    monkeypatch.setattr(module, "write_file", full)
-    with pytest.raises(EnmaError, match="No space"):
-        write(tmp_path / "run.zarr", contents(rng))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failure_leaves_the_store_that_was_there(tmp_path: Path, rng: np.random.Generator) -> None:
-    given = contents(rng)
-    path = tmp_path / "run.zarr"
-    write(path, given)
-    with pytest.raises(RuntimeError):
-        fail_after_one(path, contents(rng), RuntimeError("sampling failed"))
-    np.testing.assert_array_equal(stacked(read_forecast(path)), given["samples"])
+        fail_after_one(path, given, failure)
     assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
+    with pytest.raises(EnmaError, match="not finished"):
+        read_forecast(path)
+    write(path, given, force=True)
+    np.testing.assert_array_equal(stacked(read_forecast(path)), given["samples"])
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_made(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, left in ((create, []), (forecast_store, ["run.zarr"])):
+        full, _ = failing(create.write_file, 5, errno.ENOSPC)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "write_file", full)
+            with pytest.raises(EnmaError, match="No space"):
+                write(tmp_path / "run.zarr", contents(rng))
+        assert [p.name for p in tmp_path.iterdir()] == left
 
 
 def test_a_store_is_replaced_only_when_asked(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -100,20 +95,16 @@ def test_the_old_store_is_put_back_if_the_new_one_cannot_take_its_place(
         assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
 
 
-def test_two_that_create_a_store_at_once_do_not_disturb_each_other(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_a_store_is_created_by_one_process_at_a_time(tmp_path: Path, rng: np.random.Generator) -> None:
     path, given = tmp_path / "run.zarr", contents(rng)
     samples = given.pop("samples")
-
-    def second() -> None:
-        with create_store(path, num_members=4, **given) as store:
-            store.put(0, samples[:1])
-            # The first one finishes in the meantime.
-            write(path, {**given, "samples": samples})
-
-    with pytest.raises(EnmaError, match=r"run\.zarr: exists"):
-        second()
+    with create_store(path, num_members=4, **given) as store:
+        with pytest.raises(EnmaError, match="another run"):
+            write(path, {**given, "samples": samples + 1}, force=True)
+        write(tmp_path / "run.zarr.other", {**given, "samples": samples})
+        store.put(0, samples)
     np.testing.assert_array_equal(stacked(read_forecast(path)), samples)
-    assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.zarr", "run.zarr.other"]
 
 
 def _replace_and_die(path: Path, given: dict[str, Any]) -> None:
@@ -133,7 +124,7 @@ def test_what_a_killed_creator_has_left_is_removed_by_the_next(tmp_path: Path, r
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert not path.exists()
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".creating", ".old", ".tmp"]
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".lock", ".old", ".tmp"]
     # The old store had no other place left.
     with pytest.raises(EnmaError, match=r"run\.zarr: exists"):
         write(path, contents(rng))
@@ -141,26 +132,11 @@ def test_what_a_killed_creator_has_left_is_removed_by_the_next(tmp_path: Path, r
     assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
 
 
-def test_what_a_live_creator_has_is_left_alone(tmp_path: Path, rng: np.random.Generator) -> None:
-    path, given = tmp_path / "run.zarr", contents(rng)
-    samples = given.pop("samples")
-    with create_store(path, num_members=4, force=True, **given) as store:
-        write(path, {**given, "samples": samples + 1})
-        remove_leftovers(path)
-        write(tmp_path / "run.zarr.other", {**given, "samples": samples})
-        assert store.path.is_dir()
-        store.put(0, samples)
-    np.testing.assert_array_equal(stacked(read_forecast(path)), samples)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.zarr", "run.zarr.other"]
-
-
 def test_a_link_beside_a_store_is_no_store_to_put_back(tmp_path: Path, rng: np.random.Generator) -> None:
     other = tmp_path / "other.zarr"
     write(other, contents(rng))
-    beside = f".run.zarr.{'0' * 16}"
-    (tmp_path / f"{beside}.old").symlink_to(other)
-    (tmp_path / f"{beside}.tmp").symlink_to(other)
-    (tmp_path / f"{beside}.creating").touch()
+    (tmp_path / ".run.zarr.old").symlink_to(other)
+    (tmp_path / ".run.zarr.tmp").symlink_to(other)
     write(tmp_path / "run.zarr", contents(rng))
     assert not (tmp_path / "run.zarr").is_symlink()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["other.zarr", "run.zarr"]

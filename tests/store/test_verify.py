@@ -14,7 +14,7 @@ from enma_fast.cli import main
 from enma_fast.errors import EnmaError
 from enma_fast.store import verify
 from enma_fast.store.checksums import CHECKSUMS, read_checksums, write_checksums
-from enma_fast.store.create import create_store, create_unfinished_store
+from enma_fast.store.create import create_unfinished_store
 from enma_fast.store.forecast_store import ForecastStore
 from enma_fast.store.inventory import files_of
 from enma_fast.store.layout import DAMAGED, LEDGER, Layout
@@ -23,6 +23,7 @@ from enma_fast.store.metadata import DIGEST, METADATA, read_metadata
 from enma_fast.store.read import read_forecast, read_layout
 from enma_fast.store.repair import repair
 from enma_fast.store.verify import check_store, mark_damaged
+from tests._made import create_store
 
 from .._files import contents
 from .._runs import prepare

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from enma_fast.errors import EnmaError
-from enma_fast.store.create import create_store
 from enma_fast.store.layout import LEDGER
 from enma_fast.utils.files import open_file, read_file, remove, remove_temporaries, write_atomic, write_file
+from tests._made import create_store
 
 from .._files import contents
 from .._runs import prepare
