@@ -23,24 +23,22 @@ std::unique_ptr<Dynamics> make_dynamics(const std::string& config, const py::dic
     return dynamics;
 }
 
-Teams teams_named(const std::string& name) {
-    expect(name.empty() || name == "one" || name == "each", OP, ": teams is '", name, "'; expected 'one' or 'each'");
-    return name.empty() ? Teams::automatic : name == "one" ? Teams::one : Teams::each;
-}
-
-std::unique_ptr<Sampling> make_session(const Dynamics& dynamics, std::int64_t rows, std::int64_t groups,
-                                       std::int64_t prefix_frames, std::int64_t own_frames, std::int64_t first_frame,
-                                       const std::string& settings, int threads, const std::string& isa,
-                                       const std::string& teams) {
-    const SamplingRequest request{
-        rows,       groups,          prefix_frames,
-        own_frames, first_frame,     read_sampling_config(Json::parse(settings, "settings"), "settings"),
-        threads,    isa_of(OP, isa), teams_named(teams)};
+std::unique_ptr<SamplerSession> make_session(const Dynamics& dynamics, std::int64_t rows, std::int64_t groups,
+                                             std::int64_t prefix_frames, std::int64_t own_frames,
+                                             std::int64_t first_frame, const std::string& settings, int threads,
+                                             const std::string& isa) {
+    const SamplingConfig read = read_sampling_config(Json::parse(settings, "settings"), "settings");
+    const SamplerSettings asked{
+        {read.mask_steps, read.flow_steps, static_cast<float>(read.temperature), rows, threads, isa_of(OP, isa)},
+        groups,
+        prefix_frames,
+        own_frames,
+        first_frame};
     const py::gil_scoped_release release;
-    return dynamics.sampling(request);
+    return dynamics.session(asked);
 }
 
-void start_segment(Sampling& session, int segment) {
+void start_segment(SamplerSession& session, int segment) {
     expect(segment == 0 || segment == 1, OP, ": segment is ", segment, "; expected 0 or 1");
     expect(session.frames_read() < session.settings().prefix_frames, OP, ": all ", session.settings().prefix_frames,
            " shared frames are read");
@@ -48,7 +46,7 @@ void start_segment(Sampling& session, int segment) {
 }
 
 // A latent frame [G, N, C] that groups share.
-void read_frame(Sampling& session, const Tensor& z) {
+void read_frame(SamplerSession& session, const Tensor& z) {
     const SamplerSettings& set = session.settings();
     const void* const values =
         checked(OP, z, "frame", {set.groups, session.model().tokens, session.model().channels}, Dtype::float32);
@@ -57,7 +55,7 @@ void read_frame(Sampling& session, const Tensor& z) {
     session.read(static_cast<const float*>(values));
 }
 
-void begin(Sampling& session, const Tensor& seeds, const Tensor& members, const Tensor& groups) {
+void begin(SamplerSession& session, const Tensor& seeds, const Tensor& members, const Tensor& groups) {
     const SamplerSettings& set = session.settings();
     const auto numbers = [&](const Tensor& x, const char* name) {
         return static_cast<const std::int64_t*>(checked(OP, x, name, {set.rows}, Dtype::int64));
@@ -74,7 +72,7 @@ void begin(Sampling& session, const Tensor& seeds, const Tensor& members, const 
 }
 
 // The next frame [B, N, C], or the next frames [T, B, N, C].
-void frame(Sampling& session, const Tensor& out, bool last) {
+void frame(SamplerSession& session, const Tensor& out, bool last) {
     const SamplerSettings& set = session.settings();
     std::vector<std::int64_t> shape{set.rows, session.model().tokens, session.model().channels};
     const std::int64_t frames = out.dim() == 4 ? out.size(0) : 1, each = shape[0] * shape[1] * shape[2];
@@ -92,7 +90,7 @@ void frame(Sampling& session, const Tensor& out, bool last) {
     }
 }
 
-py::dict plan(const Sampling& session) {
+py::dict plan(const SamplerSession& session) {
     const SamplerPlan plan = session.plan();
     py::dict bytes;
     bytes["weights"] = plan.weights;
@@ -109,10 +107,10 @@ void bind_dynamics(py::module_& m) {
     py::class_<Dynamics>(m, "Dynamics", "Packed weights of the transformers and decoders, shared by sessions.")
         .def(py::init(&make_dynamics), arg("config"), arg("parameters"), arg("format"))
         .def("session", &make_session, arg("rows"), arg("groups"), arg("prefix_frames"), arg("own_frames"),
-             arg("first_frame"), arg("settings"), arg("threads"), arg("isa") = "", arg("teams") = "")
+             arg("first_frame"), arg("settings"), arg("threads"), arg("isa") = "")
         .def_property_readonly("bytes", &Dynamics::bytes);
-    py::class_<Sampling>(m, "SamplerSession", "One chunk of an ensemble, with all the memory it needs.")
-        .def("reset", &Sampling::reset)
+    py::class_<SamplerSession>(m, "SamplerSession", "One chunk of an ensemble, with all the memory it needs.")
+        .def("reset", &SamplerSession::reset)
         .def("start_segment", &start_segment, arg("segment"), without_lock())
         .def("read", &read_frame, arg("z"), without_lock())
         .def("begin", &begin, arg("seeds"), arg("members"), arg("groups"), without_lock())

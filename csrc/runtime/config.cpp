@@ -4,35 +4,24 @@
 #include <functional>
 #include <numeric>
 
-#include "core/cpu/frame_attention.h"
-
 namespace enma {
 
 namespace {
 
 constexpr int MOST_FLOW_STEPS = 1000;
 
+// One for each kind, in context_<kind>.cpp.
+constexpr const ContextKind* CONTEXT_KINDS[] = {&causal_transformer};
+
 void read_context(Fields fields, ContextConfig& out) {
     std::string kind;
     fields.read("kind", kind);
-    if (kind != "causal-transformer") fields.unsupported("kind", "'" + kind.substr(0, 40) + "'");
-    fields.read("width", out.width, 1, MOST / MLP_RATIO);
-    fields.read("heads", out.heads);
-    fields.read("layers", out.layers);
-    fields.read("patch", out.patch);
-    fields.choose("positions", "sincos", "rotary", out.rotary);
-    fields.read("scale_shift_rank", out.scale_shift_rank, 0);
+    for (const ContextKind* const known : CONTEXT_KINDS) {
+        if (kind == known->name) out.kind = known;
+    }
+    if (out.kind == nullptr) fields.unsupported("kind", "'" + kind.substr(0, 40) + "'");
+    out.kind->read(fields, out);
     fields.check_all_read();
-    if (out.width % out.heads != 0 || out.width / out.heads % 4 != 0) {
-        fields.wrong("width", text(out.width, " is not a multiple of 4 * heads (", out.heads, ")"));
-    }
-    const int least = 8 * static_cast<int>(out.patch.size());
-    if (out.rotary && out.width / out.heads < least) {
-        fields.wrong("width", text("rotary positions need ", least, " channels a head"));
-    }
-    if (out.width / out.heads > MAX_HEAD_DIM) {
-        fields.unsupported("heads", text("so few that a head has more than ", MAX_HEAD_DIM, " channels"));
-    }
 }
 
 void read_trunk(Fields fields, TrunkConfig& out) {

@@ -16,8 +16,22 @@ namespace enma {
 // Hidden channels of the MLP of a transformer's block for each channel.
 constexpr int MLP_RATIO = 2;
 
-// The causal transformer.
+struct ModelConfig;
+struct ContextConfig;
+
+// A kind of context. Each is a file of its own and a line in config.cpp.
+struct ContextKind {
+    const char* name;
+    void (*read)(Fields& fields, ContextConfig& out);
+    // Fixed embeddings of places [N, width]; none where places turn.
+    std::vector<float> (*places)(const ModelConfig& config);
+    // Cosines, then sines, [2, frames, N, K / 2] of the turns of each token; none where places are embedded.
+    std::vector<float> (*turns)(const ModelConfig& config, const std::vector<double>& frames);
+};
+extern const ContextKind causal_transformer;
+
 struct ContextConfig {
+    const ContextKind* kind = nullptr;
     int width = 512, heads = 8, layers = 6;
     std::vector<std::int64_t> patch = {1};
     bool rotary = false;

@@ -21,36 +21,6 @@ constexpr std::int64_t MOST_SEQUENCE = 1 << 16;
 // Tokens that are sampled together: the largest things that the sampler counts by an int.
 constexpr std::int64_t MOST_TOKENS = 1 << 24;
 
-// Cosines, then sines, of the turns of each token of so many frames.
-struct Turns {
-    std::int64_t frames;
-    std::vector<float> values;
-};
-
-// What one chunk of an ensemble needs memory for.
-struct SamplingRequest {
-    std::int64_t rows, groups;               // members, and trajectories of which they are
-    std::int64_t shared_frames, own_frames;  // that groups share, with a start for each segment; that are read back
-    std::int64_t first_frame;                // number of the first latent frame to make
-    SamplingConfig settings;
-    int threads;
-    Isa isa;
-    Teams teams = Teams::automatic;
-};
-
-// What a session of the sampler reads.
-struct SamplerTables {
-    std::shared_ptr<const Sampler> sampler;
-    std::shared_ptr<const Turns> turns;
-};
-
-// A session of the sampler, with what it reads.
-class Sampling : private SamplerTables, public SamplerSession {
-   public:
-    Sampling(SamplerTables tables, const SamplerSettings& settings)
-        : SamplerTables(std::move(tables)), SamplerSession(*sampler, turns ? &turns->values : nullptr, settings) {}
-};
-
 class Dynamics {
    public:
     // Throws Error.
@@ -59,21 +29,22 @@ class Dynamics {
     Dynamics& operator=(const Dynamics&) = delete;
 
     // Memory for a chunk. Throws Error, std::bad_alloc.
-    std::unique_ptr<Sampling> sampling(const SamplingRequest& request) const;
+    std::unique_ptr<SamplerSession> session(const SamplerSettings& settings) const;
     NumberFormat format() const { return sampler_->view().format; }
     // Whether frame 0 of a generated trajectory is drawn as a field, and read.
-    bool draws_fields() const { return sampler_->draws_fields(); }
+    bool draws_fields() const { return sampler_->initial().draws_fields(); }
     // Bytes of the packed weights.
     std::size_t bytes() const { return sampler_->bytes(); }
 
    private:
-    // Of at least so many frames; null where places are not turned.
-    std::shared_ptr<const Turns> turns(std::int64_t frames) const;
+    // Of each token of at least so many frames; null where places are not turned.
+    std::shared_ptr<const std::vector<float>> turns(std::int64_t frames) const;
 
     ModelConfig config_;
     std::shared_ptr<const Sampler> sampler_;
     mutable std::mutex mutex_;
-    mutable std::shared_ptr<const Turns> turns_;
+    mutable std::shared_ptr<const std::vector<float>> turns_;
+    mutable std::int64_t turned_frames_ = 0;
 };
 
 }  // namespace enma

@@ -112,11 +112,13 @@ Session::Plan Session::plan(const Observed& observed) const {
 }
 
 void Session::begin_sampling(std::int64_t shared, std::int64_t own) {
-    SamplingConfig settings = model_->config().sampling;
-    settings.temperature = static_cast<double>(settings_.temperature);
-    sampling_ =
-        model_->dynamics().sampling({settings_.num_members, num_groups(), shared, own,
-                                     num_history() + num_read(observed_), settings, settings_.threads, settings_.isa});
+    const SamplingConfig& own_settings = model_->config().sampling;
+    sampling_ = model_->dynamics().session({{own_settings.mask_steps, own_settings.flow_steps, settings_.temperature,
+                                             settings_.num_members, settings_.threads, settings_.isa},
+                                            num_groups(),
+                                            shared,
+                                            own,
+                                            num_history() + num_read(observed_)});
 }
 
 void Session::begin(Observed observed) {

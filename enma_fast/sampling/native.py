@@ -104,11 +104,11 @@ class NativeSampler:
             self._idle = (key, session)
 
     def session(
-        self, size: Size, *, first: int, threads: int | None = None, isa: str = "", teams: str = ""
+        self, size: Size, *, first: int, threads: int | None = None, isa: str = ""
     ) -> tuple[tuple[Any, ...], Any]:
         """Return the memory of one chunk from frame `first` on, that of the last chunk if it fits, and its key."""
         threads = min(threads or torch.get_num_threads(), most_threads())
-        key = (size, first, threads, isa, teams)
+        key = (size, first, threads, isa)
         # Taken before it is looked at: another thread may want it too.
         idle, self._idle = self._idle, None
         if idle is not None and idle[0] == key:
@@ -124,7 +124,6 @@ class NativeSampler:
             settings=to_json(size.settings),
             threads=threads,
             isa=isa,
-            teams=teams,
         )
         return key, session
 

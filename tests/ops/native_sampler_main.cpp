@@ -49,10 +49,8 @@ struct Shape {
 // Rows, groups and frames of every session; the last frame is not fed back.
 constexpr int ROWS = 5, GROUPS = 2, SHARED = 3, MADE = 3;
 
-struct {
-    int threads;
-    Teams teams;
-} constexpr DIVISIONS[] = {{1, Teams::one}, {2, Teams::each}, {3, Teams::one}};
+// Alone, each with members of its own, and all of them on the same members.
+constexpr int THREADS[] = {1, ROWS, 3};
 
 // Parameters of any name and shape, in memory of exactly their size.
 class Numbers {
@@ -92,8 +90,8 @@ MakeDecoder decoder(const std::string& config, const DecoderShape& shape) {
 struct Model {
     Shape shape;
     Numbers numbers;
-    std::vector<float> turns;
-    std::unique_ptr<const Sampler> sampler;
+    std::shared_ptr<const std::vector<float>> turns;
+    std::shared_ptr<const Sampler> sampler;
 
     Model(const Shape& s, bool bf16, int frames) : shape(s) {
         const std::size_t turned = s.rotary ? s.width / s.heads / 2 : 0;
@@ -110,27 +108,31 @@ struct Model {
                                  1e-5f,
                                  drawn(s.places ? s.tokens * s.width : 0),
                                  drawn(2 * rows * turned)};
-        turns = drawn(2 * static_cast<std::size_t>(frames) * s.tokens * turned);
+        if (turned > 0) {
+            turns = std::make_shared<const std::vector<float>>(
+                drawn(2 * static_cast<std::size_t>(frames) * s.tokens * turned));
+        }
         const bool plane = s.lines > 1;
-        const DecoderShape of{s.tokens,
-                              s.channels,
-                              s.width,
-                              true,
-                              {s.lines, s.tokens / s.lines * 2, plane, plane && s.ring, s.ring, 1, 2},
-                              s.channels / 2};
+        DecoderShape of{s.tokens,
+                        s.channels,
+                        s.width,
+                        true,
+                        true,
+                        {s.lines, s.tokens / s.lines * 2, plane, plane && s.ring, s.ring, 1, 2},
+                        s.channels / 2};
+        const MakeDecoder initial = decoder(s.initial, of);
+        of.initial = false;
         const TakeParameter take = [this](const std::string& name, const std::vector<std::int64_t>& shape) {
             return numbers.take(name, shape);
         };
-        sampler = std::make_unique<const Sampler>(sizes, take, bf16 ? NumberFormat::bf16 : NumberFormat::fp32,
-                                                  decoder(s.initial, of), decoder(s.step, of));
+        sampler = std::make_shared<const Sampler>(sizes, take, bf16 ? NumberFormat::bf16 : NumberFormat::fp32,
+                                                  initial, decoder(s.step, of));
     }
 
-    SamplerSettings settings(int own_frames, int threads, Isa isa, Teams teams) const {
-        return {ROWS, GROUPS, SHARED, own_frames, shape.first, shape.mask_steps, 2, 0.7f, threads, isa, teams};
-    }
-    std::unique_ptr<SamplerSession> session(int own_frames, int threads, Isa isa, Teams teams) const {
-        return std::make_unique<SamplerSession>(*sampler, turns.empty() ? nullptr : &turns,
-                                                settings(own_frames, threads, isa, teams));
+    std::unique_ptr<SamplerSession> session(int own_frames, int threads, Isa isa) const {
+        const SamplerSettings settings{
+            {shape.mask_steps, 2, 0.7f, ROWS, threads, isa}, GROUPS, SHARED, own_frames, shape.first};
+        return std::make_unique<SamplerSession>(sampler, turns, settings);
     }
 };
 
@@ -164,14 +166,13 @@ void check(const Shape& shape, bool bf16) {
         const std::string what = isa + (bf16 ? ", bf16, " : ", fp32, ") + std::to_string(shape.tokens) + " tokens of " +
                                  std::to_string(shape.channels) + ", width " + std::to_string(shape.width);
         std::vector<float> first;
-        for (const auto& division : DIVISIONS) {
-            const std::unique_ptr<SamplerSession> session =
-                model.session(MADE - 1, division.threads, isa_by_name(isa), division.teams);
+        for (const int threads : THREADS) {
+            const std::unique_ptr<SamplerSession> session = model.session(MADE - 1, threads, isa_by_name(isa));
             const std::vector<float> frames = frames_of(*session, history);
             if (first.empty()) first = frames;
             if (std::memcmp(first.data(), frames.data(), frames.size() * sizeof(float)) == 0) continue;
             ++failures;
-            std::printf("%s: %d threads change the result\n", what.c_str(), division.threads);
+            std::printf("%s: %d threads change the result\n", what.c_str(), threads);
         }
         if (plain.empty()) plain = first;
         // Rounding of the inputs to bf16 is an error of 2^-9 in each of some ten products.
@@ -201,20 +202,18 @@ void check_allocations(const Shape& shape) {
     const Model model(shape, true, SHARED + FRAMES);
     const std::vector<float> history(static_cast<std::size_t>(GROUPS) * shape.tokens * shape.channels, 0.5f);
     std::vector<float> out(static_cast<std::size_t>(ROWS) * shape.tokens * shape.channels);
-    for (Teams teams : {Teams::one, Teams::each}) {
-        for (int threads : {1, 3}) {
-            const int before = allocations;
-            const std::unique_ptr<SamplerSession> made = model.session(FRAMES, threads, best_isa(), teams);
-            SamplerSession& session = *made;
-            if (allocations == before) ++failures, std::printf("allocations are not counted\n");
-            prepare(session, history);
-            session.frame(out.data(), false);
-            const int counted = allocations;
-            for (int t = 1; t < FRAMES; ++t) session.frame(out.data(), false);
-            if (allocations == counted) continue;
-            ++failures;
-            std::printf("%d threads: %d allocations in 100 frames\n", threads, allocations - counted);
-        }
+    for (const int threads : THREADS) {
+        const int before = allocations;
+        const std::unique_ptr<SamplerSession> made = model.session(FRAMES, threads, best_isa());
+        SamplerSession& session = *made;
+        if (allocations == before) ++failures, std::printf("allocations are not counted\n");
+        prepare(session, history);
+        session.frame(out.data(), false);
+        const int counted = allocations;
+        for (int t = 1; t < FRAMES; ++t) session.frame(out.data(), false);
+        if (allocations == counted) continue;
+        ++failures;
+        std::printf("%d threads: %d allocations in 100 frames\n", threads, allocations - counted);
     }
 }
 #endif

@@ -24,7 +24,7 @@ OWN = {
     "conv": ("enma_fast/config_codecs.py", "*/codecs/conv*", "*/codecs/folding*", "csrc/*/codec_conv*"),
     "points": ("enma_fast/config_codecs.py", "*/interpolation.*", "*/codecs/points*", "csrc/*/codec_points*"),
     "blocks": ("enma_fast/config_codecs.py", "*/codecs/blocks*", "csrc/*/codec_blocks*"),
-    "causal-transformer": ("*/causal_transformer*", "*/contexts/*"),
+    "causal-transformer": ("*/causal_transformer*", "*/contexts/*", "csrc/*/context_*"),
 }
 # Words that tell a kind, and the kind that may use them. "" is nobody's: two decoders in one word.
 STRINGS = {

@@ -67,14 +67,13 @@ def begun(
     settings: Any = None,
     threads: int = 1,
     isa: str = "",
-    teams: str = "",
 ) -> tuple[Any, Any]:
     """Key and session of the sampler that has read the segments, and makes the first frame next."""
     config = sampler.dynamics.config
     size = size_of(
         config, given.segments, rows=len(given.seeds), num_latents=num_latents, settings=settings or config.sampling
     )
-    key, session = sampler.session(size, first=given.first, threads=threads, isa=isa, teams=teams)
+    key, session = sampler.session(size, first=given.first, threads=threads, isa=isa)
     session.reset()
     for number, segment in enumerate(given.segments):
         session.start_segment(number)

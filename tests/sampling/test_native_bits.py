@@ -22,13 +22,13 @@ pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_bits_do_not_depend_on_the_threads(name: str, dtype: torch.dtype) -> None:
-    # One member, as many as threads or not, and so many that a thread takes them in pieces.
+    # One member, as many as threads or not, and so many that a thread takes them in pieces: threads divide a frame among
+    # them, or each has members of its own.
     for members in (1, 3, 40):
         given = problem(build(name), "initial-value", groups=1, members=members)
         first = play(packed(name, dtype), given)
         for threads in (1, 2, 3):
-            for teams in ("", "one", "each"):
-                assert torch.equal(play(packed(name, dtype), given, threads=threads, teams=teams), first)
+            assert torch.equal(play(packed(name, dtype), given, threads=threads), first)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -36,7 +36,7 @@ def test_bits_of_every_instruction_set(isa: str) -> None:
     for name in ("relative", "relative-fast"):
         sampler, given = packed(name, torch.bfloat16), problem(build(name), "temporal", members=5)
         whole = play(sampler, given, isa=isa)
-        assert torch.equal(play(sampler, given, isa=isa, threads=3, teams="one"), whole)
+        assert torch.equal(play(sampler, given, isa=isa, threads=3), whole)
         for row in (0, 4, 7):
             assert torch.equal(play(sampler, part_of(given, row), isa=isa), whole[row : row + 1])
 
@@ -83,9 +83,7 @@ def test_a_member_is_the_same_wherever_it_is(name: str, dtype: torch.dtype) -> N
             seeds=pool.seeds[which][groups],
             members=members,
         )
-        whole = play(
-            sampler, given, groups=groups, threads=draw.choice((1, 1, 1, 2)), teams=draw.choice(("", "one", "each"))
-        )
+        whole = play(sampler, given, groups=groups, threads=draw.choice((1, 1, 1, 2)))
         assert torch.equal(whole[place], alone[0])
 
 

@@ -152,7 +152,6 @@ def session_of(packed: Any, **changes: Any) -> Any:
         ({"first_frame": -1}, "-1"),
         ({"threads": 0}, "threads is 0"),
         ({"threads": 100_000}, "threads is 100000"),
-        ({"teams": "all"}, "teams is 'all'"),
         ({"isa": "avx1024"}, "isa 'avx1024'"),
         ({"settings": {"temperature": float("nan")}}, "settings"),
         ({"settings": {"temperature": -1.0}}, "temperature"),

@@ -43,7 +43,8 @@ struct DecoderSlot {
 struct DecoderSettings {
     int mask_steps, flow_steps;
     float temperature;  // of the noise
-    int rows, threads;
+    std::int64_t rows;
+    int threads;
     Isa isa;
 };
 
@@ -106,7 +107,7 @@ class Decoder {
     virtual std::size_t bytes() const = 0;
     // Frames before the next one that it reads.
     virtual int past() const { return 0; }
-    // Whether its frames are fields that are read, and it decides no tokens: then it has no session.
+    // Whether its frames are fields that are read, and it decides no tokens: then to ask for a session throws Error.
     virtual bool draws_fields() const { return false; }
     // `model` and `state` outlive it.
     virtual std::unique_ptr<DecoderSession> session(const SamplerView& model, const SamplerState& state,

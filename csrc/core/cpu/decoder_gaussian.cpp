@@ -11,7 +11,7 @@ struct GaussianDecoder : Decoder {
     bool draws_fields() const override { return true; }
     std::unique_ptr<DecoderSession> session(const SamplerView&, const SamplerState&,
                                             const DecoderSettings&) const override {
-        return nullptr;
+        fail(ENMA_INVALID_ARGUMENT, "frame 0 of this model is drawn as a field; read it, and go on from frame 1");
     }
 };
 

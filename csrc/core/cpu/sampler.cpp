@@ -18,24 +18,26 @@ namespace {
 constexpr int ROWS_AT_A_TIME = 128;
 }  // namespace
 
-SamplerSession::SamplerSession(const Sampler& sampler, const std::vector<float>* turns, const SamplerSettings& settings)
-    : model_(sampler.view()),
-      weight_bytes_(sampler.bytes()),
+SamplerSession::SamplerSession(std::shared_ptr<const Sampler> sampler, std::shared_ptr<const std::vector<float>> turns,
+                               const SamplerSettings& settings)
+    : sampler_(std::move(sampler)),
+      turns_(std::move(turns)),
+      model_(sampler_->view()),
       settings_(settings),
       group_(settings_.rows),
       seeds_(settings_.rows),
       members_(settings_.rows),
-      past_frames_(sampler.step().past()) {
+      past_frames_(sampler_->step().past()) {
     const SamplerView& m = model_;
     const SamplerSettings& set = settings_;
-    if (turns != nullptr) model_.rotary = {turns->data(), turns->data() + turns->size() / 2};
-    // Frame 0 is a draw from a distribution of its own, whatever the temperature of the others.
-    DecoderSettings deciding{set.mask_steps, set.flow_steps, 1.0f, set.rows, set.threads, set.isa};
-    if (set.first_frame == 0 && sampler.initial() != nullptr) {
-        initial_ = sampler.initial()->session(model_, state_, deciding);
+    if (turns_ != nullptr) model_.rotary = {turns_->data(), turns_->data() + turns_->size() / 2};
+    step_ = sampler_->step().session(model_, state_, set);
+    if (set.first_frame == 0 && &sampler_->initial() != &sampler_->step()) {
+        // A draw from a distribution of its own, whatever the temperature of the others.
+        DecoderSettings own = set;
+        own.temperature = 1.0f;
+        initial_ = sampler_->initial().session(model_, state_, own);
     }
-    deciding.temperature = set.temperature;
-    step_ = sampler.step().session(model_, state_, deciding);
     const int counters = 1 + std::max(step_->counters(), initial_ ? initial_->counters() : 0);
     counters_ = std::vector<std::atomic<int>>(counters);
     const int N = m.tokens, C = m.channels;
@@ -84,11 +86,10 @@ SamplerSession::SamplerSession(const Sampler& sampler, const std::vector<float>*
     buffers(buffers_.data());
 
     // Each thread takes members of its own where there are enough of them to keep all threads busy.
-    solo_ = set.threads == 1 || set.teams == Teams::each ||
-            (set.teams == Teams::automatic && (set.rows >= 4 * set.threads || set.rows % set.threads == 0));
+    solo_ = set.threads == 1 || set.rows >= 4 * set.threads || set.rows % set.threads == 0;
     const int threads = solo_ ? set.threads : 1;
     const auto at_a_time = [&](int rows_each) {
-        const int even = (set.rows + threads - 1) / threads;
+        const int even = static_cast<int>((set.rows + threads - 1) / threads);
         return std::clamp(ROWS_AT_A_TIME / rows_each, 1, std::max(even, 1));
     };
     item_members_ = at_a_time(m.masked_rows);
@@ -96,7 +97,7 @@ SamplerSession::SamplerSession(const Sampler& sampler, const std::vector<float>*
     const std::size_t rows = std::max(item_members_ * m.masked_rows, causal_members_ * N);
     const std::size_t ldh = row_stride(m.hidden);
     shared_bytes_ = pages(rows * ld * 8 + rows * (4 * ld + ldh) * 4 + 6 * 64);
-    const std::int64_t keys = std::int64_t{set.prefix_frames + set.own_frames + 1} * N;
+    const std::int64_t keys = (set.prefix_frames + set.own_frames + 1) * N;
     const std::size_t work = frame_attention_work(std::max(keys, std::int64_t{m.masked_rows}));
     own_bytes_ = GEMM_SCRATCH + sizeof(float) * (GEMM_ROWS * (m.head_columns + SAMPLER_COLUMNS) +
                                                  2 * (rows + GEMM_ROWS) * m.input_stride + work);
@@ -119,7 +120,7 @@ void SamplerSession::reset() {
 
 void SamplerSession::read_frame(bool shared, int start, const float* tokens) {
     const Kernels& run = kernels(settings_.isa);
-    const int rows = shared ? settings_.groups : settings_.rows;
+    const int rows = static_cast<int>(shared ? settings_.groups : settings_.rows);
     float* to = !shared ? state_.h : start >= 0 ? state_.anchor : state_.group_h;
     Barrier barrier;
     parallel(settings_.threads, [&](int thread, int threads) {
@@ -148,12 +149,14 @@ void SamplerSession::start_segment(int segment) {
     }
     std::copy_n(state_.anchor, groups * start, state_.group_h);
     std::fill_n(state_.group_past, groups * past_size(), 0.0f);
+    state_.at_start = true;
     ++state_.prefix_frames;
 }
 
 void SamplerSession::read(const float* tokens) {
     read_frame(true, -1, tokens);
     for (int g = 0; g < settings_.groups; ++g) remember(state_.group_past, tokens, g);
+    state_.at_start = false;
     ++state_.prefix_frames;
 }
 
@@ -169,8 +172,13 @@ void SamplerSession::remember(float* past, const float* tokens, int row) const {
 void SamplerSession::follow(const float* tokens) {
     read_frame(false, -1, tokens);
     for (int row = 0; row < settings_.rows; ++row) remember(state_.past, tokens, row);
+    go_on();
+}
+
+void SamplerSession::go_on() {
     ++state_.frame;
     ++state_.own_frames;
+    deciding_ = step_.get();
 }
 
 void SamplerSession::keep(const int* rows, int count) {
@@ -206,7 +214,8 @@ void SamplerSession::begin(const std::uint32_t* seeds, const std::uint32_t* memb
         std::copy_n(state_.group_past + group_[row] * past, past, state_.past + row * past);
     }
     state_.own_frames = 0;
-    state_.frame = settings_.first_frame;
+    state_.frame = static_cast<int>(settings_.first_frame);
+    deciding_ = initial_ ? initial_.get() : step_.get();
     begun_ = true;
 }
 
@@ -225,8 +234,7 @@ void draw_noise(const SamplerView& model, const SamplerState& state, int row, in
 
 void SamplerSession::frame(float* out, bool last) {
     const Kernels& run = kernels(settings_.isa);
-    const int rows = settings_.rows;
-    DecoderSession& deciding = decoder();
+    const int rows = static_cast<int>(settings_.rows);
     for (std::atomic<int>& counter : counters_) counter.store(0, std::memory_order_relaxed);
     Barrier barrier;
     parallel(settings_.threads, [&](int thread, int threads) {
@@ -237,7 +245,7 @@ void SamplerSession::frame(float* out, bool last) {
                             own,           run,
                             settings_.isa, rows,
                             item_members_, counters_.data() + 1};
-        deciding.decide(region);
+        deciding_->decide(region);
         if (last) return;
         for (int row = region.begin(rows); row < region.end(rows); ++row) remember(state_.past, state_.tokens, row);
         region.share_out(-1, causal_members_, [&](int begin, int end) {
@@ -246,11 +254,12 @@ void SamplerSession::frame(float* out, bool last) {
         });
     });
     std::memcpy(out, state_.tokens, sizeof(float) * rows * frame_size());
-    ++state_.frame;
     begun_ = !last;
-    if (!last) ++state_.own_frames;
+    if (!last) go_on();
 }
 
-SamplerPlan SamplerSession::plan() const { return {weight_bytes_, keys_values_bytes_, buffer_bytes_, work_.size()}; }
+SamplerPlan SamplerSession::plan() const {
+    return {sampler_->bytes(), keys_values_bytes_, buffer_bytes_, work_.size()};
+}
 
 }  // namespace enma

@@ -70,16 +70,15 @@ struct SamplerShape {
 // Packed weights; immutable, so that sessions can share it.
 class Sampler {
    public:
-    // `initial` may be empty: `step` decides frame 0 then. Throws what `take` throws.
+    // Throws what `take` throws.
     Sampler(const SamplerShape& shape, const TakeParameter& take, NumberFormat format, const MakeDecoder& initial,
             const MakeDecoder& step);
     Sampler(const Sampler&) = delete;
     Sampler& operator=(const Sampler&) = delete;
     const SamplerView& view() const { return view_; }
-    const Decoder* initial() const { return initial_.get(); }
+    // Of frame 0 of a generated trajectory, and of all others; the same where the model has no decoder of frame 0.
+    const Decoder& initial() const { return initial_ ? *initial_ : *step_; }
     const Decoder& step() const { return *step_; }
-    // Whether frame 0 of a generated trajectory is drawn as a field, and read.
-    bool draws_fields() const { return initial_ && initial_->draws_fields(); }
     std::size_t bytes() const { return packed_.size() + step_->bytes() + (initial_ ? initial_->bytes() : 0); }
 
    private:
@@ -101,6 +100,7 @@ struct SamplerState {
     const std::uint32_t *seeds, *members;  // [B] keys of the noise
     int frame;                             // number of the next frame
     int prefix_frames, own_frames;
+    bool at_start;  // no frame follows the start of the last segment
     KeyValues prefix, own;
     float* group_h;            // [G, N, D] raw output of the causal transformer after the shared frames
     float* anchor;             // [G, N, D] its output at the start of the last segment
@@ -159,26 +159,20 @@ struct SamplerPlan {
     std::size_t weights, keys_values, buffers, work;
 };
 
-// How the threads divide a frame; `automatic` picks by the number of rows. Results do not depend on it.
-enum class Teams { automatic, one, each };
-
-struct SamplerSettings {
-    int rows, groups;
-    int prefix_frames, own_frames;  // capacity: shared frames with a start frame for each segment; fed-back frames
-    int first_frame;                // number of the first latent frame to make
-    int mask_steps, flow_steps;
-    float temperature;
-    int threads;
-    Isa isa;
-    Teams teams;
+// What one chunk of an ensemble needs memory for.
+struct SamplerSettings : DecoderSettings {
+    std::int64_t groups;                     // trajectories, of which the rows are members
+    std::int64_t prefix_frames, own_frames;  // that groups share, with a start for each segment; that are read back
+    std::int64_t first_frame;                // number of the first latent frame to make
 };
 
 // One chunk of an ensemble. Everything is allocated here; nothing is while frames are made.
 class SamplerSession {
    public:
-    // `turns` are cosines, then sines, [2, frames, N, K / 2], of at least as many frames as are read; null without. They and
-    // the sampler outlive it. Throws std::bad_alloc.
-    SamplerSession(const Sampler& sampler, const std::vector<float>* turns, const SamplerSettings& settings);
+    // `turns` are cosines, then sines, [2, frames, N, K / 2], of at least as many frames as are read; null without. Throws
+    // what decoders throw, std::bad_alloc.
+    SamplerSession(std::shared_ptr<const Sampler> sampler, std::shared_ptr<const std::vector<float>> turns,
+                   const SamplerSettings& settings);
     SamplerSession(const SamplerSession&) = delete;
     SamplerSession& operator=(const SamplerSession&) = delete;
 
@@ -205,22 +199,24 @@ class SamplerSession {
     bool begun() const { return begun_; }
 
    private:
-    // The decoder of the next frame.
-    DecoderSession& decoder() const { return state_.frame == 0 && initial_ ? *initial_ : *step_; }
+    // After a frame that each row has read.
+    void go_on();
     void read_frame(bool shared, int start, const float* tokens);
     // Floats of a frame of a row, and of the past frames of one.
     std::size_t frame_size() const { return static_cast<std::size_t>(model_.tokens) * model_.channels; }
     std::size_t past_size() const { return past_frames_ * frame_size(); }
     void remember(float* past, const float* tokens, int row) const;
 
+    std::shared_ptr<const Sampler> sampler_;
+    std::shared_ptr<const std::vector<float>> turns_;
     SamplerView model_;
-    std::size_t weight_bytes_;
     SamplerSettings settings_;
     SamplerState state_{};
     std::vector<int> group_;
     std::vector<std::uint32_t> seeds_, members_;
     std::size_t past_frames_;
     std::unique_ptr<DecoderSession> initial_, step_;
+    DecoderSession* deciding_ = nullptr;  // of the next frame
     // The first segment that was started before, or -1.
     int opening_ = -1;
     bool begun_ = false;
