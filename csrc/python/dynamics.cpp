@@ -14,11 +14,10 @@ constexpr char OP[] = "sampler";
 std::unique_ptr<Dynamics> make_dynamics(const std::string& config, const py::dict& parameters,
                                         const std::string& format) {
     Tensors tensors = tensors_of(parameters);
-    expect(format == "fp32" || format == "bf16", OP, ": format is '", format, "'; expected 'fp32' or 'bf16'");
+    const NumberFormat chosen = format_of(format);
     const ModelConfig read = read_config(Json::parse(config, "config"), "config");
     const py::gil_scoped_release release;
-    auto dynamics =
-        std::make_unique<Dynamics>(read, tensors, format == "bf16" ? NumberFormat::bf16 : NumberFormat::fp32);
+    auto dynamics = std::make_unique<Dynamics>(read, tensors, chosen);
     tensors.check_all_taken();
     return dynamics;
 }

@@ -18,4 +18,10 @@ inline Tensors tensors_of(const pybind11::dict& parameters) {
     return out;
 }
 
+// By name, fp32 or bf16; ValueError for another.
+inline NumberFormat format_of(const std::string& name) {
+    expect(name == "fp32" || name == "bf16", "format is '", name, "'; expected 'fp32' or 'bf16'");
+    return name == "bf16" ? NumberFormat::bf16 : NumberFormat::fp32;
+}
+
 }  // namespace enma

@@ -11,22 +11,24 @@ constexpr char OP[] = "rms_norm";
 using Maybe = std::optional<Tensor>;
 
 // Rows [R, W], which may have gaps between them.
-NormRows rows(const Tensor& x, const char* name, const RmsNorm& g, Dtype dtype) {
+NormRows rows(const Tensor& x, const char* name, const RmsNorm& g) {
     expect(x.is_cpu(), OP, ": ", name, " is on ", x.device(), "; expected the CPU");
-    expect(x.dtype() == dtype, OP, ": ", name, " is ", x.dtype());
+    expect(x.dtype() == Dtype::float32, OP, ": ", name, " is ", x.dtype(), "; expected float32");
     expect(x.has_shape({g.rows, g.width}), OP, ": ", name, " has shape ", x.sizes());
     expect(g.width == 1 || x.numel() == 0 || x.stride(1) == 1, OP, ": ", name, " has gaps within a row");
-    return {x.data(), x.stride(0)};
+    return {x.data<float>(), x.stride(0)};
+}
+
+const float* given(const Tensor& x, const char* name, const std::vector<std::int64_t>& shape) {
+    return static_cast<const float*>(checked(OP, x, name, shape, Dtype::float32));
 }
 
 RmsNorm problem_of(const Tensor& x, const Tensor& weight, int threads) {
     RmsNorm g{};
-    g.format = checked_format(OP, x, "x");
     expect(x.dim() == 2 && x.size(1) > 0, OP, ": x has shape ", x.sizes());
     g.rows = x.size(0), g.width = x.size(1);
     g.threads = threads;
-    g.weight_format = checked_format(OP, weight, "weight");
-    g.weight = checked(OP, weight, "weight", {g.width}, is_half(g.weight_format) ? x.dtype() : Dtype::float32);
+    g.weight = given(weight, "weight", {g.width});
     return g;
 }
 
@@ -35,16 +37,16 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& weight
                                            bool keep, int threads, const std::string& isa) {
     RmsNorm g = problem_of(x, weight, threads);
     g.eps = static_cast<float>(eps);
-    Tensor y = Tensor::empty({g.rows, g.width}, x.dtype(), x);
-    Tensor h = Tensor::empty({residual ? g.rows : 0, g.width}, x.dtype(), x);
+    Tensor y = Tensor::empty({g.rows, g.width}, Dtype::float32, x);
+    Tensor h = Tensor::empty({residual ? g.rows : 0, g.width}, Dtype::float32, x);
     Tensor rstd = Tensor::empty({keep ? g.rows : 0}, Dtype::float32, x);
     RmsNormForward f{};
-    f.x = rows(x, "x", g, x.dtype());
+    f.x = rows(x, "x", g);
     if (residual) {
-        f.residual = rows(*residual, "residual", g, x.dtype());
-        f.h = h.data();
+        f.residual = rows(*residual, "residual", g);
+        f.h = h.data<float>();
     }
-    f.y = y.data();
+    f.y = y.data<float>();
     f.rstd = keep ? rstd.data<float>() : nullptr;
     rms_norm_forward(g, f, isa_of(OP, isa));
     return {std::move(y), std::move(h), std::move(rstd)};
@@ -55,14 +57,14 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_y, const Maybe& grad_h, c
                                     const Tensor& weight, bool want_x, bool want_weight, int threads,
                                     const std::string& isa) {
     const RmsNorm g = problem_of(x, weight, threads);
-    Tensor grad_x = Tensor::empty({want_x ? g.rows : 0, g.width}, x.dtype(), x);
+    Tensor grad_x = Tensor::empty({want_x ? g.rows : 0, g.width}, Dtype::float32, x);
     Tensor grad_weight = Tensor::empty({want_weight ? g.width : 0}, Dtype::float32, x);
     RmsNormBackward b{};
-    b.grad_y = checked(OP, grad_y, "grad_y", {g.rows, g.width}, x.dtype());
-    b.grad_h = grad_h ? checked(OP, *grad_h, "grad_h", {g.rows, g.width}, x.dtype()) : nullptr;
-    b.x = rows(x, "x", g, x.dtype());
-    b.rstd = static_cast<const float*>(checked(OP, rstd, "rstd", {g.rows}, Dtype::float32));
-    b.grad_x = want_x ? grad_x.data() : nullptr;
+    b.grad_y = given(grad_y, "grad_y", {g.rows, g.width});
+    b.grad_h = grad_h ? given(*grad_h, "grad_h", {g.rows, g.width}) : nullptr;
+    b.x = rows(x, "x", g);
+    b.rstd = given(rstd, "rstd", {g.rows});
+    b.grad_x = want_x ? grad_x.data<float>() : nullptr;
     b.grad_weight = want_weight ? grad_weight.data<float>() : nullptr;
     rms_norm_backward(g, b, isa_of(OP, isa));
     return {std::move(grad_x), std::move(grad_weight)};

@@ -28,6 +28,8 @@ class Dynamics {
     Dynamics(const Dynamics&) = delete;
     Dynamics& operator=(const Dynamics&) = delete;
 
+    // Throws Error for rows, threads and a temperature that no session can have.
+    void check(const DecoderSettings& settings) const;
     // Memory for a chunk. Throws Error, std::bad_alloc.
     std::unique_ptr<SamplerSession> session(const SamplerSettings& settings) const;
     NumberFormat format() const { return sampler_->view().format; }

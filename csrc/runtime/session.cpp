@@ -3,7 +3,6 @@
 #include "runtime/session.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -34,21 +33,13 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings& sett
              " on; at least 1 member, with numbers from 0 to 2^32 - 1, is expected");
     }
     const ModelConfig& config = model_->config();
-    const std::int64_t rows = config.masked_rows();
-    if (set.num_members > MOST_TOKENS / rows) {
-        fail(ENMA_INVALID_ARGUMENT, "num_members is ", set.num_members, "; a session takes at most ",
-             MOST_TOKENS / rows, ": use several, each with its own first_member");
-    }
     if (set.num_frames < 0 || set.num_frames > MOST_FRAMES) {
         fail(ENMA_INVALID_ARGUMENT, "num_frames is ", set.num_frames, "; 0 to ", MOST_FRAMES, " is expected");
     }
-    if (set.threads < 1 || set.threads > MOST_THREADS) {
-        fail(ENMA_INVALID_ARGUMENT, "threads is ", set.threads, "; 0 to ", MOST_THREADS, " is expected");
-    }
+    model_->dynamics().check(deciding());
     if (!can_run(set.threads)) {
         fail(ENMA_NO_MEMORY, "threads is ", set.threads, "; the system lets this process start fewer: use less");
     }
-    if (!std::isfinite(set.temperature)) fail(ENMA_INVALID_ARGUMENT, "temperature is not a finite number");
     groups_ = groups_of(set.shifts);
     seed_ =
         philox_4x32({low(set.trajectory), high(set.trajectory), TRAJECTORY_STEP, 0}, low(set.seed), high(set.seed)).w0;
@@ -111,14 +102,10 @@ Session::Plan Session::plan(const Observed& observed) const {
     return plan;
 }
 
-void Session::begin_sampling(std::int64_t shared, std::int64_t own) {
-    const SamplingConfig& own_settings = model_->config().sampling;
-    sampling_ = model_->dynamics().session({{own_settings.mask_steps, own_settings.flow_steps, settings_.temperature,
-                                             settings_.num_members, settings_.threads, settings_.isa},
-                                            num_groups(),
-                                            shared,
-                                            own,
-                                            num_history() + num_read(observed_)});
+DecoderSettings Session::deciding() const {
+    const SamplingConfig& own = model_->config().sampling;
+    return {own.mask_steps,        own.flow_steps,    settings_.temperature,
+            settings_.num_members, settings_.threads, settings_.isa};
 }
 
 void Session::begin(Observed observed) {
@@ -146,7 +133,7 @@ void Session::read_all(Observed observed, const Plan& planned) {
     made.swap(observed_.made);
     observed_.made.reserve((total_latents_ - first) * B * Z);
     states_.assign(B, model_->codec().decoder().state());
-    begin_sampling(planned.shared, planned.own);
+    sampling_ = model_->dynamics().session({deciding(), G, planned.shared, planned.own, first + read});
     int segment = 0;
     if (context > 0) {
         sampling_->start_segment(segment++);

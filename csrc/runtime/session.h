@@ -140,7 +140,7 @@ class Session {
     // Takes what was observed, reads it and what was made, and is ready for the next frame.
     void begin(Observed observed);
     void read_all(Observed observed, const Plan& planned);
-    void begin_sampling(std::int64_t shared, std::int64_t own);
+    DecoderSettings deciding() const;
     // Decodes the next latent frame, [members, N C]; its frames are pending.
     void decode(const float* latents);
     void decode_row(const float* latents, StreamState& state, char* work, Sink sink, void* to) const;

@@ -15,31 +15,23 @@ from ._backend import native, native_problem
 from ._checks import dtype_name
 from .flow_plan import FlowPlan
 
+FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
 
 def problem(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the extension cannot serve weights of this device and dtype."""
-    if dtype not in (torch.float32, torch.bfloat16):
+    if dtype not in FORMATS:
         return f"takes float32 and bfloat16 weights, these are {dtype_name(dtype)}"
     return native_problem(device)
 
 
-def run(
-    c_MD: Tensor,
-    noise_MC: Tensor,
-    plan: FlowPlan,
-    *,
-    threads: int | None = None,
-    isa: str = "",
-    division: str = "",
-) -> Tensor:
+def run(c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, *, threads: int | None = None, isa: str = "") -> Tensor:
     """Carry noise to tokens under their conditions; ``[M, C]`` fp32, both arguments contiguous.
 
-    A row's bits depend neither on the other rows, nor on `threads` (those of torch by default), nor on `division`: how
-    the work is divided among them, ``rows``, ``columns``, or by size. `isa` is an instruction set by name, the best by
-    default.
+    A row's bits depend neither on the other rows, nor on `threads` (those of torch by default). `isa` is an instruction
+    set by name, the best by default.
     """
-    threads = threads or torch.get_num_threads()
-    return packed(plan).run(c_MD, noise_MC, threads=threads, isa=isa, division=division)
+    return packed(plan).run(c_MD, noise_MC, threads=threads or torch.get_num_threads(), isa=isa)
 
 
 def packed(plan: FlowPlan) -> Any:
@@ -53,14 +45,20 @@ def packed(plan: FlowPlan) -> Any:
 def pack(plan: FlowPlan) -> Any:
     """A copy of the plan's weights as the kernels read them."""
     w = plan.weights
-    tensors = [w.condition_weight, w.condition_bias, w.inward_weight, w.inward_bias]
-    for block in w.blocks:
-        tensors += [block.modulation_weight, block.modulation_bias]
-        tensors += [block.up_weight, block.up_bias, block.down_weight, block.down_bias]
-    tensors += [w.modulation_weight, w.modulation_bias, w.outward_weight, w.outward_bias]
+    layers: dict[str, tuple[Any, str]] = {name: (w, name) for name in ("condition", "inward", "modulation", "outward")}
+    for i, block in enumerate(w.blocks):
+        layers |= {f"blocks.{i}.{name}": (block, name) for name in ("modulation", "up", "down")}
+    parameters = {
+        f"{layer}.{kind}": getattr(part, f"{name}_{kind}").detach().float().contiguous()
+        for layer, (part, name) in layers.items()
+        for kind in ("weight", "bias")
+    }
+    dtype = w.inward_weight.dtype
     return native().FlowHead(
-        [tensor.detach().contiguous() for tensor in tensors],
-        time=plan.time_RW.detach().to(w.inward_weight.dtype).contiguous(),
+        parameters,
+        shape=(w.inward_weight.shape[1], w.condition_weight.shape[1], w.inward_weight.shape[0], len(w.blocks)),
+        format=FORMATS[dtype],
+        time=plan.time_RW.detach().to(dtype).float().contiguous(),
         moves=list(plan.moves),
         moves_per_step=plan.moves_per_step,
     )

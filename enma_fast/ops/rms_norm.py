@@ -23,7 +23,7 @@ OP = "rms_norm"
 MAX_TRITON_WIDTH = 4096
 DTYPES = {
     "triton": (torch.float32, torch.bfloat16, torch.float16),
-    "native": (torch.float32, torch.bfloat16),
+    "native": (torch.float32,),
 }
 
 

@@ -96,37 +96,26 @@ struct Model {
     Model(const Shape& s, bool bf16, int frames) : shape(s) {
         const std::size_t turned = s.rotary ? s.width / s.heads / 2 : 0;
         const std::size_t rows = static_cast<std::size_t>(s.tokens) * (s.concat ? 2 : 1);
-        const SamplerShape sizes{s.tokens,
-                                 s.channels,
-                                 s.width,
-                                 s.heads,
-                                 s.hidden,
-                                 s.rank,
-                                 s.layers,
-                                 s.layers,
-                                 s.concat,
-                                 1e-5f,
-                                 drawn(s.places ? s.tokens * s.width : 0),
-                                 drawn(2 * rows * turned)};
+        const SamplerShape sizes{
+            {s.tokens, s.channels, s.width, s.heads, s.hidden, s.rank, s.layers, s.layers, s.concat, 1e-5f},
+            drawn(s.places ? s.tokens * s.width : 0),
+            drawn(2 * rows * turned)};
         if (turned > 0) {
             turns = std::make_shared<const std::vector<float>>(
                 drawn(2 * static_cast<std::size_t>(frames) * s.tokens * turned));
         }
         const bool plane = s.lines > 1;
-        DecoderShape of{s.tokens,
-                        s.channels,
-                        s.width,
-                        true,
-                        true,
-                        {s.lines, s.tokens / s.lines * 2, plane, plane && s.ring, s.ring, 1, 2},
+        DecoderShape of{s.tokens,      s.channels,
+                        s.width,       true,
+                        true,          {s.lines, s.tokens / s.lines * 2, plane, plane && s.ring, s.ring, 1, 2},
                         s.channels / 2};
         const MakeDecoder initial = decoder(s.initial, of);
         of.initial = false;
         const TakeParameter take = [this](const std::string& name, const std::vector<std::int64_t>& shape) {
             return numbers.take(name, shape);
         };
-        sampler = std::make_shared<const Sampler>(sizes, take, bf16 ? NumberFormat::bf16 : NumberFormat::fp32,
-                                                  initial, decoder(s.step, of));
+        sampler = std::make_shared<const Sampler>(sizes, take, bf16 ? NumberFormat::bf16 : NumberFormat::fp32, initial,
+                                                  decoder(s.step, of));
     }
 
     std::unique_ptr<SamplerSession> session(int own_frames, int threads, Isa isa) const {

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from enma_fast.ops._backend import triton_problem
-from enma_fast.ops.philox_normal import normals_of_words, philox_normal_ref, philox_uniform
+from enma_fast.ops.philox_normal import normals_of_words, philox_normal, philox_normal_ref, philox_uniform
 
+from .._extension import needs_native
 from ._philox import KNOWN_ANSWERS, numpy_words, philox_4x32, philox_4xw
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# The header, and the operator's CPU loop, behind C symbols.
+# The header behind C symbols.
 SHIM = """
-#include "core/cpu/philox_normal.cpp"
+#include "core/philox.h"
 extern "C" void words(std::int64_t n, const std::uint32_t* counter, const std::uint32_t* key, std::uint32_t* out) {
     for (; n > 0; --n, counter += 4, key += 2, out += 4) {
         const enma::PhiloxWords w =
@@ -35,9 +36,6 @@ extern "C" void normals(std::int64_t n, const std::uint32_t* word, float* out) {
         out[0] = pair.first, out[1] = pair.second;
     }
 }
-extern "C" void draw(const enma::PhiloxNormalArguments* arguments, float* out) {
-    enma::philox_normal(*arguments, out);
-}
 """
 
 
@@ -49,9 +47,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         pytest.skip("no g++")
     folder = tmp_path_factory.mktemp("philox")
     (folder / "shim.cpp").write_text(SHIM)
-    options = ["-std=c++20", "-O3", "-fopenmp", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
-    sources = ["shim.cpp", str(ROOT / "csrc/core/cpu/parallel.cpp")]
-    subprocess.run([compiler, *options, *sources, "-o", "shim.so"], cwd=folder, check=True)
+    options = ["-std=c++20", "-O3", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
+    subprocess.run([compiler, *options, "shim.cpp", "-o", "shim.so"], cwd=folder, check=True)
     return ctypes.CDLL(str(folder / "shim.so"))
 
 
@@ -180,29 +177,12 @@ def test_uniforms_and_normals_in_triton(triton_kernel, device, rng):
     assert (apart > 0).float().mean() < 2e-4
 
 
-class _Arguments(ctypes.Structure):
-    """enma::PhiloxNormalArguments."""
-
-    _fields_ = (
-        *((f"{name}_{part}", kind) for name in ("seed", "members", "frame", "mask_step") for part, kind in
-          (("values", ctypes.c_void_p), ("stride", ctypes.c_int64))),
-        ("tokens", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("stride_member", "stride_place", "members_B", "tokens_M", "channels")),
-        ("threads", ctypes.c_int),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(("B", "M", "C", "threads"), [(1, 1, 1, 1), (3, 5, 7, 1), (65, 17, 5, 2), (2, 3, 4096, 2)])
-def test_the_cpu_loop_alone(library, B, M, C, threads):
-    # Overlapping views: members two apart, tokens transposed, one seed for all.
-    words = {"seed": torch.tensor([-3]), "frame": torch.arange(B) + 2**40, "mask_step": torch.tensor([6])}
-    members, tokens = torch.arange(2 * B)[::2], torch.randint(0, 1000, (M, B)).T
-    given = [words["seed"], members, words["frame"], words["mask_step"]]
-    pairs = [field for w in given for field in (w.data_ptr(), w.stride(0) if len(w) == B and B > 1 else 0)]
-    out = torch.empty(B, M, C)
-    arguments = _Arguments(*pairs, tokens.data_ptr(), *tokens.stride(), B, M, C, threads)
-    library.draw(ctypes.byref(arguments), ctypes.c_void_p(out.data_ptr()))
-    expected = philox_normal_ref(seed=-3, members=members, frame=words["frame"], mask_step=6, tokens=tokens, channels=C)
-    apart = ulps(out, expected)
+@needs_native
+@pytest.mark.parametrize(("B", "M", "C"), [(1, 1, 1), (3, 5, 7), (65, 17, 5), (2, 3, 4096)])
+def test_the_cpu_loop_over_views(B, M, C):
+    # Members two apart, tokens transposed, one seed for all.
+    given = {"seed": -3, "frame": torch.arange(B) + 2**40, "mask_step": 6, "channels": C}
+    given |= {"members": torch.arange(2 * B)[::2], "tokens": torch.randint(0, 1000, (M, B)).T}
+    apart = ulps(philox_normal(**given, backend="native"), philox_normal_ref(**given))
     assert apart.max() <= 1
     assert (apart > 0).float().mean() < 2e-4

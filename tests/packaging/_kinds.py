@@ -195,7 +195,7 @@ def cpp_branches(tree: Tree) -> Places:
                 text = match[match.lastgroup or 0]
                 if (match.lastgroup == "kind" and any(owns(path, kind) for kind in OWN)) or text == "entry.first":
                     continue
-                words = re.findall(r"[a-z]+(?:_[a-z]+)*", text.lower())
+                words = re.findall(r"[a-z]+(?:[-_][a-z]+)*", text.lower())
                 kinds = [_CPP_KINDS[word] for word in words if word in _CPP_KINDS] or [""]
                 if not owns(path, kinds[-1]):
                     found.append(f"{path}:{number}: {text}")

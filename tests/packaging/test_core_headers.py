@@ -58,8 +58,13 @@ def test_core_includes_only_itself_and_the_system(root: Path, texts: dict[Path, 
 
 
 def fragments(texts: dict[Path, str]) -> set[str]:
-    """Headers that some file includes behind a target pragma; they are part of that file, and need not stand alone."""
-    return {name for text in texts.values() for name in behind_a_target(text)}
+    """Headers that some file includes behind a target pragma; they are part of that file, and need not stand alone.
+
+    So are those that one of them includes, if they include nothing themselves.
+    """
+    found = {name for text in texts.values() for name in behind_a_target(text)}
+    inner = {name for part in found for name in includes(texts.get(Path("csrc") / part, ""))}
+    return found | {name for name in inner if not includes(texts.get(Path("csrc") / name, "#include <none>"))}
 
 
 def needs_cuda(name: str, texts: dict[Path, str], seen: frozenset[str] = frozenset()) -> bool:

@@ -22,8 +22,8 @@ pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_bits_do_not_depend_on_the_threads(name: str, dtype: torch.dtype) -> None:
-    # One member, as many as threads or not, and so many that a thread takes them in pieces: threads divide a frame among
-    # them, or each has members of its own.
+    # One member, as many as threads or not, and so many that a thread takes them in pieces. Threads divide a frame, or
+    # each has members of its own.
     for members in (1, 3, 40):
         given = problem(build(name), "initial-value", groups=1, members=members)
         first = play(packed(name, dtype), given)

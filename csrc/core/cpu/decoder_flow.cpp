@@ -1,7 +1,6 @@
 // Decoder `flow`: tokens in mask steps of random order, each by integrating a flow from noise; enma_fast/models/decoders/flow.py
 // and schedule.py.
 #include <cmath>
-#include <deque>
 #include <mutex>
 #include <numbers>
 
@@ -74,47 +73,17 @@ class FlowDecoder : public Decoder {
 
 FlowDecoder::FlowDecoder(const FlowConfig& config, const DecoderShape& shape, const DecoderSlot& slot)
     : config_(config), format_(slot.format) {
-    const std::int64_t C = shape.channels, D = shape.width, W = config.width, F = config.time_features;
+    const std::int64_t W = config.width, F = config.time_features;
     moments_weights_ = packed(slot.take, slot.prefix, slot.format, [&](Packer& pack) {
         if (!config.residual) return;
         mean_ = pack.linear("moments", shape.channels, shape.width, true, 0, 2);
         scale_ = pack.linear("moments", shape.channels, shape.width, true, 1, 2);
     });
-    const auto given = [&](const std::string& name, const std::vector<std::int64_t>& sizes) {
-        return slot.take(slot.prefix + "velocity." + name, sizes);
-    };
-    // In the number format, until they are packed.
-    std::deque<std::vector<std::uint16_t>> narrowed;
-    const auto take = [&](const std::string& name, const std::vector<std::int64_t>& sizes) -> const void* {
-        const float* const values = given(name, sizes);
-        if (!is_half(slot.format)) return values;
-        std::vector<std::uint16_t>& narrow = narrowed.emplace_back(sizes[0] * (sizes.size() > 1 ? sizes[1] : 1));
-        std::transform(values, values + narrow.size(), narrow.begin(), to_bf16);
-        return narrow.data();
-    };
-    FlowHeadWeights w{};
-    w.channels = shape.channels;
-    w.condition_width = shape.width;
-    w.width = config.width;
-    w.moves_per_step = 2;
-    w.format = slot.format;
-    w.condition_weight = take("condition.weight", {W, D});
-    w.condition_bias = take("condition.bias", {W});
-    w.inward_weight = take("inward.weight", {W, C});
-    w.inward_bias = take("inward.bias", {W});
-    for (int i = 0; i < config.layers; ++i) {
-        const std::string name = "blocks." + std::to_string(i) + ".";
-        w.blocks.push_back({take(name + "modulation.weight", {3 * W, W}), take(name + "modulation.bias", {3 * W}),
-                            take(name + "up.weight", {W, W}), take(name + "up.bias", {W}),
-                            take(name + "down.weight", {W, W}), take(name + "down.bias", {W})});
-    }
-    w.modulation_weight = take("modulation.weight", {2 * W, W});
-    w.modulation_bias = take("modulation.bias", {2 * W});
-    w.outward_weight = take("outward.weight", {C, W});
-    w.outward_bias = take("outward.bias", {C});
-    head_ = std::make_unique<const FlowHead>(w);
+    const std::string velocity = slot.prefix + "velocity.";
+    const FlowHeadShape sizes{shape.channels, shape.width, config.width, config.layers};
+    head_ = std::make_unique<const FlowHead>(sizes, slot.take, velocity, slot.format);
     const auto copied = [&](const char* name, const std::vector<std::int64_t>& sizes) {
-        const float* const values = given(name, sizes);
+        const float* const values = slot.take(velocity + name, sizes);
         return std::vector<float>(values, values + sizes[0] * (sizes.size() > 1 ? sizes[1] : 1));
     };
     time_0_ = copied("time.0.weight", {W, F});
@@ -174,6 +143,7 @@ class FlowSession : public DecoderSession {
           steps_(decoder.steps(settings.flow_steps)),
           head_(decoder.head()) {
         head_.evaluations = 2 * steps_->count;
+        head_.moves_per_step = 2;
         head_.time = steps_->time.data();
         head_.moves = steps_->moves.data();
     }

@@ -131,7 +131,7 @@ struct Pass {
     // y = norm(x) of places [begin, end)
     void normalise(const float* x, const float* weight, int begin, int end, float* y) const {
         const int W = head.width;
-        const RmsNorm norm{NumberFormat::fp32, NumberFormat::fp32, end, W, head.epsilon, weight, 1};
+        const RmsNorm norm{end, W, head.epsilon, weight, 1};
         const RmsNormForward rows{{x, W}, {}, y, nullptr, nullptr};
         vectors.rms_norm.forward(norm, rows, begin, end, own.norm);
     }

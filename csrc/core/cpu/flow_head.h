@@ -5,9 +5,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
-#include "core/cpu/gemm.h"
+#include "core/cpu/packed_linear.h"
 #include "core/cpu/parallel.h"
 
 namespace enma {
@@ -17,11 +18,12 @@ struct FlowBlockView {
     LinearView up, down;
 };
 
-struct FlowHeadView {
-    int channels;
-    int condition_width;
-    int width;
-    int layers;
+struct FlowHeadShape {
+    int channels, condition_width, width, layers;
+};
+
+// Packed weights, and the schedule of evaluations that whoever runs it gives.
+struct FlowHeadView : FlowHeadShape {
     int evaluations;
     int moves_per_step;
     NumberFormat format;
@@ -42,25 +44,6 @@ struct FlowHeadCall {
     std::int64_t rows;
 };
 
-// Weights as stored, contiguous, all bf16 or all fp32.
-struct FlowBlockWeights {
-    const void *modulation_weight, *modulation_bias, *up_weight, *up_bias, *down_weight, *down_bias;
-};
-
-struct FlowHeadWeights {
-    int channels, condition_width, width, evaluations, moves_per_step;
-    NumberFormat format;
-    const void *condition_weight, *condition_bias, *inward_weight, *inward_bias;
-    std::vector<FlowBlockWeights> blocks;
-    const void *modulation_weight, *modulation_bias, *outward_weight, *outward_bias;
-    // [R, W]
-    const void* time;
-    std::vector<float> moves;
-};
-
-// How the work is divided; `automatic` picks by the number of rows. Results do not depend on it.
-enum class Division { automatic, rows, columns };
-
 // Rows that share the columns at a time.
 constexpr int FLOW_HEAD_TOGETHER = 32;
 
@@ -72,12 +55,11 @@ bool flow_head_shares_columns(const FlowHeadView& head, std::int64_t rows, int t
 
 class FlowHead {
    public:
-    explicit FlowHead(const FlowHeadWeights& weights);
+    // Of the layers condition, inward, blocks.<i>.{modulation, up, down}, modulation and outward behind `prefix`. Throws what
+    // `take` throws.
+    FlowHead(const FlowHeadShape& shape, const TakeParameter& take, const std::string& prefix, NumberFormat format);
     FlowHead(const FlowHead&) = delete;
     FlowHead& operator=(const FlowHead&) = delete;
-
-    // Throws std::bad_alloc.
-    void run(const FlowHeadCall& call, int threads, Isa isa, Division division = Division::automatic) const;
 
     const FlowHeadView& view() const { return view_; }
     std::size_t bytes() const { return packed_.size(); }
@@ -85,8 +67,10 @@ class FlowHead {
    private:
     Buffer packed_;
     std::vector<FlowBlockView> blocks_;
-    std::vector<float> moves_;
-    FlowHeadView view_;
+    FlowHeadView view_{};
 };
+
+// By threads that share the rows, or the columns where rows are few: results do not depend on it. Throws std::bad_alloc.
+void run_flow_head(const FlowHeadView& head, const FlowHeadCall& call, int threads, Isa isa);
 
 }  // namespace enma

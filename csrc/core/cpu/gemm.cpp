@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "core/half.h"
+
 namespace enma {
 
 namespace {
@@ -13,14 +15,6 @@ std::size_t weight_bytes(int n, int k, NumberFormat format) {
 }
 
 }  // namespace
-
-float stored(const void* values, std::ptrdiff_t i, NumberFormat format) {
-    if (!is_half(format)) return static_cast<const float*>(values)[i];
-    const std::uint32_t bits = static_cast<std::uint32_t>(static_cast<const std::uint16_t*>(values)[i]) << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
 
 std::size_t packed_bytes(int n, int k, NumberFormat format) {
     return weight_bytes(n, k, format) + (static_cast<std::size_t>(n) + PANEL - 1) / PANEL * PANEL * sizeof(float);
@@ -43,7 +37,10 @@ void pack_linear(const void* weight, const void* bias, int n, int k, NumberForma
     }
     if (bias == nullptr) return;
     float* biases = reinterpret_cast<float*>(static_cast<char*>(packed) + weight_bytes(n, k, format));
-    for (int i = 0; i < n; ++i) biases[i] = stored(bias, i, format);
+    for (int i = 0; i < n; ++i) {
+        biases[i] = is_half(format) ? from_bf16(static_cast<const std::uint16_t*>(bias)[i])
+                                    : static_cast<const float*>(bias)[i];
+    }
 }
 
 LinearView view_linear(const void* packed, int n, int k, NumberFormat format) {

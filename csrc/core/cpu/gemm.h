@@ -43,9 +43,6 @@ std::size_t packed_bytes(int n, int k, NumberFormat format);
 // weight [n, k]; bias [n] or null; both bf16 or both fp32.
 void pack_linear(const void* weight, const void* bias, int n, int k, NumberFormat format, void* packed);
 
-// Number i of weights as stored.
-float stored(const void* values, std::ptrdiff_t i, NumberFormat format);
-
 LinearView view_linear(const void* packed, int n, int k, NumberFormat format);
 
 class Barrier;

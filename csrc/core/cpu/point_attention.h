@@ -70,8 +70,6 @@ struct PointAttentionKernels {
     int64_t (*backward_scratch)(const PointAttention&);
     // One head and all queries.
     void (*backward)(const PointAttention&, const PointAttentionTask&, float* scratch, const PointAttentionGradients&);
-    // For tests.
-    void (*exp2)(const float* x, float* y, int64_t n);
 };
 
 }  // namespace enma

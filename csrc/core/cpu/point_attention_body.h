@@ -99,10 +99,6 @@ inline float exp2_of_one(float x) {
     return lanes[0];
 }
 
-void exp2_of_many(const float* x, float* y, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) y[i] = exp2_of_one(x[i]);
-}
-
 // Logits (base 2) of one row become weights; the row's maximum, sum and accumulated values follow.
 inline void exponentials(float* logits, int64_t lanes, float& most, float* total, float* values, int64_t width) {
     Floats found = load(logits);
@@ -332,7 +328,7 @@ void backward(const PointAttention& g, const PointAttentionTask& task, float* sc
     to.slopes[which] = static_cast<float>(slope_grad);
 }
 
-constexpr enma::PointAttentionKernels KERNELS{forward_scratch, forward, backward_scratch, backward, exp2_of_many};
+constexpr enma::PointAttentionKernels KERNELS{forward_scratch, forward, backward_scratch, backward};
 
 }  // namespace point
 }  // namespace

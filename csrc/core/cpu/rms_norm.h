@@ -4,38 +4,35 @@
 #include <cstdint>
 
 #include "core/cpu/dispatch.h"
-#include "core/number_format.h"
 
 namespace enma {
 
-// Rows of the problem's type, `stride` elements apart; null: absent.
+// Rows `stride` elements apart; null: absent.
 struct NormRows {
-    const void* data = nullptr;
+    const float* data = nullptr;
     int64_t stride = 0;
 };
 
 struct RmsNorm {
-    NumberFormat format;  // of all rows
-    NumberFormat weight_format;
     int64_t rows, width;
     float eps;
-    const void* weight;
+    const float* weight;
     int threads;
 };
 
 struct RmsNormForward {
     NormRows x, residual;
-    void* y;      // rows without gaps
-    void* h;      // likewise; null without a residual
+    float* y;     // rows without gaps
+    float* h;     // likewise; null without a residual
     float* rstd;  // [rows], 1 / sqrt(mean(h^2) + eps); may be null
 };
 
 struct RmsNormBackward {
-    const void* grad_y;  // rows without gaps
-    const void* grad_h;  // likewise; null: zero
+    const float* grad_y;  // rows without gaps
+    const float* grad_h;  // likewise; null: zero
     NormRows x;
     const float* rstd;
-    void* grad_x;        // rows without gaps; null: not wanted
+    float* grad_x;       // rows without gaps; null: not wanted
     float* grad_weight;  // [width]; null: not wanted
 };
 
@@ -53,6 +50,6 @@ struct RmsNormKernels {
 // Rows of work space are as long as a whole number of the widest vectors.
 inline int64_t padded_width(int64_t width) { return (width + 15) / 16 * 16; }
 
-constexpr int64_t RMS_NORM_WORK_ROWS = 3;
+constexpr int64_t RMS_NORM_WORK_ROWS = 2;
 
 }  // namespace enma

@@ -30,11 +30,17 @@ struct RotaryView {
     const float *cosines, *sines;
 };
 
-struct SamplerView {
-    int tokens, channels, width, heads, head_dim, hidden;
-    NumberFormat format;
-    bool concat, scale_shift;
+struct SamplerSizes {
+    int tokens, channels, width, heads, hidden;
+    int rank;                          // of scaling and shift; 0: none
+    int causal_layers, masked_layers;  // 0 of the latter: no masked transformer
+    bool concat;
     float epsilon;  // of the norms
+};
+
+struct SamplerView : SamplerSizes {
+    int head_dim;
+    NumberFormat format;
     int masked_rows;
     int head_unit;                // heads whose columns fill whole panels: what threads take
     int head_columns;             // columns of heads in work space
@@ -45,7 +51,6 @@ struct SamplerView {
     const float* places;  // [N, D] or null, of both transformers
     RotaryView rotary;    // of each frame
     const BlockView* causal;
-    int causal_layers;
     // Scaling and shift of the context by a bottleneck.
     LinearView narrow, gamma, beta;
     // Masked transformer.
@@ -53,16 +58,10 @@ struct SamplerView {
     const float* mask;         // [D]
     RotaryView masked_rotary;  // of each of the R rows
     const BlockView* masked;
-    int masked_layers;
     const float* final_norm;
 };
 
-struct SamplerShape {
-    int tokens, channels, width, heads, hidden;
-    int rank;                          // of scaling and shift; 0: none
-    int causal_layers, masked_layers;  // 0 of the latter: no masked transformer
-    bool concat;
-    float epsilon;
+struct SamplerShape : SamplerSizes {
     std::vector<float> places;        // [N, D], or none
     std::vector<float> masked_turns;  // cosines, then sines, [2, R, K / 2], or none
 };

@@ -16,7 +16,7 @@ inline void SamplerKernels<Mode>::context(int row, const To& to) const {
     const int group = s.group[row];
     const float* h = s.own_frames > 0 ? s.h + static_cast<ptrdiff_t>(row) * N * ld
                                       : s.group_h + static_cast<ptrdiff_t>(group) * N * ld;
-    if (!m.scale_shift || (s.at_start && s.own_frames == 0)) {
+    if (m.rank == 0 || (s.at_start && s.own_frames == 0)) {
         for (int n = 0; n < N; ++n) {
             for (int j = columns.begin * PANEL; j < columns.end * PANEL; j += V::LANES) {
                 to(n, j, V::load(h + n * ld + j));

@@ -36,16 +36,9 @@ Sampler::Sampler(const SamplerShape& s, const TakeParameter& take, NumberFormat 
                  const MakeDecoder& step) {
     SamplerView& v = view_;
     const int D = s.width, C = s.channels, N = s.tokens;
-    v.tokens = N;
-    v.channels = C;
-    v.width = D;
-    v.heads = s.heads;
+    static_cast<SamplerSizes&>(v) = s;
     v.head_dim = D / s.heads;
-    v.hidden = s.hidden;
     v.format = format;
-    v.concat = s.concat;
-    v.scale_shift = s.rank > 0;
-    v.epsilon = s.epsilon;
     v.masked_rows = N * (s.concat ? 2 : 1);
     v.head_unit = PANEL / std::gcd(PANEL, v.head_dim);
     v.head_columns = std::max(SAMPLER_COLUMNS, v.head_unit * v.head_dim);
@@ -55,7 +48,7 @@ Sampler::Sampler(const SamplerShape& s, const TakeParameter& take, NumberFormat 
         v.start = pack.rows(pack.numbers("context.start", {2, D}).data(), 2, D);
         v.places = s.places.empty() ? nullptr : pack.rows(s.places.data(), N, D);
         causal_ = pack_blocks(pack, "context", s.causal_layers, v);
-        if (v.scale_shift) {
+        if (s.rank > 0) {
             v.narrow = pack.linear("context.scale_shift.down", s.rank, D, false);
             v.gamma = pack.linear("context.scale_shift.up", D, s.rank, true, 0, 2);
             v.beta = pack.linear("context.scale_shift.up", D, s.rank, true, 1, 2);
@@ -73,9 +66,7 @@ Sampler::Sampler(const SamplerShape& s, const TakeParameter& take, NumberFormat 
         }
     });
     v.causal = causal_.data();
-    v.causal_layers = s.causal_layers;
     v.masked = masked_.data();
-    v.masked_layers = s.masked_layers;
     if (initial) initial_ = initial({take, "dynamics.initial.", format, s.epsilon});
     step_ = step({take, "dynamics.step.", format, s.epsilon});
 }

@@ -3,14 +3,14 @@
 namespace enma {
 
 const VectorKernels& vector_kernels(Isa isa) {
-    const VectorKernels* found = nullptr;
     switch (isa) {
-        case Isa::avx2: found = vector_kernels_avx2(); break;
+#ifdef ENMA_X86_KERNELS
+        case Isa::avx2: return vector_kernels_avx2;
         case Isa::avx512:
-        case Isa::avx512_bf16: found = vector_kernels_avx512(); break;
-        default: break;
+        case Isa::avx512_bf16: return vector_kernels_avx512;
+#endif
+        default: return vector_kernels_portable;
     }
-    return found != nullptr ? *found : *vector_kernels_portable();
 }
 
 }  // namespace enma

@@ -22,11 +22,7 @@ struct VectorKernels {
     void (*row_sums)(const RowSums& sums);
 };
 
-// Null where the compiler cannot make them; the processor may lack what it made.
-const VectorKernels* vector_kernels_portable();
-const VectorKernels* vector_kernels_avx2();
-const VectorKernels* vector_kernels_avx512();
-// Only with ENMA_EMULATION.
+extern const VectorKernels vector_kernels_portable, vector_kernels_avx2, vector_kernels_avx512;
 
 // Those of an instruction set, or the portable ones where the compiler could not make them.
 const VectorKernels& vector_kernels(Isa isa);

@@ -12,22 +12,8 @@
 #pragma GCC optimize("fp-contract=fast")
 #define ENMA_LANES 16
 #define ENMA_AVX512
-#include "core/cpu/lanes.h"
-#include "core/cpu/tiles.h"
-// The bodies need the lanes.
-#include "core/cpu/elu_body.h"
-#include "core/cpu/frame_attention_body.h"
-#include "core/cpu/point_attention_body.h"
-#include "core/cpu/rms_norm_body.h"
-#include "core/cpu/row_sums_body.h"
-#include "core/cpu/self_attention_body.h"
-#include "core/cpu/swiglu_body.h"
+#include "core/cpu/vector_bodies.h"
 #pragma GCC pop_options
 
-static constexpr enma::VectorKernels KERNELS{frame::KERNELS, point::KERNELS, norm::KERNELS, projected::KERNELS,
-                                             gated::KERNELS, units::elu,     sums::of_rows};
-
-const enma::VectorKernels* enma::vector_kernels_avx512() { return &KERNELS; }
-#else
-const enma::VectorKernels* enma::vector_kernels_avx512() { return nullptr; }
+const enma::VectorKernels enma::vector_kernels_avx512 = ENMA_VECTOR_KERNELS;
 #endif

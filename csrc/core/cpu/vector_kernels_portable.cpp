@@ -3,18 +3,6 @@
 #include "core/cpu/vector_kernels.h"
 
 #define ENMA_LANES 4
-#include "core/cpu/lanes.h"
-#include "core/cpu/tiles.h"
-// The bodies need the lanes.
-#include "core/cpu/elu_body.h"
-#include "core/cpu/frame_attention_body.h"
-#include "core/cpu/point_attention_body.h"
-#include "core/cpu/rms_norm_body.h"
-#include "core/cpu/row_sums_body.h"
-#include "core/cpu/self_attention_body.h"
-#include "core/cpu/swiglu_body.h"
+#include "core/cpu/vector_bodies.h"
 
-static constexpr enma::VectorKernels KERNELS{frame::KERNELS, point::KERNELS, norm::KERNELS, projected::KERNELS,
-                                             gated::KERNELS, units::elu,     sums::of_rows};
-
-const enma::VectorKernels* enma::vector_kernels_portable() { return &KERNELS; }
+const enma::VectorKernels enma::vector_kernels_portable = ENMA_VECTOR_KERNELS;
