@@ -60,7 +60,7 @@ FITTED = ("alpha", "beta", "gamma")
 
 def _combined(u_X: np.ndarray, values_K3: np.ndarray, num_frames: int) -> np.ndarray:
     columns = {name: values_K3[:, i] for i, name in enumerate(FITTED)} | {"delta": np.zeros(len(values_K3))}
-    start = np.repeat(refine(u_X[None].astype(float)), len(values_K3), axis=0)
+    start = np.repeat(refine(u_X[None].astype(float), 2, -1), len(values_K3), axis=0)
     return combined.solve(start, columns, num_frames=num_frames)
 
 

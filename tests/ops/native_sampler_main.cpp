@@ -240,9 +240,9 @@ int main(int argc, char** argv) {
     const std::string residual =
         R"({"kind": "flow", "width": 24, "layers": 1, "time_features": 8, "target": "residual"})";
     const std::string linear = R"({"kind": "linear"})";
-    const std::string local = R"({"kind": "local", "width": 16, "layers": 2, "past": 2})";
+    const std::string local = R"({"kind": "local", "width": 16, "layers": 2})";
     const auto waves = [](const char* modes) {
-        return R"({"kind": "local", "width": 16, "layers": 2, "past": 2, "modes": )" + std::string(modes) + "}";
+        return R"({"kind": "local", "width": 16, "layers": 2, "modes": )" + std::string(modes) + "}";
     };
     const Shape shapes[] = {
         {5, 3, 20, 5, 27, 3, 2, true, true, false, flow, "", 3},

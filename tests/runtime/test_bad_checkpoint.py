@@ -62,7 +62,7 @@ def test_a_later_format(library: Library, copied: Path) -> None:
         (("codec", "grid"), [16, 8], CHECKPOINT, "periodic: one entry for each dimension"),
         (("codec", "grid"), [8, 8, 8], UNSUPPORTED, "3-dimensional"),
         (("codec", "grid"), [31], CHECKPOINT, "multiple of"),
-        (("codec", "kernel"), 4, CHECKPOINT, "odd"),
+        (("codec", "kernel_ends"), 4, CHECKPOINT, "odd"),
         (("codec", "field_mean"), [1.0], CHECKPOINT, "beside field_mean"),
         (("codec", "field_scale"), [1.0, 2.0], CHECKPOINT, "one entry for each channel"),
         (("codec", "width"), 2**40, CHECKPOINT, "codec.width"),
@@ -105,7 +105,6 @@ def test_a_config_that_does_not_fit(
     [
         (("codec", "grid"), [2**20, 2**20], CHECKPOINT, "more than 4194304 points"),
         (("codec", "grid"), [16, 9], CHECKPOINT, "multiple of"),
-        (("codec", "kernel"), 11, CHECKPOINT, "reaches around all tokens"),
         (("codec", "kernel_ends"), 9, CHECKPOINT, "larger than the grid"),
         (("codec", "stride_ends"), 4, CHECKPOINT, "larger than the grid"),
         (("codec", "stride_ends"), 2**20, CHECKPOINT, "stride_ends: a whole number from 1 to 64"),

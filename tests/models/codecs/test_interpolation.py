@@ -167,7 +167,7 @@ def test_distance_is_to_the_nearest_image(periods, rng):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def attend(*, x_q, x_p, slopes, power=1, periods=(1.0,), valid=None):
+def attend(*, x_q, x_p, slopes, periods=(1.0,), valid=None):
     """Weights of the points: zero scores, and values that are one-hot."""
     shape_q, shape_p = (1, len(slopes), len(x_q), 2), (1, len(slopes), len(x_p), 2)
     return point_attention(
@@ -177,22 +177,20 @@ def attend(*, x_q, x_p, slopes, power=1, periods=(1.0,), valid=None):
         query_points=torch.tensor(x_q, dtype=torch.float64)[:, None],
         points=torch.tensor(x_p, dtype=torch.float64)[:, None],
         slopes=torch.tensor(slopes, dtype=torch.float64),
-        power=power,
         periods=periods,
         valid=valid,
     )[0]
 
 
-@pytest.mark.parametrize("power", [1, 2])
-def test_nearer_points_weigh_more_by_the_formula(power):
+def test_nearer_points_weigh_more_by_the_formula():
     x_p = [0.1, 0.2, 0.45, 0.95]
-    weights = attend(x_q=[0.1], x_p=x_p, slopes=[2.0, 5.0], power=power)
+    weights = attend(x_q=[0.1], x_p=x_p, slopes=[2.0, 5.0])
     distances = torch.tensor([0.0, 0.1, 0.35, 0.15], dtype=torch.float64)
     for head, slope in enumerate((2.0, 5.0)):
-        torch.testing.assert_close(weights[head, 0], (-slope * distances**power).softmax(0))
+        torch.testing.assert_close(weights[head, 0], (-slope * distances).softmax(0))
         assert weights[head, 0].argsort(descending=True).tolist() == [0, 1, 3, 2]
     # Without the ring the last point is far.
-    apart = attend(x_q=[0.1], x_p=x_p, slopes=[2.0], power=power, periods=(None,))
+    apart = attend(x_q=[0.1], x_p=x_p, slopes=[2.0], periods=(None,))
     assert apart[0, 0].argsort(descending=True).tolist() == [0, 1, 2, 3]
 
 
@@ -202,9 +200,8 @@ def test_padding_weighs_nothing():
     torch.testing.assert_close(weights.sum(-1), torch.ones(1, 2, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("periodic", [False, True])
-def test_gradients_are_right_and_finite_at_coincident_points(power, periodic):
+def test_gradients_are_right_and_finite_at_coincident_points(periodic):
     def double(*shape):
         return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
@@ -229,7 +226,6 @@ def test_gradients_are_right_and_finite_at_coincident_points(power, periodic):
             query_points=x_q,
             points=x_p,
             slopes=slopes,
-            power=power,
             periods=(1.0 if periodic else None, None),
             valid=valid,
         )
@@ -246,7 +242,6 @@ def test_gradients_are_finite_in_fp32_at_coincident_points():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"power": 3}, "power"),
         ({"points": torch.zeros(4, 1)}, "points"),
         ({"query_points": torch.zeros(4, 1)}, "query_points"),
         ({"periods": (1.0, None)}, "points"),
@@ -257,7 +252,6 @@ def test_arguments_that_do_not_fit_are_named(changes, said):
         "query_points": torch.zeros(3, 1),
         "points": torch.zeros(5, 1),
         "slopes": torch.ones(1),
-        "power": 1,
         "periods": (None,),
     } | changes
     with pytest.raises(EnmaError, match=f"^point_attention: {said}"):
