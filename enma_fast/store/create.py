@@ -35,9 +35,11 @@ def create_store(path: Path, layout: Layout, *, force: bool = False) -> Iterator
     With `force` it replaces a forecast store that is already there. `EnmaError` if `path` exists and may not be
     replaced, if it cannot be written or another process writes it, or if the `[store]` extra is missing.
     """
-    with RunLock(path, f"create {uuid.uuid4().hex}"):
+    with RunLock(path, f"create {uuid.uuid4().hex}") as lock:
         remove_leftovers(path)
         create_unfinished_store(path, layout, force=force)
+        # Other processes that want to create it are refused now, and wait no longer.
+        lock.share()
         try:
             with closing(ForecastStore(path, layout)) as store:
                 yield store
