@@ -14,12 +14,12 @@ rank, L rows of the transformer.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import EnmaError
 from ._backend import choose, kernel
 from .frame_layer import candidates as candidates
 from .philox_normal import Word, as_word, philox, philox_normal
@@ -160,16 +160,17 @@ def shifted_(
     out_BND.copy_(anchor * (1 + gamma) + beta)
 
 
-def mask_step_table(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    """``[3, N]`` int64: of each place in the order, the mask step that decides it, its first place, and its tokens."""
-    rows = [
-        (step, begin, count)
-        for step, (count, begin) in enumerate(
-            zip(counts, torch.tensor((0, *counts)).cumsum(0).tolist()[:-1], strict=True)
-        )
-        for _ in range(count)
-    ]
-    return torch.tensor(rows, dtype=torch.int64, device=device).t().contiguous()
+class MaskSteps(NamedTuple):
+    """Tokens of each mask step, and of each place in the order its step, first place and tokens, ``[3, N]`` int64."""
+
+    counts: tuple[int, ...]
+    table: Tensor
+
+
+def mask_steps(counts: tuple[int, ...], device: torch.device) -> MaskSteps:
+    """The mask steps that decide so many tokens each, with a table for kernels."""
+    rows = [(step, sum(counts[:step]), count) for step, count in enumerate(counts) for _ in range(count)]
+    return MaskSteps(counts, torch.tensor(rows, dtype=torch.int64, device=device).t().contiguous())
 
 
 def frame_noise(
@@ -177,8 +178,7 @@ def frame_noise(
     seeds: Tensor,
     members: Tensor,
     frame: Tensor,
-    counts: tuple[int, ...],
-    table: Tensor,
+    steps: MaskSteps,
     channels: int,
     dtype: torch.dtype,
     scale: float = 1.0,
@@ -193,34 +193,29 @@ def frame_noise(
     ----------
     seeds, members, frame
         int64 ``[B]``, ``[B]`` and ``[]``, read on the device.
-    counts, table
-        Tokens of each mask step, and :func:`mask_step_table` of them.
 
     Returns
     -------
     tuple
         int64 ``[B, N]``, and for each mask step ``[B, M, C]``, contiguous.
     """
+    counts, table = steps
     B, N, C = len(members), sum(counts), channels
-    ends = [sum(counts[: step + 1]) for step in range(len(counts))]
-    if table.shape != (3, N):
-        raise EnmaError(f"{OP}: table has shape {list(table.shape)}; expected [3, {N}]")
     if choose(OP, candidates(members.device, dtype), backend) == "triton":
         order = torch.empty(B, N, dtype=torch.int64, device=members.device)
-        noise = torch.empty(N * B, C, dtype=dtype, device=members.device)
+        drawn = torch.empty(N * B, C, dtype=dtype, device=members.device)
         with torch.cuda.device_of(members):
-            kernel(OP).launch_noise(seeds, members, frame, table, scale=scale, order=order, noise=noise)
-        steps = zip(noise.split([B * count for count in counts]), counts, strict=True)
-        return order, [part.view(B, count, C) for part, count in steps]
+            kernel(OP).launch_noise(seeds, members, frame, table, scale=scale, order=order, noise=drawn)
+        parts = drawn.split([B * count for count in counts])
+        return order, [part.view(B, count, C) for part, count in zip(parts, counts, strict=True)]
     order = order_of(seed=seeds, members=members, frame=frame, num_tokens=N)
-    parts = []
-    for step, (count, end) in enumerate(zip(counts, ends, strict=True)):
-        tokens = order[:, end - count : end]
+    noise = []
+    for step, tokens in enumerate(order.split(counts, dim=1)):
         drawn = philox_normal(
             seed=seeds, members=members, frame=frame, mask_step=step, tokens=tokens, channels=C, dtype=dtype
         )
-        parts.append(scale * drawn)
-    return order, parts
+        noise.append(scale * drawn)
+    return order, noise
 
 
 def order_of(*, seed: Word, members: Tensor, frame: Word, num_tokens: int) -> Tensor:

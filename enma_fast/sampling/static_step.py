@@ -31,7 +31,7 @@ from ..models.decoders.decoder import first_past, next_past
 from ..models.model import Dynamics
 from ..ops.frame_attention import frame_attention
 from ..ops.frame_layer import LayerWeights, attend, heads_, residual, swiglu
-from ..ops.frame_rows import frame_noise, rows_, shifted_
+from ..ops.frame_rows import MaskSteps, frame_noise, rows_, shifted_
 from ..ops.philox_normal import philox_normal
 from . import static_plan
 from .settings import Size
@@ -206,14 +206,13 @@ class StaticStep:
             dtype=self.state,
         )
 
-    def ordered_noise(self, counts: tuple[int, ...], table: Tensor, scale: float) -> tuple[Tensor, list[Tensor]]:
+    def ordered_noise(self, steps: MaskSteps, scale: float) -> tuple[Tensor, list[Tensor]]:
         """Order of the tokens ``[B, N]``, and the normals ``[B, M, C]`` of each mask step, times `scale`."""
         return frame_noise(
             seeds=self._seeds_B,
             members=self._members_B,
             frame=self._frame,
-            counts=counts,
-            table=table,
+            steps=steps,
             channels=self.channels,
             dtype=self.state,
             scale=scale,

@@ -13,7 +13,7 @@ from enma_fast.ops import _backend, implementations
 from enma_fast.ops.flow_head import flow_head
 from enma_fast.ops.frame_attention import frame_attention
 from enma_fast.ops.frame_layer import attend, heads_, residual, swiglu
-from enma_fast.ops.frame_rows import frame_noise, mask_step_table, read, rows_, shifted_
+from enma_fast.ops.frame_rows import frame_noise, mask_steps, read, rows_, shifted_
 from enma_fast.ops.philox_normal import philox_normal
 from enma_fast.ops.point_attention import point_attention
 from enma_fast.ops.rms_norm import rms_norm, sum_rms_norm
@@ -97,8 +97,7 @@ def _frame_rows() -> None:
     rows_(x, base_D=weight[:, 0], z_BMC=torch.randn(1, 4, 3), weight_DC=weight, backend="triton")
     read(x, weight.t().contiguous(), weight[0], backend="triton")
     shifted_(x, x.clone(), x, weight.t().contiguous(), torch.randn(64, 3), torch.randn(64), backend="triton")
-    table = mask_step_table((4,), words.device)
-    given = {"counts": (4,), "table": table, "channels": 3, "dtype": torch.float32}
+    given = {"steps": mask_steps((4,), words.device), "channels": 3, "dtype": torch.float32}
     frame_noise(seeds=words, members=words, frame=words[0], **given, backend="triton")
 
 

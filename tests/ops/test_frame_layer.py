@@ -14,7 +14,7 @@ from enma_fast.errors import EnmaError
 from enma_fast.models.layers import Attention, Rotary, SwiGLU
 from enma_fast.ops import frame_layer
 from enma_fast.ops.frame_layer import LayerWeights, attend, heads_, residual, swiglu
-from enma_fast.ops.frame_rows import frame_noise, mask_step_table, order_of, read, rows_, shifted_
+from enma_fast.ops.frame_rows import frame_noise, mask_steps, order_of, read, rows_, shifted_
 from enma_fast.ops.philox_normal import philox_normal
 from tests.ops._cubin import SHARED_LIMIT, report
 from tests.ops._oracle import assert_close_as_reference
@@ -280,8 +280,7 @@ def test_order_and_noise_are_those_of_the_sampler(
         order, noise = frame_noise(
             **words,
             frame=frame,
-            counts=counts,
-            table=mask_step_table(counts, device),
+            steps=mask_steps(counts, device),
             channels=channels,
             dtype=torch.float32,
             scale=0.5,
@@ -311,10 +310,6 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     with pytest.raises(EnmaError, match="head dims"):
         swiglu(torch.randn(1, 1, 130, device=device), to(layer_of(1, 130, 8), torch.float32, device), backend="triton")
     assert frame_layer.candidates(torch.device("meta"), torch.float32)["reference"] is None
-    words = torch.arange(2, device=device)
-    given = {"counts": (5,), "table": mask_step_table((4,), device), "channels": 4, "dtype": torch.float32}
-    with pytest.raises(EnmaError, match="table"):
-        frame_noise(seeds=words, members=words, frame=words[0], **given)
 
 
 def cubin_cases() -> None:
@@ -362,8 +357,8 @@ def _layer_cases(B: int, N: int, H: int, K: int, X: int, dtype: torch.dtype) -> 
         layer.gate_up[0].repeat(2),
         backend="triton",
     )
-    seeds, table = torch.zeros(B, dtype=torch.int64), mask_step_table((3, N - 3), cpu)
-    words = {"seeds": seeds, "members": seeds, "frame": zero, "counts": (3, N - 3), "table": table}
+    seeds = torch.zeros(B, dtype=torch.int64)
+    words = {"seeds": seeds, "members": seeds, "frame": zero, "steps": mask_steps((3, N - 3), cpu)}
     frame_noise(**words, channels=C, dtype=torch.float32, backend="triton")
 
 

@@ -119,8 +119,7 @@ def test_the_source_distribution_holds_the_very_sources(checkout: Path, build: B
     (unit,) = build.source.glob("build/**/_C.dir/Unity/*.cxx")
     included = re.findall(r'^#include ".*/python/(\w+\.cpp)"$', unit.read_text(), re.MULTILINE)
     bindings = {path.name for path in sources if path.parts[1] == "python" and path.suffix == ".cpp"}
-    # That of CUDA is a unit of its own, empty here.
-    assert set(included) == bindings - {"flow_head_cuda.cpp"}
+    assert set(included) == bindings
 
 
 def test_the_wheel_is_bound_to_this_interpreter_and_holds_two_libraries(build: Build) -> None:

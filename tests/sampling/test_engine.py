@@ -290,9 +290,9 @@ def test_a_last_chunk_takes_the_step_of_the_others(
     made = []
 
     class Counted(StaticStep):
-        def __init__(self, *arguments, rows: int, groups: int, **options) -> None:
-            made.append((rows, groups))
-            super().__init__(*arguments, rows=rows, groups=groups, **options)
+        def __init__(self, dynamics, size, **options) -> None:
+            made.append((size.rows, size.groups))
+            super().__init__(dynamics, size, **options)
 
     monkeypatch.setattr(engine_module, "StaticStep", Counted)
     engine = Engine(dynamics, backend="static")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config import SamplingConfig
-from ...ops.frame_rows import order_of
+from ...ops.frame_rows import MaskSteps, order_of
 from ...ops.philox_normal import philox_normal
 from ..covariance import FieldCovariance
 
@@ -74,7 +74,7 @@ class StaticFrame(Protocol):
     def noise(self) -> Tensor:
         """Normals ``[B, N, C]`` of the frame."""
 
-    def ordered_noise(self, counts: tuple[int, ...], table: Tensor, scale: float) -> tuple[Tensor, list[Tensor]]:
+    def ordered_noise(self, steps: MaskSteps, scale: float) -> tuple[Tensor, list[Tensor]]:
         """Order of the tokens, and the normals of each mask step."""
 
     def begin_frame(self, noise_BNC: Tensor | None, weight_DC: Tensor | None, *, scale: float = 1.0) -> None:

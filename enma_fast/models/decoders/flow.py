@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...config import FlowConfig, ModelConfig, SamplingConfig
 from ...ops.flow_head import flow_head
-from ...ops.frame_rows import mask_step_table, read
+from ...ops.frame_rows import mask_steps, read
 from ...ops.rms_norm import rms_norm
 from ..masked_transformer import MaskedTransformer
 from ..schedule import mask_schedule
@@ -79,8 +79,8 @@ class FlowDecoder(FlowHead, Decoder):
     @torch.inference_mode()
     def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> Callable[[], None]:
         assert isinstance(original, FlowDecoder)
-        counts = mask_schedule(frame.num_tokens, min(settings.mask_steps, frame.num_tokens))
-        table = mask_step_table(counts, frame.device)
+        schedule = mask_schedule(frame.num_tokens, min(settings.mask_steps, frame.num_tokens))
+        steps = mask_steps(schedule, frame.device)
         plan = self.velocity.plan(steps=settings.flow_steps)
         # Embeddings of the evaluation times are computed from the original weights.
         time_RW = original.velocity.plan(steps=settings.flow_steps).time_RW
@@ -88,10 +88,10 @@ class FlowDecoder(FlowHead, Decoder):
         moments, (weight, eps) = self.moments, frame.norm
 
         def decide() -> None:
-            order_BN, noises = frame.ordered_noise(counts, table, settings.temperature)
+            order_BN, noises = frame.ordered_noise(steps, settings.temperature)
             frame.begin_frame(None, None)
             done = 0
-            for count, noise_BMC in zip(counts, noises, strict=True):
+            for count, noise_BMC in zip(steps.counts, noises, strict=True):
                 tokens_BM = order_BN[:, done : done + count]
                 c_BMD = rms_norm(frame.conditions(tokens_BM), weight, eps=eps)
                 z_BMC = flow_head(c_BMD, noise_BMC, plan=plan)
