@@ -138,7 +138,7 @@ def test_the_past_of_each_frame():
     assert with_past(frames, 2).flatten(1).tolist() == [[0, 0, 0, 1, 1, 2, 2, 3]]
     assert with_past(frames, 0).shape == (1, 4, 0, 1, 1)
     history = inputs("plane-local")[1]
-    assert torch.equal(first_past(history[:, :0], 2), torch.zeros_like(history))
+    assert torch.equal(first_past(history[:, :0], history.shape[1]), torch.zeros_like(history))
     one = first_past(history[:, :1], 2)
     assert torch.equal(one[:, 1], history[:, 0])
     assert not one[:, 0].any()
