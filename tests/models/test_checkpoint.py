@@ -1,8 +1,8 @@
 """Checkpoints come back to the bit; every kind of damage is one line that names the file."""
 
 import json
-import re
 import os
+import re
 import shutil
 from functools import partial
 
@@ -199,8 +199,8 @@ def test_config_and_weights_must_belong_together(folder):
     assert message(load_model, folder).startswith(f"{weights}: lacks dynamics.context.blocks.2.")
     rewrite_config(folder, lambda document: document["context"].update(layers=1))
     assert message(load_model, folder).startswith(f"{weights}: holds unknown dynamics.context.blocks.1.")
-    rewrite_config(folder, lambda document: document["context"].update(layers=2) or document["step"].update(width=24))
-    assert re.search(r"dynamics\.step\..* has shape \(.*; config asks for \(.*24", message(load_model, folder))
+    rewrite_config(folder, lambda document: document["context"].update(layers=2) or document["step"].update(width=40))
+    assert re.search(r"dynamics\.step\..* has shape \(.*; config asks for \(.*40", message(load_model, folder))
 
 
 def test_wrong_weights_are_named(folder):

@@ -103,7 +103,6 @@ def test_bad_weights_are_named() -> None:
         ("relative", {"context__patch": [3]}, "context.patch"),
         ("relative", {"context__patch": [2, 2]}, "context.patch"),
         ("plane-local", {"step__width": 24}, "step.width"),
-        ("plane-local", {"step__past": 3}, "dynamics.step.frames.conv.weight"),
         ("plane-local", {"step__layers": 1}, "dynamics.step.blocks.1."),
         ("plane-local", {"codec__grid": [16, 10]}, "context.patch"),
         ("plane-fourier", {"step__modes": 1}, "dynamics.step.blocks.0.filter"),
