@@ -59,7 +59,7 @@ def test_the_loss_in_words():
     z = torch.randn(3, 4, config.num_tokens, config.token_channels, generator=generator)
     with torch.no_grad():
         found, terms = one.module(z, 2)
-        past, errors = torch.stack([z[:, 0], z[:, 0], z[:, 1]], 1), torch.zeros(3, 2)
+        past, errors = torch.stack([0 * z[:, 0], z[:, 0], z[:, 1]], 1), torch.zeros(3, 2)
         nothing = torch.zeros(3, config.num_tokens, config.context.width)
         for t in (2, 3):
             made = dynamics.step.tokens_of(nothing, past)
