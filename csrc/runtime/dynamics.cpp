@@ -19,11 +19,11 @@ constexpr std::int64_t TABLE_FRAMES = 64;
 
 Dynamics::Dynamics(const ModelConfig& config, Tensors& tensors, NumberFormat format) : config_(config) {
     const ContextConfig& context = config.context;
-    SamplerShape shape{{config.num_tokens(), config.token_channels(), context.width, context.heads,
-                        MLP_RATIO * context.width, context.scale_shift_rank, context.layers,
-                        config.trunk.layers, config.trunk.concat, NORM_EPSILON},
-                       {},
-                       {}};
+    SamplerShape shape{
+        {config.num_tokens(), config.token_channels(), context.width, context.heads, MLP_RATIO * context.width,
+         context.scale_shift_rank, context.layers, config.trunk.layers, config.trunk.concat, NORM_EPSILON},
+        {},
+        {}};
     shape.places = context.kind->places(config);
     shape.masked_turns =
         context.kind->turns(config, config.trunk.concat ? std::vector<double>{0.0, 0.5} : std::vector<double>{0.0});

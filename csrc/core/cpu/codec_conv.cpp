@@ -209,8 +209,8 @@ ConvConfig read_convolutions(Fields& fields, CodecConfig& common, int grid_chann
     // The convolution to the field gives those of so many grid points at once.
     const int together = common.dims() == 2 ? out.stride_ends * out.stride_ends : out.stride_ends;
     if (grid_channels > MOST / together) {
-        fields.wrong("field_channels", text("at most ", MOST / together,
-                                            " is expected with stride_ends ", out.stride_ends));
+        fields.wrong("field_channels",
+                     text("at most ", MOST / together, " is expected with stride_ends ", out.stride_ends));
     }
     const std::int64_t least = *std::min_element(common.grid.begin(), common.grid.end());
     if (out.kernel_ends > least || out.kernel_ends / 2 > least / out.stride_ends) {
