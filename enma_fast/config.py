@@ -33,9 +33,10 @@ class ContextConfig(Slot):
     kind: str
     patch: tuple[int, ...] = (1,)
 
-    # Whether the engine in C++, and the static step of a GPU, have it.
+    # Whether the engine in C++, and the static step of a GPU, have it; and whether decoders share a trunk behind it.
     native: ClassVar[bool] = False
     static: ClassVar[bool] = False
+    leads_to_trunk: ClassVar[bool] = True
 
     @property
     def transformer(self) -> CausalTransformerConfig:
@@ -91,7 +92,7 @@ class CausalTransformerConfig(ContextConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PhysicsConfig(ContextConfig):
-    """The physics of a trajectory as ``numbers``, from up to ``windows`` windows of three frames.
+    """The physics of a trajectory as a few numbers, from windows of three frames.
 
     Convolutions of ``layers`` blocks of ``width`` on blocks of ``block`` points, and layers of ``hidden`` channels. The
     ``floor`` is a forecast in closed form, one of the kinds of :mod:`enma_fast.models.floors`.
@@ -103,9 +104,8 @@ class PhysicsConfig(ContextConfig):
     width: int = 32
     layers: int = 2
     hidden: int = 96
-    numbers: int = 32
-    windows: int = 6
 
+    leads_to_trunk: ClassVar[bool] = False
     module: ClassVar[str] = "enma_fast.models.contexts.physics:PhysicsContext"
 
     def check(self, name: str, codec: CodecConfig) -> None:
@@ -304,6 +304,8 @@ class ModelConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
+        if not self.context.leads_to_trunk:
+            object.__setattr__(self, "trunk", None)
         check_sampling(self.name, self.sampling)
         check_model(self)
         if any(decoder.needs_trunk for decoder in self.decoders.values()):

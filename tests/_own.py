@@ -1,13 +1,10 @@
-"""Data that a user could have, and plans of trainings that take seconds."""
+"""Data that a user could have."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from enma_fast.config import FlowConfig, TrunkConfig
 from enma_fast.data import write
-from enma_fast.training.own_plan import Plan
 
 SPEED, INTERVAL = 0.8, 0.05
 
@@ -21,6 +18,12 @@ def advected(count: int, frames: int = 8, points: int = 16, seed: int = 0) -> np
         height, phase = rng.normal(size=(count, 1, 1)) / k, rng.uniform(0, 2 * np.pi, (count, 1, 1))
         u += height * np.sin(2 * np.pi * k * (x - SPEED * t[:, None]) + phase)
     return u.astype(np.float32)
+
+
+def steepened(count: int, frames: int = 8, points: int = 16, seed: int = 0) -> np.ndarray:
+    """Waves `[count, frames, points]` whose speed depends on their height, which no linear forecast knows."""
+    angle = np.unwrap(np.angle(advected(count, frames, points, seed) + 1j * advected(count, frames, points, seed + 1)))
+    return np.sin(angle + 0.5 * np.sin(2 * angle)).astype(np.float32)
 
 
 def save(path: Path, *fields: np.ndarray, environment: list[int] | None = None, **more: object) -> Path:
@@ -40,21 +43,3 @@ def save(path: Path, *fields: np.ndarray, environment: list[int] | None = None, 
         t0_fields={"uvw"[c]: values for c, values in enumerate(fields)},
         **settings,
     )
-
-
-def tiny(plan: Plan, out: Path, steps: dict[str, int]) -> Plan:
-    """The plan with a model of few weights and so many steps, as if it had been made so."""
-    known = plan.recipe.model
-    model = replace(
-        known,
-        context=replace(known.context, width=64, heads=4, layers=2),
-        trunk=TrunkConfig(layers=1, condition="add"),
-        initial=FlowConfig(width=32, layers=1, time_features=16, target="residual"),
-    )
-    stages = tuple(
-        replace(stage, steps=steps[name], optimizer=replace(stage.optimizer, warmup_steps=steps[name] // 10))
-        for name, stage in plan.recipe.folders().items()
-    )
-    made = replace(plan, recipe=replace(plan.recipe, model=model, stage=stages))
-    made.save(out)
-    return made

@@ -14,7 +14,7 @@ from ..errors import EnmaError
 from ..utils.text import counted
 from .forecast import duration
 from .options import AsJson, Threads, on_device, use_threads
-from .terminal import Terminal, number, size, table
+from .terminal import Terminal, number, table
 
 if TYPE_CHECKING:
     from ..training.own_plan import Plan
@@ -50,26 +50,27 @@ def train(
     ] = "auto",
     compile_steps: Annotated[bool, typer.Option("--compile", help="Of a recipe: torch.compile the steps.")] = False,
     device: Annotated[str, typer.Option("--device", help="Of a recipe: cpu or cuda.")] = "cpu",
-    model_size: Annotated[str, typer.Option("--size", help="Of your data: small, base or paper.")] = "small",
+    model_size: Annotated[
+        str, typer.Option("--size", help="Of your data: small, or base with wider layers.")
+    ] = "small",
     minutes: Annotated[
-        float | None,
-        typer.Option("--minutes", help="Of your data: time for all; by default the steps of the recipes of this size."),
+        float | None, typer.Option("--minutes", help="Of your data: time for all of it; by default 10.")
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Of your data: show model, split, memory and time, measured, and stop."),
+        typer.Option("--dry-run", help="Show model and split, or the stages of a recipe, and stop."),
     ] = False,
     shift: Annotated[
         bool,
         typer.Option(
             "--shift/--no-shift",
-            help="Of your data: whether the physics is the same at every place of the periodic axes.",
+            help="Of your data: whether training may move fields along periodic axes where they look the same.",
         ),
     ] = True,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model: all stages of a recipe, or those of a recipe that is derived from your own data.
+    """Train a model: all stages of a recipe, or the one of a field model for your own data.
 
     Your data are split into training, validation and test by environment; the model fits their grid and channels.
     """
@@ -145,11 +146,11 @@ def _train_own(
     shift: bool,
     dry_run: bool,
 ) -> None:
-    from ..models.checkpoint import IN_RUN
+    from ..models.checkpoint import IN_RUN, MANIFEST
     from ..training.own_model import prepare_own, train_own
-    from ..training.own_plan import Request, make_plan, saved_plan
+    from ..training.own_plan import MINUTES, Request, make_plan, saved_plan
 
-    request = Request(size=model_size, minutes=minutes, seed=seed, shift=shift)
+    request = Request(size=model_size, minutes=MINUTES if minutes is None else minutes, seed=seed, shift=shift)
     if dry_run:
         planned = saved_plan(source, out, request) or make_plan(source, request)[0]
         terminal.show(_plan_table(planned))
@@ -157,11 +158,16 @@ def _train_own(
         return
     plan = prepare_own(source, out, request)
     terminal.note(_plan_table(plan))
-    with terminal.progress(plan.recipe.model.name) as update:
-        metrics = train_own(plan, out, command=_command(source, request), progress=update)
+    try:
+        with terminal.progress(plan.recipe.model.name) as update:
+            metrics = train_own(plan, out, command=_command(source, request), progress=update)
+    except KeyboardInterrupt:
+        if (out / IN_RUN / MANIFEST).is_file():
+            terminal.note(f"stopped: {out} holds the best model until now; the same command goes on with it")
+        raise
     report = _report(terminal, plan, out)
     terminal.show(
-        *_score_tables(plan, metrics["rows"]),
+        *_score_tables(plan, metrics),
         f"checkpoint: {out / IN_RUN}   (enma-fast forecast FILE --checkpoint {out} --out forecast.zarr)",
         *([f"report:     {report}"] if report else []),
     )
@@ -217,7 +223,7 @@ def _report(terminal: Terminal, plan: Plan, out: Path) -> Path | None:
 
 
 def _command(source: Path, request: Any) -> str:
-    minutes = [] if request.minutes is None else ["--minutes", f"{request.minutes:g}"]
+    minutes = ["--minutes", f"{request.minutes:g}"]
     shift = [] if request.shift else ["--no-shift"]
     words = ["--out", "RUN", "--size", request.size, *minutes, "--seed", str(request.seed), *shift]
     return shlex.join(["enma-fast", "train", source.name, *words])
@@ -233,7 +239,7 @@ def _plan_table(plan: Plan) -> Any:
         ["points", grid],
         ["channels", ", ".join(f"{name} ({number(mean)} +- {number(scale)})" for name, mean, scale in pairs)],
         ["frames", f"{model.num_frames}, {number(model.frame_interval)} apart"],
-        ["model", f"{plan.request.size}, {plan.num_parameters:,} parameters, {model.num_tokens} tokens a frame"],
+        ["model", f"{plan.request.size}, {plan.num_parameters:,} parameters"],
     ]
     for split, count in plan.trajectories.items():
         shared = plan.frames.get(split, count * model.num_frames)
@@ -241,9 +247,8 @@ def _plan_table(plan: Plan) -> Any:
         environments = counted(plan.environments[split], "environment")
         rows.append([split, f"{counted(count, 'trajectory')} in {environments}{few}"])
     rows.append(["tasks", "temporal, initial value by a context" if plan.contexts else "temporal; no contexts"])
-    for name, stage in plan.recipe.folders().items():
-        rows.append([name, f"{stage.amount}, about {duration(plan.seconds[name])}"])
-    rows += [["memory", f"about {size(plan.memory)}"], ["time", f"about {duration(sum(plan.seconds.values()))}"]]
+    rows.append(["floor", _floor(plan)])
+    rows.append(["time", duration(60 * plan.request.minutes)])
     return table(f"plan of {model.name}", ["", "value"], rows, text=(0, 1))
 
 
@@ -252,34 +257,35 @@ def _stage_table(recipe: Recipe) -> Any:
     return table(f"stages of {recipe.model.name}", ["", "value"], rows, text=(0, 1))
 
 
-def _score_tables(plan: Plan, rows: list[dict[str, Any]]) -> list[Any]:
-    """Scores of each task, and errors of each channel in its unit."""
-    from ..evaluation.baselines import BASELINES
-    from ..training.own_card import notes
+def _floor(plan: Plan) -> str:
+    """What the network adds to, and the errors of the kinds that were tried."""
+    if not plan.floors:
+        return "chosen when the training begins"
+    context: Any = plan.recipe.model.context
+    tried = ", ".join(f"{name} {number(error)}" for name, error in plan.floors.items())
+    return f"{context.floor}{', which is right' if plan.right else ''} (relative errors: {tried})"
 
-    # Runs that were finished by an older version have fewer baselines.
-    names = [name for name in BASELINES if all(name in row for row in rows)]
-    head = ["task", "trajectories", "rel. L2", *names, "CRPS", "spread/skill"]
-    lines = [
-        [
-            row["task"],
-            str(row["num_trajectories"]),
-            *(number(part["rel_l2"]) for part in (row, *(row[name] for name in names))),
-            number(row["crps"]),
-            number(row["spread_skill"]),
-        ]
-        for row in rows
-    ]
+
+def _score_tables(plan: Plan, metrics: dict[str, Any]) -> list[Any]:
+    """Scores of each task, and errors of each channel in its unit."""
+    from ..training.own_card import HEAD, notes, score_rows
+
+    rows = metrics["rows"]
+    names = list(rows[0]["methods"])
     errors = [
         [row["task"], f"{channel} ({found.get('unit', '1')})"]
         + [number(found[key]) for key in ("rmse", *(f"{name}_rmse" for name in names))]
         for row in rows
         for channel, found in row["channels"].items()
     ]
-    caption = " ".join(notes(plan)) or None
+    held = f"held-out test split, {counted(rows[0]['num_trajectories'], 'trajectory')}"
     return [
-        table("held-out test split", head, lines),
+        table(held, list(HEAD), score_rows(rows, number), text=(0, 1)),
         table(
-            "RMS errors", ["task", "channel (unit)", "mean of members", *names], errors, caption=caption, text=(0, 1)
+            "RMS errors",
+            ["task", "channel (unit)", "mean of members", *names],
+            errors,
+            caption=" ".join(notes(plan, metrics)) or None,
+            text=(0, 1),
         ),
     ]

@@ -59,7 +59,8 @@ _MOST_BYTES = 1 << 20
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file atomically."""
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write_atomic(path, save(contiguous, metadata=dict(metadata or {})))
+    # With metadata that are empty, the header of a file without tensors is no JSON.
+    write_atomic(path, save(contiguous, metadata=dict(metadata) if metadata else None))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

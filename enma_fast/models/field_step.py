@@ -136,7 +136,8 @@ class FieldNetwork(nn.Module):
             self.coarsen, self.refine = Halve(W, config.middle_width, dims), Double(config.middle_width, W, dims)
         self.scale = nn.Parameter(torch.ones(W))
         self.head = nn.Linear(W, outward * p**dims, bias=False)
-        nn.init.normal_(self.head.weight, std=0.1 * W**-0.5)
+        # Before it is trained the floor alone is forecast.
+        nn.init.zeros_(self.head.weight)
 
     _marks: Tensor | None
 
@@ -170,6 +171,8 @@ class FieldStep(nn.Module):
     """The next frame of fields `[*x, C]` from the last three and a condition."""
 
     usual: Tensor
+    size: Tensor
+    spread: Tensor
 
     def __init__(self, grid: Sequence[int], edges: Sequence[Edge], channels: int, sizes: StepSizes) -> None:
         super().__init__()
@@ -177,6 +180,9 @@ class FieldStep(nn.Module):
         self.scales = Scales(channels, sizes.views)
         # Least known share that is usual: of a trajectory's own windows, and of another one's.
         self.register_buffer("usual", torch.zeros(2))
+        # How much of the correction counts at most, and factors of what members draw, by the same windows.
+        self.register_buffer("size", torch.ones(()))
+        self.register_buffer("spread", torch.ones(2))
         self.network = FieldNetwork(grid, edges, channels * (PAST + sizes.views), channels, sizes)
         self.member = nn.Linear(sizes.member, sizes.condition, bias=False) if sizes.member else None
         if self.member is not None:
@@ -210,7 +216,8 @@ class FieldStep(nn.Module):
         Arguments are those of :meth:`known_share`; `own` says that the windows are of the trajectory itself.
         """
         usual = self.usual[0 if own else 1]
-        return (self.known_share(windows, condition_BZ, forecast, first=first) / usual.clamp_min(_TINY)).clamp(max=1)
+        share = self.known_share(windows, condition_BZ, forecast, first=first) / usual.clamp_min(_TINY)
+        return self.size * share.clamp(max=1)
 
     def known_share(self, windows: Tensor, condition_BZ: Tensor, forecast: Forecast, *, first: bool) -> Tensor:
         """Share `[B]` of the correction with which the frames of its windows are forecast best.
@@ -278,7 +285,7 @@ class FieldStep(nn.Module):
         for _ in range(steps):
             noise = None
             if noisy and self.sizes.noise:
-                noise = torch.randn(self.network.noise_shape(len(past)), generator=generator, device=past.device)
+                noise = torch.randn(self.network.noise_shape(len(past)), generator=generator).to(past.device)
             frame = self.frame(past, condition_BZ, floor, bounds, factor=factor, noise=noise)
             made.append(frame)
             past = torch.cat([past[:, 1:], frame[:, None]], 1)

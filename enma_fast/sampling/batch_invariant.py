@@ -30,7 +30,7 @@ _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
 
 # Number of space dimensions -> rows of a block.
-BLOCKS = {1: 8, 2: 4}
+BLOCKS = {1: 8, 2: 4, 3: 2}
 # A single row is rounded differently from one of two, so it is computed twice.
 PAIR = 2
 

@@ -38,7 +38,7 @@ from .latents import Latents, encode_all
 from .ranks import ALONE, Rank
 from .rollouts import environments, rollout_scores
 from .sensitivity import channel_weights
-from .stage import Material, Stage
+from .stage import Material, Stage, Task
 
 LATENTS = "latents-train-{}.safetensors"
 
@@ -125,7 +125,7 @@ def environment_of(data: FieldFile) -> Tensor:
     return torch.from_numpy(data.environment)
 
 
-class DynamicsTask:
+class DynamicsTask(Task):
     """Training latents by stride, those of every frame among them, and validation fields ``[n, T, *grid, c]``."""
 
     def __init__(

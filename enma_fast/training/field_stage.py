@@ -1,8 +1,9 @@
-"""The training of field models: one stage from the first second to the last, so any moment has a usable model.
+"""Train a field model in one stage, from the first second to the last, so any moment has a usable model.
 
-Each step draws trajectories, each with three frames that it knows of its own, continued for 1 to 8 frames, and windows
-of its first frames, or of a companion that shares its physics. Later in the stage forecasts are longer, and pairs of
-members are scored by the fair CRPS.
+Its floor is learned before the first step. Each step draws trajectories, each with three frames that it knows of its
+own, continued for 1 to 8 frames, and windows of its first frames, or of a companion that shares its physics. Later in
+the stage forecasts are longer, and pairs of members are scored by the fair CRPS. At the end the size of the correction
+and the spread of the members are chosen on validation data.
 
 Legend: B trajectories, T frames, W windows, K frames of a forecast, c channels; `*x` space.
 """
@@ -10,92 +11,68 @@ Legend: B trajectories, T frames, W windows, K frames of a forecast, c channels;
 from __future__ import annotations
 
 import math
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..data.selection import spread_rows
+from ..errors import EnmaError
+from ..models.checkpoint import load_tensors, read_tensors, write_tensors
 from ..models.contexts.physics import PhysicsContext
 from ..models.decoders.field import FieldDecoder
 from ..models.fair_score import fair_score
 from ..models.field_step import PAST
+from ..models.floors.choice import learn
 from ..models.floors.ladder import forecaster
 from ..models.model import Model
-from .measured_symmetries import shift_axes
-from .optim import Muon
+from .augment import Augmentation, Shift, check_augmentations, found
+from .dynamics import environment_of
+from .measured_symmetries import apart, mirrors, shift_axes
+from .ranks import ALONE, Rank
+from .rollouts import rollout_scores
+from .stage import Material, Stage, Task
 
-# Trajectories whose physics is inferred at a time, that scales are measured on, and usual shares.
+# The floor, in the folder of the stage.
+FLOOR = "floor.safetensors"
+# From which share of the stage on forecasts have how many frames, and a step trajectories over frames to this power.
+_UNROLLS, _POWER = ((0.0, 1), (0.3, 2), (0.5, 4), (0.7, 8)), 0.75
+# From which share on members are scored; shares of the steps that infer the physics from a companion, and of the
+# trajectories that are continued from any frame, not from the third one.
+_MEMBERS_FROM, _COMPANIONS, _LATE = 0.65, 0.3, 0.5
+# Trajectories whose physics is inferred at a time, that scales are measured on, and usual shares and errors of floors.
 _AT_ONCE, _MEASURED, _USUAL = 200, 400, 80
 # Least size of a trajectory that its error is relative to, as a share of a standard deviation.
 _LEAST_SIZE = 1e-3
 _TINY = 1e-12
-# Good steps after which weights are kept, and bad ones in a row after which they come back, with a smaller rate.
-_KEEP_EVERY, _MOST_BAD = 200, 10
-# Matrices and filters of blocks, which Muon steps.
-_MATRIX = re.compile(r"\.blocks\.\d+\.(gate_up|down)\.weight$")
+# Members of a validation, and of one of a model that has no members yet; members of a calibration, and its turns.
+_MEMBERS, _ALIKE, _CALIBRATED, _TURNS = 4, 2, 8, 4
+# Shares of the seconds of a stage for one validation, and for the choices at its end, of so many seconds at least, as
+# a floor that is right has none; fewest and most trajectories.
+_VALIDATING, _CHOOSING, _LEAST_SECONDS, _FEWEST, _MOST = 0.015, 0.08, 60.0, 4, 48
+# Sizes of the correction, and by what share a smaller one has to be better; bounds of the factor of the spread, and how
+# far from 1 its ratio to the error may be, as a logarithm.
+_SIZES, _BETTER, _SPREAD, _NEAR = (1.0, 0.5, 0.0), 0.01, (1e-3, 10.0), 0.03
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FieldStage:
-    """Settings of the stage.
+@dataclass(frozen=True, kw_only=True)
+class FieldStage(Stage):
+    """Train context `physics` and decoder `field`, and learn the floor.
 
-    Attributes
-    ----------
-    learning_rate, last_rate, warmup_steps : of a cosine, whose last rate is a share of the first
-    batch, unroll_power : trajectories of a step, over the frames of a forecast to this power
-    unrolls : from which share of the stage on forecasts have how many frames
-    members_from : from which share on members are scored
-    companions : share of the steps that infer the physics from another trajectory
-    late : share of the trajectories that are continued from any frame, not from the third one
-    bf16 : whether products are of that type; by default where it is measured to be faster
+    With the augmentation `shift` fields are shifted along the periodic axes where the data are the same everywhere.
+    Where all environments have companions, a part of the steps infers the physics from these.
     """
 
-    learning_rate: float = 3e-3
-    last_rate: float = 5e-3
-    warmup_steps: int = 30
-    batch: int = 16
-    unroll_power: float = 0.75
-    unrolls: tuple[tuple[float, int], ...] = ((0.0, 1), (0.3, 2), (0.5, 4), (0.7, 8))
-    members_from: float = 0.65
-    companions: float = 0.3
-    late: float = 0.5
-    bf16: bool | None = None
-    seed: int = 0
+    kind: str = "field"
 
-    def frames(self, share: float) -> int:
-        """Frames of a forecast at a share of the stage."""
-        return [frames for start, frames in self.unrolls if share >= start][-1]
+    augmentations: ClassVar[tuple[type[Augmentation], ...]] = (Shift,)
+    validated: ClassVar[int] = 48
 
-    def rate(self, step: int, share: float) -> float:
-        """Learning rate of a step."""
-        cosine = 0.5 * (1 + math.cos(math.pi * min(share, 1)))
-        return (
-            self.learning_rate
-            * min(1, (step + 1) / self.warmup_steps)
-            * (cosine * (1 - self.last_rate) + self.last_rate)
-        )
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A step that was taken.
-
-    Attributes
-    ----------
-    step, share : its number, and how much of the stage is over
-    loss, frames : mean error of the forecasts relative to their size, or their CRPS, and how many frames they had
-    skipped : steps so far whose loss or gradient was not finite; the weights stayed as they were
-    """
-
-    step: int
-    share: float
-    loss: float
-    frames: int
-    skipped: int
+    def task(self, model: Model, material: Material) -> FieldTask:
+        return FieldTask(model, self, material)
 
 
 @dataclass(frozen=True)
@@ -107,72 +84,126 @@ class _Batch:
     told: Tensor
 
 
-class FieldTraining:
-    """Trains the context and the decoder of a field model on fields `[B, T, *x, c]` as its codec standardises them.
+class FieldTask(Task):
+    """Training fields `[B, T, *x, c]` as the codec standardises them, and validation fields with their contexts."""
 
-    The floor is learned before, by :func:`enma_fast.models.floors.choice.choose`. `environments [B]` says which
-    trajectories share their physics.
-    """
-
-    def __init__(
-        self, model: Model, fields: Tensor, *, environments: Tensor | None = None, stage: FieldStage | None = None
-    ) -> None:
-        self.stage = stage or FieldStage()
-        context = cast(PhysicsContext, model.dynamics.context)
-        decoder = cast(FieldDecoder, model.dynamics.step)
-        self.modules = nn.ModuleList([context.encoder, decoder.model])
-        self.context, self.step, self.floor = context, decoder.model, context.floor
-        self.fields, self.generator = fields, torch.Generator().manual_seed(self.stage.seed)
-        self.shifts = shift_axes(fields, context.fields.edges) if self.floor.moves else []
-        self.companions = _companions(environments)
-        self._states: dict[bool, tuple[Any, Tensor]] = {}
+    def __init__(self, model: Model, stage: FieldStage, material: Material) -> None:
+        data, name = material.train(), model.config.name
+        if getattr(model.dynamics.context, "floor", None) is None:
+            raise EnmaError(f"stage field: {name} has no context physics with decoder field; leave the stage out")
+        check_augmentations(stage.augment, data, model.config, stage=stage.kind, known=stage.augmentations)
+        self.context, decoder = cast(PhysicsContext, model.dynamics.context), cast(FieldDecoder, model.dynamics.step)
+        self.model, self.stage, self.seconds = model, stage, material.seconds
+        self.module, self.step, self.floor = model.dynamics, decoder.model, cast(Any, self.context.floor)
+        for part in (self.context.encoder, self.step):
+            part.requires_grad_(True)
+        self.val, self.val_contexts = material.val, material.val_contexts
+        self.fields = model.codec.standardised(torch.from_numpy(data.u).to(model.latent_std))
+        if self.fields.shape[1] < PAST + 1:
+            raise EnmaError(f"{data.path}: trajectories have {self.fields.shape[1]} frames; {PAST + 1} are needed")
+        environments = environment_of(data)
+        shared = environments if len(environments.unique()) < len(environments) else None
+        self.companions = _companions(shared)
+        # By trajectory, of its own windows or as a companion.
+        self._known: dict[bool, dict[int, tuple[Any, Tensor]]] = {True: {}, False: {}}
+        self._learn_floor(material, shared)
+        edges = self.context.fields.edges
+        moves = self.floor.moves and found(stage.augment, Shift) is not None
+        self.shifts = shift_axes(self.fields[torch.from_numpy(apart(data))], edges) if moves else []
+        # What a floor infers from fields is not that of their mirror images.
+        self.mirrors = mirrors(self.fields, edges) if moves and not self.floor.num_features else {}
         self._measure()
-        self.bf16 = self._bf16_is_faster() if self.stage.bf16 is None else self.stage.bf16
-        matrices: list[nn.Parameter] = []
-        rest: list[nn.Parameter] = []
-        for name, p in self.modules.named_parameters():
-            (matrices if _MATRIX.search(name) and min(len(p), p[0].numel()) >= 16 else rest).append(p)
-        self._rest = rest
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, lr=self.stage.learning_rate, betas=(0.9, 0.95), weight_decay=0)
-        ]
-        if matrices:
-            dtype = torch.bfloat16 if self.bf16 else None
-            self.optimizers.append(Muon(matrices, lr=self.stage.learning_rate, dtype=dtype))
+        self._seconds_each: float | None = None
 
-    def run(self, share: Callable[[], float]) -> Iterator[Progress]:
-        """Take steps until `share`, of the budget that is spent, is 1; whoever takes the progress may stop before."""
-        good, skipped, bad, caution, step = self._weights(), 0, 0, 1.0, 0
-        while (now := share()) < 1:
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = self.stage.rate(step, now) * caution
-            frames = min(self.stage.frames(now), self.fields.shape[1] - PAST)
-            loss = self._loss(self._batch(frames, now), members=now >= self.stage.members_from and self._has_members)
-            for optimizer in self.optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            size = nn.utils.clip_grad_norm_(self._rest, 1.0)
-            if bool(torch.isfinite(loss) & torch.isfinite(size)):
-                for optimizer in self.optimizers:
-                    optimizer.step()
-                step, bad = step + 1, 0
-                if step % _KEEP_EVERY == 0 and all(bool(torch.isfinite(p).all()) for p in self._rest):
-                    good = self._weights()
-            else:
-                skipped, bad = skipped + 1, bad + 1
-                if bad >= _MOST_BAD:
-                    self.modules.load_state_dict(good)
-                    bad, caution = 0, caution / 2
-            yield Progress(step, now, float(loss.detach()), frames, skipped)
+    def loss(
+        self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean relative error of a batch of forecasts, or their CRPS relative to the size of the fields."""
+        del module
+        frames = min([count for start, count in _UNROLLS if self.share >= start][-1], self.fields.shape[1] - PAST)
+        members = self._has_members
+        batch = self._batch(frames, members, generator, rank)
+        return self._loss(batch, members=members, generator=generator), {"frames": torch.tensor(float(frames))}
+
+    def validate(self, rank: Rank = ALONE) -> dict[str, float]:
+        """Scores of forecasts, of members once they are trained."""
+        members, spread = self._has_members, self.step.spread
+        if not (members and spread.all()):
+            spread.fill_(float(members))
         self.learn_usual()
+        count = self._affordable(_VALIDATING, _MEMBERS)
+        scores = self._scores(count, _MEMBERS if members else _ALIKE, rank)
+        for place, task in enumerate(("", "_ivp")):
+            ratio = scores.get(f"spread_skill{task}", math.nan)
+            if members and ratio > 0:
+                spread[place] /= min(max(ratio, 0.5), 2.0)
+        return scores
+
+    def merit(self, scores: dict[str, float]) -> float:
+        """Errors of the forecasts as distributions."""
+        return sum(scores[name] for name in ("crps", "crps_ivp") if name in scores)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Choose the size of the correction and the spread of the members on validation data."""
+        self.learn_usual()
+        step, best = self.step, math.inf
+        evaluations = len(_SIZES) * _ALIKE + _TURNS * _CALIBRATED
+        count = self._affordable(_CHOOSING, evaluations)
+        if bool(step.network.head.weight.any()):
+            step.spread.zero_()
+            chosen = 1.0
+            for size in _SIZES:
+                step.size.fill_(size)
+                scores = self._scores(count, _ALIKE)
+                error = scores["rel_l2"] + scores.get("rel_l2_ivp", 0.0)
+                if error < (1 - _BETTER) * best:
+                    chosen, best = size, error
+            step.size.fill_(chosen)
+        self._calibrate(count)
+
+    def _calibrate(self, count: int) -> None:
+        """Choose the factors of the spread with which it is as large as the error of the members' mean."""
+        spread, tasks = self.step.spread, ("", "_ivp") if self.val_contexts is not None else ("",)
+        best = dict.fromkeys(tasks, (math.inf, 1.0))
+        spread.fill_(1.0)
+        for _ in range(_TURNS):
+            scores = self._scores(count, _CALIBRATED)
+            for place, task in enumerate(tasks):
+                ratio, factor = scores[f"spread_skill{task}"], float(spread[place])
+                off = abs(math.log(ratio)) if 0 < ratio < math.inf else math.inf
+                best[task] = min(best[task], (off, factor))
+                # Spread grows about as its factor does; where forecasts are lost it is too large.
+                change = 1 / ratio if 0 < ratio < math.inf else (_SPREAD[1] if ratio == 0 else 0.5)
+                spread[place] = min(max(factor * change, _SPREAD[0]), _SPREAD[1])
+            if all(off < _NEAR for off, _ in best.values()):
+                break
+        for place in range(len(spread)):
+            spread[place] = best[tasks[min(place, len(tasks) - 1)]][1]
+
+    def _scores(self, count: int, members: int, rank: Rank = ALONE) -> dict[str, float]:
+        rows = torch.from_numpy(spread_rows(len(self.val), count))
+        contexts = None if self.val_contexts is None else self.val_contexts[rows]
+        return rollout_scores(self.model, self.val[rows], contexts, members=members, rank=rank)
+
+    def _affordable(self, share: float, members: int) -> int:
+        """Validation trajectories that take this share of the seconds with so many members each; all without."""
+        if self.seconds is None:
+            return len(self.val)
+        if self._seconds_each is None:
+            started = time.monotonic()
+            self._scores(2, _ALIKE)
+            self._seconds_each = (time.monotonic() - started) / (2 * _ALIKE)
+        seconds = max(self.seconds, _LEAST_SECONDS)
+        count = int(share * seconds / (members * self._seconds_each))
+        return max(_FEWEST, min(_MOST, count, len(self.val)))
 
     @torch.no_grad()
     def learn_usual(self) -> None:
         """Measure how much of the correction usually counts; before a model is used."""
         for own in (True, False) if self.companions is not None else (True,):
             rows = self._some_rows(_USUAL, own)
-            windows, state, told = self._physics(rows, own, None)
+            windows, state, told = self._physics(rows, own, None, torch.Generator().manual_seed(0))
             numbers = self.context.encoder(windows, told)
             shares = self.step.known_share(windows, numbers, forecaster(self.floor, state), first=self.floor.reads == 1)
             self.step.learn_usual(shares, own=own)
@@ -181,10 +212,19 @@ class FieldTraining:
 
     @property
     def _has_members(self) -> bool:
-        return bool(self.step.sizes.noise or self.step.sizes.member)
+        """Whether members are scored by now."""
+        return self.share >= _MEMBERS_FROM and bool(self.step.sizes.noise or self.step.sizes.member)
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: x.clone() for name, x in self.modules.state_dict().items()}
+    def _learn_floor(self, material: Material, environments: Tensor | None) -> None:
+        """Learn the floor, or read what was learned in the folder of the stage."""
+        path = material.folder / FLOOR
+        if path.exists():
+            load_tensors(self.floor, read_tensors(path)[0], source=str(path))
+            return
+        material.tell("learning the floor")
+        learn(self.floor, self.fields, environments)
+        if material.rank.index == 0:
+            write_tensors(path, self.floor.state_dict())
 
     @torch.no_grad()
     def _measure(self) -> None:
@@ -192,8 +232,8 @@ class FieldTraining:
         few = self.fields[torch.linspace(0, len(self.fields) - 1, min(_MEASURED, len(self.fields))).long()]
         self.context.encoder.scales.learn(few)
         self.step.scales.learn(few)
-        rows = self._some_rows(_MEASURED, own=True)
-        start = self._random(self.fields.shape[1] - PAST, len(rows))
+        rows = self._some_rows(_USUAL, own=True)
+        start = _random(self.fields.shape[1] - PAST, len(rows), torch.Generator().manual_seed(0))
         frames = self._frames(rows, start, PAST + 1)
         _, state, _ = self._physics(rows, True, frames[:, :PAST])
         self.step.scales.learn_floor(frames[:, :PAST], frames[:, PAST], forecaster(self.floor, state))
@@ -201,47 +241,51 @@ class FieldTraining:
     def _some_rows(self, most: int, own: bool) -> Tensor:
         rows = torch.arange(len(self.fields))
         if not own and self.companions is not None:
-            rows = rows[torch.tensor([len(found) > 0 for found in self.companions])]
+            rows = rows[torch.tensor([len(others) > 0 for others in self.companions])]
         if len(rows) == 1:
             # A single series stands for as many trajectories as it has beginnings.
             return rows.repeat(min(most, self.fields.shape[1] - PAST))
         return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long()]
 
-    def _random(self, below: int, count: int) -> Tensor:
-        return torch.randint(max(1, below), (count,), generator=self.generator)
-
     def _frames(self, rows: Tensor, start: Tensor, count: int) -> Tensor:
         """`count` frames of each row from a frame on; the first one stands for those before it."""
         return self.fields[rows[:, None], (start[:, None] + torch.arange(count)).clamp_min(0)]
 
-    def _batch(self, frames: int, share: float) -> _Batch:
-        stage, T = self.stage, self.fields.shape[1]
-        pairs = share >= stage.members_from and self._has_members
-        count = max(4, round(stage.batch / frames**stage.unroll_power / (2**0.5 if pairs else 1)))
-        coin = torch.rand(2 * count + 1, generator=self.generator)
-        own = self.companions is None or bool(coin[0] >= stage.companions)
-        rows = self._random(len(self.fields), count)
+    def _batch(self, frames: int, members: bool, generator: torch.Generator, rank: Rank) -> _Batch:
+        T = self.fields.shape[1]
+        count = max(4, round(self.stage.batch / frames**_POWER / (2**0.5 if members else 1)))
+        coin = torch.rand(2 * count + 1 + len(self.mirrors), generator=generator)
+        own = self.companions is None or bool(coin[0] >= _COMPANIONS)
+        rows = _random(len(self.fields), count, generator)
         # The frame before the forecast: the third one or a later one; beside a companion also the first.
-        last = torch.where(coin[1 : count + 1] < stage.late, 2 + self._random(T - frames - 2, count), 2)
-        if len(self.fields) == 1:
-            last = 2 + self._random(T - frames - 2, count)
+        later = 2 + _random(T - frames - 2, count, generator)
+        last = later if len(self.fields) == 1 else torch.where(coin[1 : count + 1] < _LATE, later, 2)
         if not own:
-            last = torch.where(coin[count + 1 :] < 0.5, 0, last)
-        last = last.clamp(max=T - 1 - frames)
+            last = torch.where(coin[count + 1 : 2 * count + 1] < 0.5, 0, last)
+        mine = rank.part(count)
+        rows, last = rows[mine], last.clamp(max=T - 1 - frames)[mine].to(self.fields.device)
         taken = self._frames(rows, last - 2, PAST + frames)
         past, truth = taken[:, :PAST], taken[:, PAST:]
-        windows, state, told = self._physics(rows, own, past)
+        windows, state, told = self._physics(rows, own, past, generator)
         if not own and bool((last == 0).any()):
             before = self.floor.before(past[:, -1], state)
             begins = (last == 0).view(-1, *(1,) * (before.ndim - 1))
             past = torch.stack([*(torch.where(begins, before, past[:, t]) for t in (0, 1)), past[:, 2]], 1)
         for axis in self.shifts:
-            by = int(self._random(self.fields.shape[2 + axis], 1))
+            by = int(_random(self.fields.shape[2 + axis], 1, generator))
             past, truth, windows = past.roll(by, 2 + axis), truth.roll(by, 2 + axis), windows.roll(by, 3 + axis)
+        for drawn, (axis, signs) in zip(coin[2 * count + 1 :].tolist(), self.mirrors.items(), strict=True):
+            if drawn < 0.5:
+                sign = self.fields.new_tensor(signs)
+                past, truth, windows = (
+                    x.flip(dim) * sign for x, dim in ((past, 2 + axis), (truth, 2 + axis), (windows, 3 + axis))
+                )
         return _Batch(past, truth, windows, state, told)
 
     @torch.no_grad()
-    def _physics(self, rows: Tensor, own: bool, past: Tensor | None) -> tuple[Tensor, Any, Tensor]:
+    def _physics(
+        self, rows: Tensor, own: bool, past: Tensor | None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Any, Tensor]:
         """Windows, what the floor infers from them and its numbers: of the rows' first frames, or of companions.
 
         Those of a single series are its past frames, where these are given.
@@ -253,44 +297,43 @@ class FieldTraining:
             return windows, state, self.floor.features(state, windows)
         if not own:
             assert self.companions is not None
-            found = [self.companions[row] for row in rows.tolist()]
-            pick = torch.rand(len(rows), generator=self.generator)
+            others = [self.companions[row] for row in rows.tolist()]
+            pick = torch.rand(len(rows), generator=generator)
             chosen = [
                 c[int(p * len(c))] if len(c) else row
-                for c, p, row in zip(found, pick.tolist(), rows.tolist(), strict=True)
+                for c, p, row in zip(others, pick.tolist(), rows.tolist(), strict=True)
             ]
             rows = torch.tensor(chosen)
-        state, told = self._inferred(own)
-        return self._windows(rows, own), state[rows], told[rows]
+        return self._windows(rows, own), *self._inferred(rows, own)
 
-    def _windows(self, rows: Tensor | slice, own: bool) -> Tensor:
+    def _windows(self, rows: Tensor, own: bool) -> Tensor:
         frames = self.fields[rows]
         return frames[:, None, :PAST] if own else self.context.windows_of(frames)
 
-    def _inferred(self, own: bool) -> tuple[Any, Tensor]:
-        """What the floor infers from the windows of every trajectory, and its numbers; kept."""
-        if own not in self._states:
-            states, told = [], []
-            for first in range(0, len(self.fields), _AT_ONCE):
-                windows = self._windows(slice(first, first + _AT_ONCE), own)
-                states.append(self.floor.infer(windows, own=own))
-                told.append(self.floor.features(states[-1], windows))
-            self._states[own] = type(states[0]).join(states), torch.cat(told)
-        return self._states[own]
+    def _inferred(self, rows: Tensor, own: bool) -> tuple[Any, Tensor]:
+        """What the floor infers from the windows of trajectories, and its numbers; inferred once for each."""
+        known = self._known[own]
+        for part in torch.tensor([row for row in set(rows.tolist()) if row not in known]).split(_AT_ONCE):
+            if len(part):
+                windows = self._windows(part, own)
+                state = self.floor.infer(windows, own=own)
+                told = self.floor.features(state, windows)
+                known |= {row: (state[i : i + 1], told[i : i + 1]) for i, row in enumerate(part.tolist())}
+        states, told = zip(*(known[row] for row in rows.tolist()), strict=True)
+        return type(states[0]).join(states), torch.cat(told)
 
-    def _loss(self, batch: _Batch, *, members: bool) -> Tensor:
+    def _loss(self, batch: _Batch, *, members: bool, generator: torch.Generator) -> Tensor:
         """Mean relative error of forecasts, or the fair CRPS of two members relative to the size of the fields."""
         past, truth, state = batch.past, batch.truth, batch.state
-        scales, device = self.step.scales, past.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            condition = self.context.encoder(batch.windows, batch.told)
-            if members:
-                twice = torch.arange(len(past), device=device).repeat_interleave(2)
-                past, state, condition = past[twice], state[twice], condition[twice]
-                drawn = torch.randn(len(past), self.step.sizes.member, generator=self.generator).to(device)
-                condition = self.step.condition(condition, drawn)
-            floor = forecaster(self.floor, state)
-            made = self.step.roll(past, condition, truth.shape[1], floor=floor, noisy=members, generator=self.generator)
+        scales = self.step.scales
+        condition = self.context.encoder(batch.windows, batch.told)
+        if members:
+            twice = torch.arange(len(past), device=past.device).repeat_interleave(2)
+            past, state, condition = past[twice], state[twice], condition[twice]
+            drawn = torch.randn(len(past), self.step.sizes.member, generator=generator).to(past.device)
+            condition = self.step.condition(condition, drawn)
+        floor = forecaster(self.floor, state)
+        made = self.step.roll(past, condition, truth.shape[1], floor=floor, noisy=members, generator=generator)
         size = ((truth - scales.mean) / scales.std).square().flatten(1).mean(1).sqrt() + _LEAST_SIZE
         if members:
             score = fair_score((made / scales.std).unflatten(0, (-1, 2)), truth / scales.std, torch.abs)
@@ -298,19 +341,9 @@ class FieldTraining:
         error = ((made - truth) / scales.std).square().flatten(1).mean(1)
         return ((error + _TINY).sqrt() / size).mean()
 
-    def _bf16_is_faster(self) -> bool:
-        """Measured on steps of one frame, by the time of this process."""
-        spent = {}
-        state = self.generator.get_state()
-        for bf16 in (False, True, False, True):
-            self.bf16 = bf16
-            start = time.process_time()
-            self._loss(self._batch(1, 0.0), members=False).backward()
-            # Of each type the second step counts: the first one prepares kernels.
-            spent[bf16] = time.process_time() - start
-        self.modules.zero_grad(set_to_none=True)
-        self.generator.set_state(state)
-        return spent[True] < 0.9 * spent[False]
+
+def _random(below: int, count: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(max(1, below), (count,), generator=generator)
 
 
 def _companions(environments: Tensor | None) -> list[list[int]] | None:
@@ -321,5 +354,5 @@ def _companions(environments: Tensor | None) -> list[list[int]] | None:
     members: dict[int, list[int]] = {}
     for row, name in enumerate(names):
         members.setdefault(name, []).append(row)
-    found = [[other for other in members[name] if other != row] for row, name in enumerate(names)]
-    return found if any(found) else None
+    others = [[other for other in members[name] if other != row] for row, name in enumerate(names)]
+    return others if any(others) else None

@@ -44,7 +44,7 @@ from .dynamics import environment_of, with_contexts
 from .ranks import ALONE, Rank
 from .rollouts import environments, rollout_scores
 from .sensitivity import TRAJECTORIES, channel_weights
-from .stage import Material, Stage
+from .stage import Material, Stage, Task
 
 # The scores that choose the best weights, each in units of what is a good one.
 MERIT = {"rel_l2": 0.01, "crps": 0.002, "rel_l2_ivp": 0.02, "crps_ivp": 0.004}
@@ -178,7 +178,7 @@ def scores(made_BKTNC: Tensor, truth_BTNC: Tensor) -> Tensor:
     return fair_score(made_BKTNC, truth_BTNC, torch.abs).flatten(1).mean(1)
 
 
-class ForecastTask:
+class ForecastTask(Task):
     """Training fields, and validation fields ``[n, T, *grid, c]`` with their contexts."""
 
     def __init__(

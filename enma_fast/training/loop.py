@@ -40,6 +40,8 @@ from .subnormals import flush_subnormals
 log = logging.getLogger("enma_fast")
 
 BEST = "best.safetensors"
+# Validations of a stage that seconds end.
+_VALIDATIONS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,9 @@ class RunOptions:
 
     ``seed`` draws the batches and the noise, and ``precision``, ``compile`` and ``device`` round the steps differently.
     ``stop_after`` ends the run early. The weights of the best validation are kept, so ``validate_every`` decides which
-    they can be: None is the default of the stage. The rest changes nothing of the weights.
+    they can be: None is the default of the stage. ``seconds`` end the stage, if its steps do not before: validations
+    are spread over them, the first one before the first step. ``better`` is called when the module holds weights that
+    are the best so far. The rest changes nothing of the weights.
     """
 
     out: Path
@@ -60,6 +64,8 @@ class RunOptions:
     validate_every: int | None = None
     log_every: int = 50
     stop_after: int | None = None
+    seconds: float | None = None
+    better: Callable[[], None] | None = field(default=None, repr=False)
     progress: Callable[[int, int, dict[str, float]], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -113,7 +119,7 @@ def end_step(params: Iterable[nn.Parameter], optimizers: Iterable[torch.optim.Op
 
 @flush_subnormals()
 def run(task: Task, options: RunOptions) -> dict[str, float]:
-    """Train until ``task.stage.steps``, resuming from ``options.out`` if it holds a state.
+    """Train until ``task.stage.steps``, or for ``options.seconds``, from the state in ``options.out`` if it holds one.
 
     At the end the module of the first rank holds the averaged weights of the best validation, whose scores are
     returned.
@@ -125,13 +131,14 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
     average = Average(module, stage.optimizer.ema_decay)
     options.out.mkdir(parents=True, exist_ok=True)
     state_path = options.out / STATE
-    first = load_state(state_path, module, average, optimizers, stage) if state_path.exists() else 0
+    first, spent = load_state(state_path, module, average, optimizers, stage) if state_path.exists() else (0, 0.0)
+    clock = _Clock(stage.steps, options.seconds, spent)
     log_path = options.out / LOG
     if rank.index == 0:
         _trim_log(log_path, first)
     forward: Callable[..., Any] = _compiled(module) if options.compile else module
     best = _Best(options.out / BEST, task, first)
-    last_save, clock, since = time.monotonic(), time.monotonic(), first
+    last_save, timed, since, validated = time.monotonic(), time.monotonic(), first, -1
     validate_every = options.validate_every or stage.validate_every
     end = stage.steps if options.stop_after is None else min(stage.steps, options.stop_after)
 
@@ -140,8 +147,25 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
             with log_path.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
 
-    for step in range(first, end):
-        rate = learning_rate(step, stage.optimizer, stage.steps)
+    def validate(done: int) -> None:
+        nonlocal timed, validated
+        paused, validated = time.monotonic(), done
+        module.eval()
+        with average.applied(module):
+            scores = task.validate(rank)
+            if rank.index == 0 and best.offer(done, scores) and options.better:
+                options.better()
+        record({"step": done, "validation": scores})
+        if rank.index == 0:
+            log.info("step %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+        timed += time.monotonic() - paused
+
+    if options.seconds is not None and first == 0:
+        validate(0)
+    done = first
+    while done < end and (share := clock.share(done)) < 1:
+        step, task.share = done, share
+        rate = learning_rate(step, stage.optimizer, clock.steps(done))
         begin_step(optimizers, rate)
         module.train()
         with autocast(options):
@@ -156,6 +180,10 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
         saves = rank.index == 0 and (done == end or time.monotonic() - last_save > options.save_seconds)
         # The norm is that of all ranks, and not finite either once a weight is not: such a state is never saved.
         if (logs or saves) and not torch.isfinite(norm):
+            if options.seconds is not None and best.scores:
+                log.warning("step %d: the loss is not finite; the weights of the best validation are taken", done)
+                validated = done
+                break
             there = f"; {best.path} has the best weights before it" if best.scores else ""
             raise TrainingError(
                 f"step {done}: loss {loss.item():.3g} or its gradient is not finite{there}; train again in an empty"
@@ -163,36 +191,60 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
             )
         if logs:
             values = mean_over_ranks({"loss": loss.detach(), **terms}, rank)
-            elapsed, clock = time.monotonic() - clock, time.monotonic()
+            elapsed, timed = time.monotonic() - timed, time.monotonic()
             values |= {"grad_norm": float(norm), "per_second": stage.batch * (done - since) / elapsed}
             since = done
             record({"step": done, "lr": rate, **values})
             if options.progress:
                 held = {"validation": best.scores["rel_l2"]} if "rel_l2" in best.scores else {}
-                options.progress(done, stage.steps, values | held)
-        if done % validate_every == 0 or done == stage.steps:
-            paused = time.monotonic()
-            module.eval()
-            with average.applied(module):
-                scores = task.validate(rank)
-                if rank.index == 0:
-                    best.offer(done, scores)
-            record({"step": done, "validation": scores})
-            if rank.index == 0:
-                log.info("step %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
-            clock += time.monotonic() - paused
+                options.progress(done, clock.steps(done), values | held)
+        if (done % validate_every == 0 if options.seconds is None else clock.is_time(done)) or done == stage.steps:
+            validate(done)
         if saves:
-            save_state(state_path, module, average, optimizers, stage, done)
+            save_state(
+                state_path, module, average, optimizers, stage, done, 0.0 if options.seconds is None else clock.spent()
+            )
             last_save = time.monotonic()
-    if end == stage.steps and rank.index == 0 and not best.scores:
+    if options.seconds is not None and validated < done:
+        validate(done)
+    if (end == stage.steps or options.seconds is not None) and rank.index == 0 and not best.scores:
         raise TrainingError(
             f"{log_path}: no validation of this run gave a number; look for huge values in the validation data, or "
             "train again in an empty folder with a lower learning_rate"
         )
-    if end < stage.steps or not best.take():
+    if (end < stage.steps and options.seconds is None) or not best.take():
         average.put(module)
     module.eval()
     return best.scores
+
+
+class _Clock:
+    """How much of a stage is over: of its steps, or of the seconds that it has, if these are over before."""
+
+    def __init__(self, most: int, seconds: float | None, spent: float) -> None:
+        self.most, self.seconds = most, seconds
+        self.begun = time.monotonic() - spent
+        self.validated = int(_VALIDATIONS * self.share(0))
+
+    def spent(self) -> float:
+        """Seconds of the stage until now."""
+        return time.monotonic() - self.begun
+
+    def share(self, done: int) -> float:
+        """From 0 to 1, after so many steps."""
+        by_time = 0.0 if self.seconds is None else self.spent() / max(self.seconds, 1e-9)
+        return max(done / self.most, by_time)
+
+    def steps(self, done: int) -> int:
+        """Steps that the stage will have taken at this pace."""
+        return self.most if self.seconds is None else min(self.most, max(done, round(done / self.share(done))))
+
+    def is_time(self, done: int) -> bool:
+        """Whether another part of the stage is over, after which there is a validation."""
+        passed = int(_VALIDATIONS * self.share(done))
+        new = self.validated < passed < _VALIDATIONS
+        self.validated = max(self.validated, passed)
+        return new
 
 
 def _compiled(module: nn.Module) -> Callable[..., Any]:
@@ -214,13 +266,14 @@ class _Best:
             if int(meta["step"]) <= step and math.isfinite(task.merit(scores)):
                 self.scores = scores
 
-    def offer(self, step: int, scores: dict[str, float]) -> None:
+    def offer(self, step: int, scores: dict[str, float]) -> bool:
         """Keep the module's weights if they are the best so far; never those of a merit that is no finite number."""
         merit = self.task.merit(scores)
         if not math.isfinite(merit) or (self.scores and merit >= self.task.merit(self.scores)):
-            return
+            return False
         self.scores = scores
         write_tensors(self.path, self.task.module.state_dict(), {"step": str(step), "scores": json.dumps(scores)})
+        return True
 
     def take(self) -> bool:
         """Put the best weights into the module, if there are any."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..data import FIRST_FRAME, SERIES, FieldFile
 from ..models.grid_layers import Edge, pad_grid
 
 # A mean map that varies along an axis by so many times what chance does is no accident.
@@ -23,7 +25,7 @@ _TINY = 1e-12
 
 
 def shift_axes(fields: Tensor, edges: Sequence[Edge]) -> list[int]:
-    """Periodic axes along which the means of `[B, T, *x, c]` are the same everywhere."""
+    """Periodic axes along which the means of `[B, T, *x, c]` are the same everywhere, of trajectories apart."""
     parts = fields[: _MOST * 5]
     if len(parts) == 1:
         frames = parts.shape[1] // _PARTS * _PARTS
@@ -40,6 +42,20 @@ def shift_axes(fields: Tensor, edges: Sequence[Edge]) -> list[int]:
         if bool((along.mean(0).square().mean(0) <= _BEYOND_CHANCE * chance + _TINY).all()):
             found.append(axis)
     return found
+
+
+def apart(data: FieldFile) -> np.ndarray:
+    """Rows of trajectories that share no frames: of windows of one series those that do not overlap."""
+    if FIRST_FRAME not in data.parameters:
+        return np.arange(len(data))
+    series, first = (data.parameters[name] for name in (SERIES, FIRST_FRAME))
+    ends: dict[float, float] = {}
+    kept = []
+    for row in np.lexsort((first, series)):
+        if first[row] >= ends.get(series[row], -np.inf):
+            kept.append(row)
+            ends[series[row]] = first[row] + data.u.shape[1]
+    return np.array(kept)
 
 
 def mirrors(fields: Tensor, edges: Sequence[Edge]) -> dict[int, tuple[int, ...]]:

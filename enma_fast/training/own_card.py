@@ -1,27 +1,29 @@
-"""The model card of a model that was trained on the user's own data."""
+"""The model card of a model that was trained on the user's own data, and the rows of its scores."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..evaluation.baselines import BASELINES
 from ..evaluation.channel_scores import hidden_changes
 from ..utils.text import boundaries, markdown_table, short, times
 from .card import training_text
-from .own_plan import Plan, moves
+from .own_plan import Plan
+
+# A linear forecast that errs by no more than this share above the model is as good.
+_AS_GOOD = 1.02
+HEAD = ("task", "forecast", "rel. L2", "its median", "CRPS", "spread/skill")
 
 
 def own_card(plan: Plan, metrics: dict[str, Any], command: str) -> str:
-    """The card in Markdown: the data, the scores beside the baselines, the cost, the limits."""
+    """The card in Markdown: the data, the scores beside those of other methods, the cost, the limits."""
     model = plan.recipe.model
     tok, name = model.codec, model.name
     held = ", ".join(
         f"{split} {plan.trajectories[split]} in {plan.environments[split]} environments" for split in plan.trajectories
     )
-    shifted = moves(plan.recipe)
     parts = [
         f"# {name}",
-        f"An ENMA model (arXiv 2506.06158) of size `{plan.request.size}`, trained by `enma-fast train` on own data: "
+        f"A field model of size `{plan.request.size}`, trained by `enma-fast train` on own data: "
         f"{times(tok.grid)} points ({boundaries(tok.periodic)}) of a domain of {times(tok.lengths)}, "
         f"{model.num_frames} frames {model.frame_interval:g} apart, channels {', '.join(plan.channels)}, each "
         f"standardised. {plan.num_parameters:,} parameters.",
@@ -32,23 +34,23 @@ def own_card(plan: Plan, metrics: dict[str, Any], command: str) -> str:
         "## Scores",
         "On the held-out test split, over all forecast frames. Relative L2 is that of the mean of the members. "
         "Persistence repeats the last observed frame, climatology is the mean of the training trajectories at each "
-        "point. CRPS is fair and in the units of the fields, spread/skill is 1 for a calibrated ensemble."
-        + "".join(f" {note}" for note in notes(plan)),
-        _rows(metrics["rows"]),
+        "point, and linear is the best forecast in closed form. CRPS is fair and in the units of the fields, that of a "
+        "single forecast is its absolute error; spread/skill is 1 for a calibrated ensemble."
+        + "".join(f" {note}" for note in notes(plan, metrics)),
+        markdown_table(HEAD, score_rows(metrics["rows"], short)),
         _channels(metrics["rows"]),
         "## Training",
         f"```\n{command}\n```",
         training_text(metrics["training"]),
+        f"Of the network's correction {metrics['size']:g} is added, and what members draw is multiplied by "
+        f"{metrics['spread'][0]:.3g}, beside a context by {metrics['spread'][1]:.3g}: both were chosen on validation "
+        "data.",
         "## Limits",
         "\n".join(
             [
                 "- It knows the data it was trained on and nothing else; `forecast` warns where observed frames lie "
                 "outside them.",
                 f"- Frames beyond {model.num_frames} were not seen in training.",
-                "- The physics was taken to be the same at every place of the periodic axes"
-                + _views(metrics["sampling"])
-                if shifted
-                else "- Places are told apart: forecasts of shifted fields are no shifted forecasts.",
                 "- Forecasts from one frame and a context were trained."
                 if plan.contexts
                 else "- Some environments have one trajectory, so forecasts from a context were not trained.",
@@ -58,39 +60,41 @@ def own_card(plan: Plan, metrics: dict[str, Any], command: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _views(sampling: dict[str, Any]) -> str:
-    if sampling["shifts"] is None:
-        return "."
-    return (
-        f": members see the field from {sampling['shifts']} places, and their noise is scaled by "
-        f"{sampling['temperature']:g}, chosen on validation data."
-    )
-
-
-def notes(plan: Plan) -> list[str]:
-    """Sentences that a reader of the scores needs for these fields."""
+def notes(plan: Plan, metrics: dict[str, Any]) -> list[str]:
+    """Sentences that a reader of the scores needs."""
     tok = plan.recipe.model.codec
     pairs = zip(plan.channels, tok.field_mean or (), tok.field_scale or (), strict=True)
-    return [said for name, mean, scale in pairs if (said := hidden_changes(name, mean, scale)) is not None]
+    said = [text for name, mean, scale in pairs if (text := hidden_changes(name, mean, scale)) is not None]
+    if plan.linear is not None:
+        said.append(f"Linear is of the kind {plan.linear!r}.")
+    if plan.right:
+        said.append("It is right, so no network was trained.")
+        return said
+    for row in metrics["rows"]:
+        best = min(row["methods"], key=lambda name: row["methods"][name]["rel_l2"])
+        if row["methods"][best]["rel_l2"] <= _AS_GOOD * row["rel_l2"]:
+            said.append(
+                f"In the task {row['task']} {best} is as good a forecast as the model: the network adds nothing."
+            )
+    return said
 
 
-def _rows(rows: list[dict[str, Any]]) -> str:
-    head = ["task", "trajectories", "members", "rel. L2", "median"]
-    head += [word for name in BASELINES for word in (name, "its median")]
+def score_rows(rows: list[dict[str, Any]], shown: Any) -> list[list[str]]:
+    """The model and other methods, a row each for each task, with numbers as `shown` writes them."""
     lines = []
     for row in rows:
-        parts = (row, *(row[name] for name in BASELINES))
-        errors = [part[key] for part in parts for key in ("rel_l2", "rel_l2_median")]
-        scores = (short(value) for value in (*errors, row["crps"], row["spread_skill"]))
-        lines.append([row["task"], row["num_trajectories"], row["num_members"], *scores])
-    return markdown_table([*head, "CRPS", "spread/skill"], lines)
+        for name, part in (*row["methods"].items(), ("model", row)):
+            numbers = [part["rel_l2"], part["rel_l2_median"], part["crps"], part.get("spread_skill")]
+            lines.append([row["task"], name, *map(shown, numbers)])
+    return lines
 
 
 def _channels(rows: list[dict[str, Any]]) -> str:
-    keys = ["rmse", *(f"{name}_rmse" for name in BASELINES)]
+    names = list(rows[0]["methods"])
+    keys = ["rmse", *(f"{name}_rmse" for name in names)]
     lines = [
         [row["task"], channel, errors["unit"], *(short(errors[key]) for key in keys)]
         for row in rows
         for channel, errors in row["channels"].items()
     ]
-    return markdown_table(["task", "channel", "unit", "RMS error of the mean", *(f"of {n}" for n in BASELINES)], lines)
+    return markdown_table(["task", "channel", "unit", "RMS error of the mean", *(f"of {n}" for n in names)], lines)

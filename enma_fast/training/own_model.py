@@ -1,13 +1,15 @@
 """Carry out the plan of a training on the user's own data: its recipe, then scores, card and checkpoint.
 
-RUN/plan.json            recipe, split and time
+RUN/plan.json            recipe, split and floor
 RUN/data/                the splits as field files
+RUN/checkpoint/          a model from the first minute on, with scores once it is finished
 all else                 as a run of the recipe (:mod:`enma_fast.training.run`)
 """
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +18,34 @@ import torch
 from torch import Tensor
 
 from ..data import FieldFile, read, write_fields
-from ..data.selection import share_of, spread_rows
+from ..data.selection import spread_rows
 from ..errors import EnmaError
 from ..evaluation.baselines import Method, Observations, baselines
 from ..evaluation.metrics import Scores
 from ..evaluation.scoring import score_forecast
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest, task_named
-from ..models.checkpoint import IN_RUN, MANIFEST, METRICS, save_model
+from ..models.checkpoint import IN_RUN, METRICS, save_model
+from ..models.floors.choice import KNOWN, kinds, learn
+from ..models.floors.ladder import Floor, roll
+from ..models.grid_layers import Edge
 from ..models.model import Model
 from ..utils.launch import detect
 from .card import tell_training
 from .loop import RunOptions
 from .own_card import own_card
-from .own_data import TEST, TRAIN, VAL
-from .own_plan import DATA, MEMBERS, SCORED, Plan, Request, make_plan, moves, saved_plan
-from .own_sampling import JUDGED, choose_sampling
+from .own_data import TEST, TRAIN
+from .own_plan import DATA, SIMPLE, Plan, Request, make_plan, saved_plan, training_fields, with_floor
 from .run import Progress, account, data_file, train
 
 # Seconds between saved states, and steps between looks at the loss.
 _SAVE_SECONDS, _LOG_EVERY = 60.0, 10
+# Test trajectories that are scored, at least and at most, and the members of each.
+_FEWEST, SCORED, MEMBERS = 4, 64, 16
+# Shares of the time: for floor and stage, and for the scores.
+_TRAINING, _SCORING = 0.8, 0.1
+# Rows of tables are called so, whatever kind of floor the linear one is.
+LINEAR = "linear"
 
 
 def prepare_own(source: Path, out: Path, request: Request) -> Plan:
@@ -48,12 +58,15 @@ def prepare_own(source: Path, out: Path, request: Request) -> Plan:
             "train FILE is one process; on several train the recipe that it writes: enma-fast train RUN/recipe.toml "
             "--data RUN/data --out OTHER"
         )
+    begun = time.monotonic()
     plan = saved_plan(source, out, request)
     if plan is None:
         plan, splits = make_plan(source, request)
         for split, data in splits.items():
             name = f"{plan.recipe.model.dataset}-{split}"
             write_fields(out / DATA / f"{name}.h5", data, name=name)
+        (stage,) = plan.recipe.folders()
+        plan = with_floor(plan, splits[TRAIN], out / stage, begun=begun)
         plan.save(out)
     return plan
 
@@ -61,53 +74,79 @@ def prepare_own(source: Path, out: Path, request: Request) -> Plan:
 def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None = None) -> dict[str, Any]:
     """Train, score and write what `prepare_own` planned, from where an earlier call stopped.
 
-    `command`, which makes the run again, is for the card. Returns the contents of `metrics.json` of the checkpoint:
-    `rows` of scores, each with those of the baselines by name and of single `channels`, the `training`, and of the
-    `sampling` the `shifts` and the `temperature`.
+    `command`, which makes the run again, is for the card. From the first validation on the folder holds a model that
+    can be used. Returns the contents of `metrics.json` of the checkpoint: `rows` of scores, each with those of other
+    `methods` by name and of single `channels`, the `training`, and the `size` of the network's correction and the
+    factors of the `spread`, which were chosen on validation data.
     """
-    if (out / IN_RUN / MANIFEST).is_file():
-        found: dict[str, Any] = json.loads((out / IN_RUN / METRICS).read_text())
+    done = out / IN_RUN / METRICS
+    if done.is_file():
+        found: dict[str, Any] = json.loads(done.read_text())
         return found
-    total, before = sum(plan.seconds.values()), plan.seconds["preparing"]
-
-    def seen(done: float, _: float, note: str) -> None:
-        if progress is not None:
-            progress(before + done, total, note)
-
-    stages = plan.recipe.folders()
+    total = 60 * plan.request.minutes
+    seconds = 0.0 if plan.right else max(0.0, _TRAINING * total - plan.seconds)
     model = train(
         plan.recipe,
-        options=RunOptions(out=out, save_seconds=_SAVE_SECONDS, log_every=_LOG_EVERY),
+        options=RunOptions(out=out, save_seconds=_SAVE_SECONDS, log_every=_LOG_EVERY, seconds=seconds),
         data_dir=out / DATA,
-        weights={name: plan.seconds[name] for name in stages},
-        validations=plan.validations,
-        validated=plan.measured,
-        progress=seen,
+        better=lambda better: save_model(better, out / IN_RUN),
+        progress=progress,
     )
     assert model is not None
-    seen(total - before - plan.seconds["scoring"], total, "scoring")
+    if progress is not None:
+        progress(1, 1, "scoring")
     dataset = plan.recipe.model.dataset
     tell_training(model, data_file(out / DATA, dataset, TRAIN))
-    train_data, held, test_data = (read(data_file(out / DATA, dataset, split)) for split in (TRAIN, VAL, TEST))
-    if moves(plan.recipe):
-        choose_sampling(model, held, judged=share_of(JUDGED, plan.measured))
-    methods, scored = baselines(train_data), share_of(SCORED, plan.measured)
+    train_data, test_data = (read(data_file(out / DATA, dataset, split)) for split in (TRAIN, TEST))
+    methods = baselines(train_data) | linear_methods(plan, train_data)
     tasks = ("temporal", "initial-value") if plan.contexts else ("temporal",)
+    step: Any = model.dynamics.step
     found = {
-        "rows": [_scores(model, test_data, methods, task, scored) for task in tasks],
+        "rows": [_scores(model, test_data, methods, task, _SCORING * total / len(tasks)) for task in tasks],
         "training": account(out, plan.recipe),
-        "sampling": {name: getattr(model.config.sampling, name) for name in ("shifts", "temperature")},
+        "size": float(step.model.size),
+        "spread": step.model.spread.tolist(),
     }
     save_model(model, out / IN_RUN, card=own_card(plan, found, command), metrics=found)
     return found
 
 
-def _scores(model: Model, data: FieldFile, methods: dict[str, Method], task: str, scored: int) -> dict[str, Any]:
-    """Scores of a task on some test data, beside those of the baselines, which forecast from the same frames."""
-    numbers = spread_rows(len(data), scored).tolist()
-    request = ForecastRequest(task=task_named(task), num_members=MEMBERS, trajectories=numbers)
-    forecast = FileForecast(model, data, request)
-    means: list[Tensor] = []
+def linear_methods(plan: Plan, train: FieldFile) -> dict[str, Method]:
+    """Damped persistence, and the best linear floor that was tried, learned from the training data."""
+    config = plan.recipe.model
+    codec = Model(config).codec
+    fields, environments = training_fields(plan.recipe, train)
+    edges = [Edge.PERIODIC if ring else Edge.WALL for ring in train.periodic]
+    made = kinds(fields.shape[2:-1], edges, fields.shape[-1], spacings=config.codec.spacings)
+
+    def method(floor: Floor) -> Method:
+        @torch.no_grad()
+        def forecast(given: Observations) -> Tensor:
+            assert given.history is not None
+            past = codec.standardised(torch.from_numpy(given.history))
+            own = given.context is None
+            windows = past[:, None, :KNOWN]
+            if given.context is not None:
+                context = codec.standardised(torch.from_numpy(given.context))
+                windows = context.unfold(1, KNOWN, KNOWN).movedim(-1, 2)
+            state = floor.infer(windows, own=own)
+            if past.shape[1] == 1:
+                past = torch.stack([floor.before(past[:, 0], state), past[:, 0]], 1)
+            return codec.in_units(roll(floor, past, state, given.num_frames))[:, None]
+
+        return forecast
+
+    named = {SIMPLE[1]: SIMPLE[1], LINEAR: plan.linear}
+    return {name: method(learn(made[kind](), fields, environments)) for name, kind in named.items() if kind is not None}
+
+
+def _scores(model: Model, data: FieldFile, methods: dict[str, Method], task: str, seconds: float) -> dict[str, Any]:
+    """Scores of a task on some test data, as many as take these seconds, beside those of other methods."""
+    few = _forecast(model, data, task, 2)
+    each = MEMBERS * float(score_forecast(few, warn=False)["seconds_per_member"])
+    count = max(_FEWEST, min(SCORED, int(seconds / max(each, 1e-9))))
+    forecast = _forecast(model, data, task, count)
+    numbers, means = list(forecast.trajectories), list[Tensor]()
 
     class Means:
         def add(self, trajectory: int, members: range, values: Tensor) -> None:
@@ -115,8 +154,14 @@ def _scores(model: Model, data: FieldFile, methods: dict[str, Method], task: str
 
     row = score_forecast(forecast, warn=False, sinks=[Means()])
     observed, truth = np.split(data.u[numbers], [forecast.num_observed], axis=1)
+    contexts = data.u[[data.context_for(number) for number in numbers]] if forecast.request.task.needs_context else None
     given = Observations(
-        history=observed, context=None, num_frames=truth.shape[1], num_members=1, trajectories=numbers, seed=0
+        history=observed,
+        context=contexts,
+        num_frames=truth.shape[1],
+        num_members=1,
+        trajectories=numbers,
+        seed=0,
     )
     made = {name: np.asarray(method(given)) for name, method in methods.items()}
 
@@ -124,18 +169,34 @@ def _scores(model: Model, data: FieldFile, methods: dict[str, Method], task: str
         axes = tuple(range(truth.ndim - 1))
         return np.sqrt(np.square(forecasts - truth, dtype=np.float64).mean(axis=axes))
 
-    each = {"rmse": errors(torch.stack(means).numpy())}
-    each |= {f"{name}_rmse": errors(forecasts[:, 0]) for name, forecasts in made.items()}
+    each_method = {"rmse": errors(torch.stack(means).numpy())}
+    each_method |= {f"{name}_rmse": errors(forecasts[:, 0]) for name, forecasts in made.items()}
     channels = {
-        channel: {"unit": data.units.get(channel, "1"), **{key: float(values[c]) for key, values in each.items()}}
+        channel: {
+            "unit": data.units.get(channel, "1"),
+            **{key: float(values[c]) for key, values in each_method.items()},
+        }
         for c, channel in enumerate(data.channels)
     }
     kept = {key: value for key, value in row.items() if key not in ("per_frame", "rank_histogram")}
-    return {**kept, **{name: _summary(forecasts, truth) for name, forecasts in made.items()}, "channels": channels}
+    return {
+        **kept,
+        "methods": {name: _summary(forecasts, truth) for name, forecasts in made.items()},
+        "channels": channels,
+    }
+
+
+def _forecast(model: Model, data: FieldFile, task: str, count: int) -> FileForecast:
+    numbers = spread_rows(len(data), count).tolist()
+    return FileForecast(model, data, ForecastRequest(task=task_named(task), num_members=MEMBERS, trajectories=numbers))
 
 
 def _summary(forecasts: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Errors of one forecast of each trajectory; its CRPS is the mean of its absolute error."""
     scores = Scores()
     scores.update(forecasts, truth)
     found = scores.result()
-    return {key: found[key] for key in ("rel_l2", "rel_l2_median", "rmse")}
+    return {
+        **{key: found[key] for key in ("rel_l2", "rel_l2_median", "rmse")},
+        "crps": float(np.abs(forecasts[:, 0] - truth).mean(dtype=np.float64)),
+    }

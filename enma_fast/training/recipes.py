@@ -26,7 +26,7 @@ from ..utils.dataclass_json import from_json
 from ..utils.untrusted import read_bytes
 
 # Kinds of stages are known once their files are imported.
-from . import dynamics, first_frame, forecasts, head, tokenizer  # noqa: F401
+from . import dynamics, field_stage, first_frame, forecasts, head, tokenizer  # noqa: F401
 from .stage import Stage
 
 _Stage = TypeVar("_Stage", bound=Stage)
@@ -149,7 +149,8 @@ def _set(config: Any) -> Any:
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
-        if entry.name == "kind" or value != default:
+        # TOML has no null; what is none beside a kind of another part is so without being said.
+        if entry.name == "kind" or (value != default and value is not None):
             found[entry.name] = _set(value)
     return found
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..data import EQUATIONS, FieldFile, generate, read
-from ..data.selection import share_of, spread_rows
+from ..data.selection import spread_rows
 from ..errors import EnmaError
 from ..forecasting.file_forecast import check_file
 from ..forecasting.request import HISTORY
@@ -67,9 +67,7 @@ def train(
     options: RunOptions,
     data_dir: Path | None = None,
     start: str | Path | None = None,
-    weights: Mapping[str, float] | None = None,
-    validations: int | None = None,
-    validated: float = 1.0,
+    better: Callable[[Model], None] | None = None,
     progress: Progress | None = None,
 ) -> Model | None:
     """Train the stages of a recipe on `<dataset>-train.h5` and validate on `<dataset>-val.h5`.
@@ -80,10 +78,8 @@ def train(
     options : how the run is carried out; `options.out` is the run folder, and the seed that of the recipe
     data_dir : folder of the data files; by default they are generated in the run folder
     start : checkpoint whose weights the first stage begins with, in place of random ones
-    weights : the work of each stage, by the names of :meth:`Recipe.folders`, for `progress`; by default its steps
-    validations : of each stage; by default as often as its kind is validated
-    validated : share of the usual held-out trajectories that validations are of
-    progress : called with (work done, work, note)
+    better : called with the model whenever it has the best weights so far
+    progress : called with (steps done, steps, note)
 
     Returns
     -------
@@ -103,8 +99,7 @@ def train(
     val = _read(files[1], recipe.model)
     begin_run(options, rank, recipe, files=files, start=None if start is None else locate(start))
     stages = recipe.folders()
-    work = {name: stage.steps for name, stage in stages.items()} if weights is None else weights
-    total, done, steps = sum(work.values()), 0.0, 0
+    total, steps = sum(stage.steps for stage in stages.values()), 0
     config, before = recipe.model, start
     for name, stage in stages.items():
         # What contexts earlier stages have shown stays true until another stage shows some.
@@ -114,29 +109,26 @@ def train(
             left = None if options.stop_after is None else options.stop_after - steps
             if left is not None and left <= 0:
                 return None
-            every = None if validations is None else -(-stage.steps // validations)
+            with _seeded(recipe.seed):
+                model = Model(config)
             each = dataclasses.replace(
                 options,
                 out=folder,
                 stop_after=left,
-                validate_every=options.validate_every or every,
-                progress=partial(_tell, progress, name, done, total, work[name]) if progress else None,
+                better=partial(better, model) if better else None,
+                progress=partial(_tell, progress, name, steps, total - stage.steps) if progress else None,
             )
-            with _seeded(recipe.seed):
-                model = Model(config)
             if before is not None:
                 inherit(model, load_model(before), source=str(before))
-            _train(stage, model, each, rank, train=files[0], val=val, share=validated)
+            _train(stage, model, each, rank, train=files[0], val=val)
             if left is not None and left < stage.steps:
                 return None
-        before, done, steps = folder, done + work[name], steps + stage.steps
+        before, steps = folder, steps + stage.steps
     assert before is not None
     return load_model(before)
 
 
-def _train(
-    stage: Stage, model: Model, options: RunOptions, rank: Rank, *, train: Path, val: FieldFile, share: float
-) -> None:
+def _train(stage: Stage, model: Model, options: RunOptions, rank: Rank, *, train: Path, val: FieldFile) -> None:
     """Train a stage of a model, or go on with it; its checkpoint is written at its end."""
     if stage.forecasts and (frames := val.u.shape[1]) != model.config.num_frames:
         raise EnmaError(
@@ -144,7 +136,7 @@ def _train(
             "change it in the recipe"
         )
     model.requires_grad_(False).to(options.device)
-    rows = _validated(val, share_of(stage.validated, share), model.config, HISTORY if stage.forecasts else 0)
+    rows = _validated(val, stage.validated, model.config, HISTORY if stage.forecasts else 0)
     contexts = _context_rows(val, rows, trained=stage.context_share > 0)
     options.out.mkdir(parents=True, exist_ok=True)
     with _seeded(options.seed):
@@ -155,17 +147,19 @@ def _train(
                 val=_fields(val, rows),
                 val_contexts=None if contexts is None else _fields(val, contexts),
                 folder=options.out,
+                seconds=options.seconds,
                 seed=options.seed,
                 rank=rank,
             ),
         )
-    log.info("%s: %s", options.out.name, stage.amount)
+    log.info("%s: %s", options.out.name, stage.amount if options.seconds is None else f"{options.seconds:.0f} s")
     try:
         run(task, options)
     except BaseException:
         abandon_ranks()
         raise
     if rank.index == 0 and (options.stop_after is None or options.stop_after >= stage.steps):
+        task.finish()
         save_model(model, options.out / IN_RUN)
     if rank.count > 1:
         # Nobody leaves before the checkpoint is on disk.
@@ -175,16 +169,15 @@ def _train(
 def _tell(
     progress: Progress,
     name: str,
-    before: float,
-    total: float,
-    work: float,
+    before: int,
+    others: int,
     done: int,
     steps: int,
     values: dict[str, float],
 ) -> None:
     held = f"  validation {values['validation']:.3g}" if "validation" in values else ""
     rate = f"  {values['per_second']:.0f} trajectories/s"
-    progress(before + work * done / steps, total, f"{name} {done}/{steps}  loss {values['loss']:.3g}{held}{rate}")
+    progress(before + done, others + steps, f"{name} {done}/{steps}  loss {values['loss']:.3g}{held}{rate}")
 
 
 @contextmanager

@@ -57,6 +57,7 @@ class Material:
     train : reads the training data
     val, val_contexts : held-out fields ``[n, T, *grid, c]``, and those of their contexts, if they have some
     folder : of the stage, for what it computes once
+    seconds : for the stage, where steps are not what ends it
     tell : takes messages on the way
     """
 
@@ -64,6 +65,7 @@ class Material:
     val: Tensor
     val_contexts: Tensor | None
     folder: Path
+    seconds: float | None = None
     seed: int = 0
     rank: Rank = ALONE
     tell: Callable[..., None] = log.info
@@ -115,10 +117,14 @@ class Stage(Slot):
 
 
 class Task(Protocol):
-    """A stage at work on a model: its module, loss and validation, as the loop needs them."""
+    """A stage at work on a model: its module, loss and validation, as the loop needs them.
+
+    The loop sets `share`: how much of the stage is over.
+    """
 
     module: nn.Module
     stage: Any
+    share: float = 0.0
 
     def loss(
         self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
@@ -130,3 +136,7 @@ class Task(Protocol):
 
     def merit(self, scores: dict[str, float]) -> float:
         """The number by which a validation is better than another: the lower, the better."""
+
+    def finish(self) -> None:
+        """What is left to do once the module holds its last weights; by default nothing."""
+        return

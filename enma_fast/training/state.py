@@ -24,16 +24,18 @@ def save_state(
     optimizers: list[torch.optim.Optimizer],
     stage: Any,
     step: int,
+    spent: float,
 ) -> None:
     tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.values.items()}
     tensors |= optimizer_tensors(optimizers)
-    write_tensors(path, tensors, {"step": str(step), "stage": to_json(stage)})
+    write_tensors(path, tensors, {"step": str(step), "spent": repr(spent), "stage": to_json(stage)})
 
 
 def load_state(
     path: Path, module: nn.Module, average: Average, optimizers: list[torch.optim.Optimizer], stage: Any
-) -> int:
+) -> tuple[int, float]:
+    """The step that was taken last, and the seconds of the stage until then."""
     tensors, meta = read_tensors(path)
     if meta.get("stage") != to_json(stage):
         raise EnmaError(f"{path}: was written by another recipe; choose an empty --out or the same recipe")
@@ -42,7 +44,7 @@ def load_state(
     for name, value in average.values.items():
         value.copy_(tensors[f"average.{name}"])
     load_optimizers(optimizers, tensors)
-    return int(meta["step"])
+    return int(meta["step"]), float(meta.get("spent", 0.0))
 
 
 def optimizer_tensors(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from .augment import (
     found,
 )
 from .ranks import ALONE, Rank
-from .stage import Material, Stage
+from .stage import Material, Stage, Task
 
 # Share of the windows that end as trajectories do where the others do not.
 _SHORTER_SHARE = 0.25
@@ -73,7 +73,7 @@ class TokenizerStage(Stage):
         return TokenizerTask(model, self, train=material.train(), val=material.val)
 
 
-class TokenizerTask:
+class TokenizerTask(Task):
     """Training data, and validation fields ``[n, T, *grid, c]`` (fp32), for the codec of a model."""
 
     def __init__(self, model: Model, stage: TokenizerStage, *, train: FieldFile, val: Tensor) -> None:

@@ -115,11 +115,11 @@ def test_forecasts_stay_near_the_values_of_training():
 
 def test_windows_of_a_context_have_no_order_and_no_place():
     torch.manual_seed(0)
-    context = PhysicsEncoder((8, 12), [P, W], 2, PhysicsConfig(width=8, hidden=8, numbers=5), 3).double()
+    context = PhysicsEncoder((8, 12), [P, W], 2, PhysicsConfig(width=8, hidden=8), 3).double()
     windows = torch.randn(3, 4, 3, 8, 12, 2, dtype=torch.float64)
     told = torch.randn(3, 3, dtype=torch.float64)
     z = context(windows, told)
-    assert z.shape == (3, 5)
+    assert z.shape == (3, 32)
     torch.testing.assert_close(context(windows.flip(1), told), z)
     torch.testing.assert_close(context(windows.roll(2, 3), told), z)
     assert not torch.allclose(context(windows.roll(2, 4), told), z)
@@ -132,8 +132,8 @@ def test_speeds_are_read_from_the_observed_frames():
     """Waves carried at a speed of their own: told by the windows alone, a model learns to carry them on."""
     torch.manual_seed(0)
     grid, generator = (16,), torch.Generator().manual_seed(3)
-    context = PhysicsEncoder(grid, [P], 1, PhysicsConfig(width=16, hidden=32, numbers=8), 0)
-    model = FieldStep(grid, [P], 1, StepSizes(width=16, layers=2, condition=8, noise=0, member=0))
+    context = PhysicsEncoder(grid, [P], 1, PhysicsConfig(width=16, hidden=32), 0)
+    model = FieldStep(grid, [P], 1, StepSizes(width=16, layers=2, noise=0, member=0))
 
     def batch(count):
         phase, speed = torch.rand(2, count, 1, 1, generator=generator)

@@ -1,25 +1,33 @@
 """The stage of field models: it learns what frames tell, from one series too, and survives losses of NaN."""
 
-import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from enma_fast.config import BlocksConfig, FieldConfig, ModelConfig, PhysicsConfig, SamplingConfig
+from enma_fast.errors import EnmaError
 from enma_fast.models.model import Model
 from enma_fast.sampling.engine import Engine
-from enma_fast.training.field_stage import FieldStage, FieldTraining
+from enma_fast.training import field_stage, loop
+from enma_fast.training.augment import Shift
+from enma_fast.training.field_stage import FieldStage, FieldTask
+from enma_fast.training.loop import RunOptions, run
+from enma_fast.training.stage import Material, Optimizer
 
-STAGE = FieldStage(batch=16, bf16=False, warmup_steps=5)
+from .._tiny import model as other
+from .._tiny import waves_file
+from ._run import read_log
+
 PLACE = torch.arange(16) / 16 * 2 * math.pi
 
 
 def model(floor="persistence", **step):
     torch.manual_seed(0)
     codec = BlocksConfig(grid=(16,), lengths=(16.0,), periodic=(True,), block=1, frames=1)
-    context = PhysicsConfig(floor=floor, patch=(1,), width=16, hidden=32, numbers=8)
+    context = PhysicsConfig(floor=floor, patch=(1,), width=16, hidden=32)
     sizes = {"width": 16, "layers": 2, "noise": 0, "member": 0, **step}
     return Model(
         ModelConfig(
@@ -28,7 +36,6 @@ def model(floor="persistence", **step):
             num_frames=8,
             codec=codec,
             context=context,
-            trunk=None,
             step=FieldConfig(**sizes),
         )
     )
@@ -43,9 +50,30 @@ def waves(count, frames=8, seed=0):
     return (angle + 0.3 * angle.sin()).sin()[..., None], torch.arange(count) // 4
 
 
-def steps(count):
-    number = itertools.count()
-    return lambda: next(number) / count
+def train(made, u, environments, folder, *, steps=200, seconds=None, better=None):
+    """The task of a stage of so many steps, or of seconds, that was run in a folder and finished."""
+    stage = FieldStage(
+        steps=steps,
+        batch=16,
+        augment=(Shift(),),
+        optimizer=Optimizer(
+            kind="muon", learning_rate=3e-3, final_learning_rate=1.5e-5, warmup_steps=5, weight_decay=0.0
+        ),
+    )
+    data = waves_file(made.config, u)
+    data = replace(data, environment=np.arange(len(u)) if environments is None else environments.numpy())
+    held, _ = waves(20, frames=u.shape[1], seed=7)
+    contexts = None if environments is None else held.view(5, 4, *held.shape[1:]).roll(1, 1).flatten(0, 1)
+    task = FieldTask(
+        made.requires_grad_(False),
+        stage,
+        Material(
+            train=lambda: data, val=held, val_contexts=contexts, folder=folder, seconds=seconds, tell=lambda *_: None
+        ),
+    )
+    run(task, RunOptions(out=folder, precision="fp32", log_every=1, validate_every=100, seconds=seconds, better=better))
+    task.finish()
+    return task
 
 
 def error(made, u, *, known=3, context=None):
@@ -59,13 +87,12 @@ def error(made, u, *, known=3, context=None):
     return float(off.norm() / u[:, known:].norm())
 
 
-def test_speeds_are_learned_from_known_frames_and_from_companions():
+def test_speeds_are_learned_from_known_frames_and_from_companions(tmp_path):
     made, (u, environments) = model(), waves(80)
-    training = FieldTraining(made, u, environments=environments, stage=STAGE)
-    assert training.shifts == [0]
-    progress = list(training.run(steps(200)))
-    assert [p.step for p in progress] == list(range(1, 201))
-    assert [progress[int(200 * s)].frames for s in (0, 0.35, 0.55)] == [1, 2, 4]
+    task = train(made, u, environments, tmp_path)
+    assert task.shifts == [0]
+    frames = [entry["frames"] for entry in read_log(tmp_path) if "frames" in entry]
+    assert [frames[int(200 * s)] for s in (0, 0.35, 0.55)] == [1, 2, 4]
     held, _ = waves(20, seed=9)
     still = float((held[:, 2:3] - held[:, 3:]).norm() / held[:, 3:].norm())
     assert error(made, held) < 0.3 * still
@@ -74,54 +101,95 @@ def test_speeds_are_learned_from_known_frames_and_from_companions():
     assert 0 < float(made.dynamics.step.model.usual.min()) <= 1
 
 
-def test_one_series_is_enough():
-    angle = PLACE + 0.4 * torch.arange(200)[:, None]
-    u = (angle + 0.3 * angle.sin()).sin()[None, ..., None]
-    made = model()
-    training = FieldTraining(made, u, stage=STAGE)
-    list(training.run(steps(150)))
-    still = float((u[0, 50:55] - u[0, 52:53]).norm() / u[0, 50:55].norm())
-    assert error(made, u[:, 50:58]) < 0.3 * still
-
-
-def test_members_are_scored_by_their_spread():
+def test_members_are_as_far_apart_as_they_are_wrong(tmp_path):
     made, (u, environments) = model(noise=2, member=4), waves(80)
-    noisy = u + 0.1 * torch.randn(u.shape, generator=torch.Generator().manual_seed(1))
-    list(FieldTraining(made, noisy, environments=environments, stage=replace(STAGE, members_from=0.3)).run(steps(200)))
-    z = made.encode(noisy[:1, :3])
-    members = torch.arange(30)
-    frame = next(
-        Engine(made.dynamics).trajectory(z, num_latents=4, seeds=members * 0, members=members, groups=members * 0)
-    )
-    spread = made.decode(frame[:, None])[:, 0].std(0).mean()
-    assert 0.02 < float(spread) < 0.3
+    task = train(made, u, environments, tmp_path)
+    step = task.step
+    chosen = step.spread.clone()
+    assert bool((chosen > 0).all())
+    held = task._scores(20, 8)
+    for name in ("spread_skill", "spread_skill_ivp"):
+        assert 0.6 < held[name] < 1.6
+    step.spread.copy_(3 * chosen)
+    assert task._scores(20, 8)["spread_skill"] > 1.3 * held["spread_skill"]
 
 
-def test_weights_stay_where_a_loss_is_not_finite():
+def test_before_the_first_step_the_floor_is_a_model(tmp_path):
+    made, (u, environments) = model("waves"), waves(80)
+    kept = []
+    task = train(made, u, environments, tmp_path, seconds=0.0, better=lambda: kept.append(made.state_dict()))
+    assert len(kept) == 1
+    assert not bool(task.step.network.head.weight.any())
+    held, _ = waves(20, seed=9)
+    still = float((held[:, 2:3] - held[:, 3:]).norm() / held[:, 3:].norm())
+    assert error(made, held) < still
+
+
+def test_a_stage_of_seconds_ends_by_the_clock_and_goes_on(tmp_path, monkeypatch):
+    now = [0.0]
+
+    def tick():
+        now[0] += 0.01
+        return now[0]
+
+    monkeypatch.setattr(loop.time, "monotonic", tick)
     made, (u, environments) = model(), waves(40)
-    training = FieldTraining(made, u, environments=environments, stage=STAGE)
-    before = {name: p.clone() for name, p in made.named_parameters()}
-    training.fields = training.fields * math.nan
-    progress = list(training.run(steps(25)))
-    assert progress[-1].step == 0
-    assert progress[-1].skipped == 25
-    assert all(torch.equal(p, before[name]) for name, p in made.named_parameters())
+    train(made, u, environments, tmp_path, steps=10_000, seconds=3.0)
+    entries = read_log(tmp_path)
+    rates = [entry["lr"] for entry in entries if "lr" in entry]
+    assert 10 < len(rates) < 300
+    # The rate falls to the end, though nobody knew how many steps there would be.
+    assert rates[-1] < 0.05 * max(rates)
+    assert len([entry for entry in entries if "validation" in entry]) == 9
+    assert [entry["frames"] for entry in entries if "frames" in entry][-1] == 5
+
+
+def test_a_correction_that_does_harm_is_made_smaller(tmp_path):
+    made, (u, environments) = model("waves"), waves(80)
+    task = train(made, u, environments, tmp_path, steps=1)
+    torch.nn.init.normal_(task.step.network.head.weight)
+    task.finish()
+    assert float(task.step.size) == 0
+
+
+def test_a_loss_that_is_not_finite_leaves_the_best_weights(tmp_path, monkeypatch):
+    made, (u, environments) = model(), waves(40)
+    real = FieldTask._loss
+
+    def broken(self, *args, **more):
+        return real(self, *args, **more) * (math.nan if self.share > 0.5 else 1.0)
+
+    monkeypatch.setattr(FieldTask, "_loss", broken)
+    train(made, u, environments, tmp_path, seconds=2.0)
+    assert all(bool(torch.isfinite(p).all()) for p in made.parameters())
 
 
 @pytest.mark.parametrize("floor", ["waves", "damped persistence"])
-def test_a_floor_is_what_the_network_adds_to(floor):
+def test_a_floor_is_what_the_network_adds_to(floor, tmp_path):
     made, (u, environments) = model(floor), waves(80)
-    made.dynamics.context.floor.learn(u)
-    training = FieldTraining(made, u, environments=environments, stage=STAGE)
-    assert training.shifts == ([0] if floor == "waves" else [])
-    list(training.run(steps(60)))
+    task = train(made, u, environments, tmp_path, steps=60)
+    assert task.shifts == ([0] if floor == "waves" else [])
+    assert (tmp_path / field_stage.FLOOR).exists()
     held, _ = waves(20, seed=9)
     persistence = float((held[:, 2:3] - held[:, 3:]).norm() / held[:, 3:].norm())
     assert error(made, held) < 0.5 * persistence
 
 
-def test_the_same_seed_trains_the_same_model():
+def test_the_same_seed_trains_the_same_model(tmp_path):
     (u, environments), made = waves(40), [model(), model()]
-    for each in made:
-        list(FieldTraining(each, u, environments=environments, stage=STAGE).run(steps(5)))
+    for i, each in enumerate(made):
+        train(each, u, environments, tmp_path / str(i), steps=5)
     assert all(torch.equal(p, q) for p, q in zip(made[0].parameters(), made[1].parameters(), strict=True))
+
+
+def test_mirror_images_are_trained_where_they_could_be_data(tmp_path):
+    (u, environments), made = waves(80), model()
+    both = torch.stack([u, u.flip(2)], 1).flatten(0, 1)
+    assert train(made, both, environments.repeat_interleave(2), tmp_path / "both", steps=2).mirrors == {0: (1,)}
+    assert train(model(), u, environments, tmp_path / "one", steps=2).mirrors == {}
+
+
+def test_another_model_is_refused(tmp_path):
+    given = Material(train=lambda: None, val=torch.zeros(1), val_contexts=None, folder=tmp_path)
+    with pytest.raises(EnmaError, match="leave the stage out"):
+        FieldTask(other(), FieldStage(steps=1, batch=4), given)

@@ -25,6 +25,8 @@ from ..floors.choice import kinds
 from ..floors.ladder import Floor, forecaster
 from ..grid_layers import Edge, GatedStack, GridConvolution, edge_marks, fitted_grid, from_blocks, pad_axis, to_blocks
 
+# Numbers that tell the physics, and the most windows that they are read from.
+NUMBERS, _WINDOWS = 32, 6
 # Numbers beyond these limits tell no more.
 _LIMIT = 8.0
 _TINY = 1e-6
@@ -82,7 +84,7 @@ class PhysicsEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.features = nn.Sequential(nn.Linear(width, own.hidden), nn.SiLU())
         self.attention = nn.Linear(own.hidden, 1)
-        self.read = nn.Sequential(nn.Linear(own.hidden, own.hidden), nn.SiLU(), nn.Linear(own.hidden, own.numbers))
+        self.read = nn.Sequential(nn.Linear(own.hidden, own.hidden), nn.SiLU(), nn.Linear(own.hidden, NUMBERS))
 
     def forward(self, windows: Tensor, floor_BF: Tensor) -> Tensor:
         B, W = windows.shape[:2]
@@ -113,7 +115,6 @@ class PhysicsContext(nn.Module):
         own, codec = config.context, config.codec
         assert isinstance(own, PhysicsConfig)
         self.fields = FieldTokens(config)
-        self.windows = own.windows
         found = kinds(codec.grid, self.fields.edges, codec.field_channels, spacings=codec.spacings)
         if own.floor not in found:
             raise EnmaError(f"{config.name}: context.floor is {own.floor!r}; this grid has {', '.join(found)}")
@@ -157,7 +158,7 @@ class PhysicsContext(nn.Module):
         if T < PAST:
             frames = torch.cat([frames[:, :1]] * (PAST - T) + [frames], 1)
             T = PAST
-        starts = torch.linspace(0, T - PAST, min(self.windows, T - PAST + 1)).round().long()
+        starts = torch.linspace(0, T - PAST, min(_WINDOWS, T - PAST + 1)).round().long()
         return torch.stack([frames[:, t : t + PAST] for t in starts.tolist()], 1)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...config import FieldConfig, ModelConfig, PhysicsConfig, SamplingConfig
 from ...errors import EnmaError
-from ..contexts.physics import FieldTokens, Physics
+from ..contexts.physics import NUMBERS, FieldTokens, Physics
 from ..field_step import PAST, FieldStep, StepSizes
 from ..floors.choice import kinds
 from ..floors.ladder import forecaster
@@ -47,7 +47,7 @@ class FieldDecoder(Decoder):
             layers=own.layers,
             middle_layers=own.middle_layers,
             middle_width=own.middle_width,
-            condition=context.numbers,
+            condition=NUMBERS,
             views=floors[context.floor]().num_views,
             noise=own.noise,
             member=own.member,
@@ -59,10 +59,10 @@ class FieldDecoder(Decoder):
         if not h.kept:
             self._begin(h, past, noise, settings)
         shape, drawn = self.model.network.noise_shape(len(past)), None
-        if shape[-1] and settings.temperature:
-            tokens = torch.arange(math.prod(shape[1:-1]), device=past.device)
-            drawn = noise.normal(tokens, shape[-1], mask_step=_PLACES).view(shape) * settings.temperature
         kept = h.kept
+        if shape[-1] and kept["spread"]:
+            tokens = torch.arange(math.prod(shape[1:-1]), device=past.device)
+            drawn = noise.normal(tokens, shape[-1], mask_step=_PLACES).view(shape) * kept["spread"]
         frame = self.model.frame(
             past,
             kept["condition"],
@@ -93,8 +93,9 @@ class FieldDecoder(Decoder):
 
     def _begin(self, h: Physics, past: Tensor, noise: Noise, settings: SamplingConfig) -> None:
         """What stays through a trajectory: shares, bounds, and the coefficients and numbers of members."""
-        index, scale = h.index, settings.temperature
+        index, scale = h.index, settings.temperature * float(self.model.spread[0 if h.own else 1])
         share = self.model.share(h.windows, h.numbers, h.forecast(), first=h.floor.reads == 1, own=h.own)
+        share = share[index]
         first, one = replace(noise, frame=0), torch.zeros(1, dtype=torch.int64, device=index.device)
 
         def normals(count: int, purpose: int) -> Tensor:
@@ -102,11 +103,14 @@ class FieldDecoder(Decoder):
 
         state, condition = h.state[index], h.numbers[index]
         if h.floor.num_draws and scale:
-            state = h.floor.draw(state, normals(h.floor.num_draws, _COEFFICIENTS))
+            # A correction that counts takes the floor's error away, and its uncertainty with it.
+            drawn = normals(h.floor.num_draws, _COEFFICIENTS)
+            state = h.floor.draw(state, drawn * (1 - share)[:, None].to(drawn.dtype))
         if self.model.sizes.member and scale:
             condition = self.model.condition(condition, normals(self.model.sizes.member, _MEMBER).to(condition.dtype))
         h.kept |= {
-            "share": share[index],
+            "share": share,
+            "spread": scale,
             "corrected": bool(share.any()),
             "bounds": self.model.bounds(past),
             "condition": condition,

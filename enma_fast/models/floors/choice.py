@@ -20,12 +20,12 @@ from .stencil import StencilFloor
 
 # Share of the environments that are forecast, at most so many trajectories, and frames of a forecast.
 _HELD, _MOST, _HORIZON = 0.2, 60, 16
-# Trajectories that a kind is learned from, as many environments as have about so many.
-_ENOUGH = 300
+# Trajectories that a kind is learned from, as many environments as have about so many, or about so many values.
+_ENOUGH, _MOST_VALUES, _FEWEST = 300, 20_000_000, 20
 # A floor takes the place of a simpler one if its error is less by this share, and is right if it errs by so little.
 _BETTER, _RIGHT = 0.02, 3e-3
-# A network adds to a floor that errs by less than this share of persistence, and to persistence otherwise.
-_WORTH = 0.5
+# Where fields may be shifted, a floor has to err by less than this share of persistence to take its place.
+_WORTH = 0.25
 # Frames that are observed, at least one more than a step reads.
 KNOWN = 3
 # Points of an axis that a second difference needs.
@@ -38,18 +38,18 @@ class Choice:
 
     Attributes
     ----------
-    name, floor : its kind, and itself
+    name, floor : its kind, and itself: what a network adds to
+    best : the kind with the least error
     errors : mean relative error of each kind on trajectories that it did not see, of forecasts after three frames and,
         where environments are known, after one frame with another trajectory
     right : whether it errs so little that a network has nothing to add
-    worth : whether a network learns better on top of it than of persistence
     """
 
     name: str
     floor: Floor
+    best: str
     errors: dict[str, tuple[float, ...]]
     right: bool
-    worth: bool
 
 
 def kinds(
@@ -64,7 +64,7 @@ def kinds(
     if all(edge is Edge.PERIODIC for edge in edges):
         made["waves"] = lambda: SpectralFloor(grid, channels)
     if min(grid) >= _LEAST_POINTS:
-        for order, name in ((1, "diffusion"), (2, "vibration")):
+        for order, name in ((2, "vibration"), (1, "diffusion")):
             made[name] = lambda order=order: StencilFloor(  # type: ignore[misc]
                 grid, edges, channels, order=order, spacings=spacings
             )
@@ -77,33 +77,42 @@ def choose(
     edges: Sequence[Edge],
     environments: Tensor | None = None,
     spacings: Sequence[float] | None = None,
+    shifted: bool = False,
     seconds: float = float("inf"),
 ) -> Choice:
     """The floor with which trajectories `[B, T, *x, c]` of four frames or more are forecast best.
 
-    `environments [B]` says which trajectories share their physics. Kinds are tried, the simplest first, until so many
-    seconds of this process are spent.
+    `environments [B]` says which trajectories share their physics. Where shifted fields could be data too, which
+    teaches a network more than most floors do, a floor has to shift with them and to be much better than persistence,
+    unless it is right. Kinds are tried, the simplest first, until one is right or so many seconds of this process are
+    spent.
     """
     grid, channels = fields.shape[2:-1], fields.shape[-1]
     started = time.process_time()
     training, learned_groups, held, groups = _split(fields, environments)
     training, _ = _some(training, learned_groups)
     errors: dict[str, tuple[float, ...]] = {}
-    best, made = "persistence", kinds(grid, edges, channels, spacings=spacings)
+    best, taken = "persistence", "persistence"
+    made = kinds(grid, edges, channels, spacings=spacings)
     for name, make in made.items():
         if errors and time.process_time() - started > seconds:
             break
-        floor = _learned(make(), training, None)
+        floor = learn(make(), training, None)
         errors[name] = _errors(floor, held, groups)
         if sum(errors[name]) < (1 - _BETTER) * sum(errors[best]):
             best = name
+            if not shifted or (floor.moves and sum(errors[name]) < _WORTH * sum(errors["persistence"])):
+                taken = name
+        if max(errors[best]) < _RIGHT:
+            break
     right = max(errors[best]) < _RIGHT
-    worth = sum(errors[best]) < _WORTH * sum(errors["persistence"])
-    floor = _learned(made[best](), *_some(fields, environments))
-    return Choice(best, floor, errors, right, worth)
+    taken = best if right else taken
+    return Choice(taken, learn(made[taken](), fields, environments), best, errors, right)
 
 
-def _learned(floor: Floor, fields: Tensor, environments: Tensor | None) -> Floor:
+def learn(floor: Floor, fields: Tensor, environments: Tensor | None) -> Floor:
+    """Teach a floor trajectories `[B, T, *x, c]`, of as many environments as are enough; returns it."""
+    fields, environments = _some(fields, environments)
     if isinstance(floor, SpectralFloor):
         floor.learn(fields, environments=environments)
     else:
@@ -113,11 +122,12 @@ def _learned(floor: Floor, fields: Tensor, environments: Tensor | None) -> Floor
 
 def _some(fields: Tensor, environments: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Trajectories of evenly spread environments, enough to learn a floor from, and their environments."""
-    if len(fields) <= _ENOUGH:
+    enough = min(_ENOUGH, max(_FEWEST, _MOST_VALUES // fields[0].numel()))
+    if len(fields) <= enough:
         return fields, environments
     groups = torch.arange(len(fields)) if environments is None else environments
     names = groups.unique()
-    count = max(1, round(_ENOUGH * len(names) / len(fields)))
+    count = max(1, round(enough * len(names) / len(fields)))
     chosen = torch.isin(groups, names[torch.linspace(0, len(names) - 1, count).long()])
     return fields[chosen], None if environments is None else environments[chosen]
 
@@ -130,15 +140,21 @@ def _split(fields: Tensor, environments: Tensor | None) -> tuple[Tensor, Tensor 
         first = T - max(KNOWN + 1, int(_HELD * T))
         frames = min(KNOWN + _HORIZON, T - first)
         held = fields[0, first:].unfold(0, frames, frames).movedim(-1, 1)
-        return fields[:, :first] if first > KNOWN else fields, None, held[:_MOST], None
+        return fields[:, :first] if first > KNOWN else fields, None, held[: _most(held)], None
     groups = torch.arange(B) if environments is None else environments
     names = groups.unique()
     last = names[len(names) - max(1, int(_HELD * len(names))) :]
     inside = torch.isin(groups, last) if len(names) > 1 else torch.arange(B) >= B - max(1, int(_HELD * B))
-    held = fields[inside][:_MOST, : KNOWN + _HORIZON]
+    held = fields[inside][:, : KNOWN + _HORIZON]
+    count = _most(held)
     if environments is None:
-        return fields[~inside], None, held, None
-    return fields[~inside], groups[~inside], held, groups[inside][:_MOST]
+        return fields[~inside], None, held[:count], None
+    return fields[~inside], groups[~inside], held[:count], groups[inside][:count]
+
+
+def _most(held: Tensor) -> int:
+    """Trajectories that are forecast: fewer of large grids."""
+    return min(_MOST, max(_FEWEST, _MOST_VALUES // held[0].numel()))
 
 
 def _errors(floor: Floor, held: Tensor, groups: Tensor | None) -> tuple[float, ...]:

@@ -1,17 +1,12 @@
-"""How much of each forecast counts: rungs from the simplest up, sized by data that they were not learned from.
+"""What a floor is: its forecasts, how far they are from the truth, and what share of a correction counts.
 
-    f_0 = r_0,    f_i = f_{i-1} + b_i (r_i - f_{i-1}),    0 <= b_i <= 1
-
-The share b_i is the least-squares one over all blocks. A rung counts only if the shares of the other blocks lessen the
-error of each block's forecasts in the sum: one short block sizes by chance.
-
-Legend: R rungs, B trajectories, T frames, W known forecasts, c channels; `*x` space.
+Legend: B trajectories, P past frames, T frames, W windows or known forecasts, c channels; `*x` space.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol, Self
 
 import torch
@@ -76,42 +71,6 @@ def roll(floor: Floor, past: Tensor, state: Any, steps: int) -> Tensor:
     return torch.stack(made, 1)
 
 
-def rung_shares(
-    rungs: Sequence[Tensor], truth: Tensor, blocks: Tensor, *, weights: Tensor | None = None
-) -> list[float]:
-    """Share of each rung after the first, of out-of-fold forecasts `[B, ...]` of `truth [B, ...]`.
-
-    `blocks [B]` says which trajectories belong together, and `weights [B]` how much each counts, by default the
-    inverse of its energy.
-    """
-    if weights is None:
-        weights = 1 / truth.flatten(1).square().sum(1).clamp_min(_TINY)
-    current, shares = rungs[0], []
-    for rung in rungs[1:]:
-        step, off = (rung - current).flatten(1).double(), (truth - current).flatten(1).double()
-        step, lost = _bounded_step(step, off)
-        product, square = (step * off).sum(1) * weights, step.square().sum(1) * weights
-        share = 0.0 if lost else _share(product.sum(), square.sum())
-        gain = 0.0
-        for block in blocks.unique():
-            inside = blocks == block
-            other = _share(product[~inside].sum(), square[~inside].sum())
-            gain += float(2 * other * product[inside].sum() - other**2 * square[inside].sum())
-        share = share if gain > 0 else 0.0
-        shares.append(share)
-        current = current + share * (rung - current) if share else current
-    return shares
-
-
-def climbed(rungs: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """The forecast of a ladder."""
-    made = rungs[0]
-    for rung, share in zip(rungs[1:], shares, strict=True):
-        if share:
-            made = made + share * (rung - made)
-    return made
-
-
 def known_share(correction: Tensor, off: Tensor) -> Tensor:
     """The share of a network's correction that is best for frames that are known, `[B]` from 0 to 1, least squares.
 
@@ -135,28 +94,3 @@ def forecast_error(floor: Floor, windows: Tensor, frames: Tensor, *, own: bool =
     relative = off / truth.flatten(1).norm(dim=1).clamp_min(_TINY)
     mean = float(relative.mean())
     return mean if math.isfinite(mean) and float(relative.max()) < _LOST else math.inf
-
-
-def out_of_fold(
-    make: Callable[[Tensor], Callable[[Tensor], Tensor]], fields: Tensor, blocks: Tensor, *, known: int
-) -> Tensor:
-    """Forecasts `[B, T - known, *x, c]` of each block by what was learned from the others.
-
-    `make` learns from fields `[B, T, *x, c]`, and gives a map from the known frames to the forecasts of the rest.
-    """
-    made = torch.empty_like(fields[:, known:])
-    for block in blocks.unique():
-        inside = blocks == block
-        made[inside] = make(fields[~inside])(fields[inside][:, :known]).to(made.dtype)
-    return made
-
-
-def _share(product: Tensor, square: Tensor) -> float:
-    return float((product / square.clamp_min(_TINY)).clamp(0, 1))
-
-
-def _bounded_step(step: Tensor, off: Tensor) -> tuple[Tensor, bool]:
-    """The step of a rung, and whether it leads away for good: then nothing of it counts."""
-    finite = bool(torch.isfinite(step).all())
-    lost = not finite or bool((step.norm(dim=1) > _LOST * (off.norm(dim=1) + _TINY)).any())
-    return (torch.zeros_like(step) if lost else step), lost

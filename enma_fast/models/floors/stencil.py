@@ -99,7 +99,7 @@ class StencilFloor(nn.Module):
         self.grid, self.edges, self.channels, self.order = tuple(grid), tuple(edges), channels, order
         self.reads = order
         spacings = spacings or [1.0] * len(self.grid)
-        weights = torch.tensor([(min(spacings) / h) ** 2 for h in spacings], dtype=torch.float64)
+        weights = [(min(spacings) / h) ** 2 for h in spacings]
         self.numbers = 5 if order == 2 else 3
         J = self.numbers
         self.register_buffer("walls", torch.tensor([WALLS["even"]], dtype=torch.float64).repeat(len(grid), ROWS, 1))
@@ -109,11 +109,11 @@ class StencilFloor(nn.Module):
         self.register_buffer("noise", torch.full((channels,), 1e-6, dtype=torch.float64))
         self.register_buffer("rests", torch.tensor(order == 2))
         # The largest size of an eigenvalue of A, its eigenvalues at Chebyshev's nodes, and the map to coefficients.
-        self.size = float(LARGEST * weights.sum())
+        self.size = LARGEST * sum(weights)
         node = math.pi * (torch.arange(_TERMS, dtype=torch.float64) + 0.5) / _TERMS
         to_terms = torch.cos(node[:, None] * torch.arange(_TERMS)) * (2 / _TERMS)
         to_terms[:, 0] /= 2
-        self.register_buffer("_weights", weights, False)
+        self.register_buffer("_weights", torch.tensor(weights, dtype=torch.float64), False)
         self.register_buffer("_eigenvalues", self.size * (node.cos() - 1) / 2, False)
         self.register_buffer("_to_terms", to_terms, False)
 

@@ -33,9 +33,10 @@ def test_waves_that_are_carried():
     choice = choose(fields, edges=[P], environments=environments)
     assert choice.name == "waves"
     assert choice.right
-    assert choice.worth
     assert len(choice.errors["waves"]) == 2
     assert max(choice.errors["waves"]) < 3e-3 < min(choice.errors["persistence"])
+    # Nothing is tried beyond what is right.
+    assert "vibration" not in choice.errors
 
 
 def test_strings_between_walls():
@@ -56,7 +57,17 @@ def test_nothing_helps(noisy):
     choice = choose(steps if noisy else steps.cumsum(1), edges=[W])
     assert choice.name == ("damped persistence" if noisy else "persistence")
     assert not choice.right
-    assert not choice.worth
+
+
+def test_where_fields_may_be_shifted_a_floor_that_knows_places_is_not_taken():
+    generator = torch.Generator().manual_seed(0)
+    frames = [torch.randn(40, 24, 1, generator=generator)]
+    for _ in range(9):
+        frames.append(0.8 * frames[-1] + 0.3 * torch.randn(40, 24, 1, generator=generator))
+    fields = torch.stack(frames, 1)
+    alone, shifted = (choose(fields, edges=[P], shifted=moves) for moves in (False, True))
+    assert alone.name == alone.best == shifted.best == "damped persistence"
+    assert shifted.name == "persistence"
 
 
 def test_one_series_is_cut_in_time():

@@ -1,4 +1,4 @@
-"""Shares of rungs, the share of a correction for a trajectory, and the floors that are the same for all."""
+"""The share of a correction for a trajectory, and the floors that are the same for all."""
 
 import math
 
@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from enma_fast.models.floors.dataset import DampedPersistence, InverseModel, Persistence
-from enma_fast.models.floors.ladder import climbed, forecast_error, known_share, out_of_fold, roll, rung_shares
-
-BLOCKS = torch.arange(40) // 8
+from enma_fast.models.floors.ladder import forecast_error, known_share, roll
 
 
 def normals(*shape, seed=0):
@@ -22,42 +20,6 @@ def damped(count, frames, rate, *, seed=0, noise=0.0):
     for t in range(frames - 1):
         u.append(rate * u[-1] + noise * normals(count, 6, 5, 1, seed=seed + t + 1))
     return mean + torch.stack(u, 1)
-
-
-def test_a_rung_that_is_right_counts_whole_and_one_of_noise_not():
-    truth = normals(40, 30)
-    base, noise = truth + normals(40, 30, seed=1), normals(40, 30, seed=2) * 3
-    assert rung_shares([base, truth], truth, BLOCKS) == [pytest.approx(1.0)]
-    share = rung_shares([base, base + noise], truth, BLOCKS)[0]
-    assert share < 0.1
-    assert rung_shares([base, 2 * base - truth], truth, BLOCKS) == [0.0]
-
-
-def test_shares_are_least_squares_and_climb_one_on_the_other():
-    truth = normals(40, 30)
-    rungs = [torch.zeros(40, 30), 0.5 * truth + 0.05 * normals(40, 30, seed=1), truth + 0.1 * normals(40, 30, seed=2)]
-    shares = rung_shares(rungs, truth, BLOCKS, weights=torch.ones(40))
-    first = (truth * rungs[1]).sum() / rungs[1].square().sum()
-    assert shares[0] == pytest.approx(min(1.0, float(first)), rel=1e-4)
-    errors = [float((climbed(rungs[:n], shares[: n - 1]) - truth).square().mean()) for n in (1, 2, 3)]
-    assert errors[0] > errors[1] > errors[2]
-
-
-def test_a_rung_that_helps_one_block_alone_does_not_count():
-    truth, step = normals(40, 30), normals(40, 30, seed=1)
-    # Right in the first block, and wrong by less in each of the others.
-    sign = torch.where(BLOCKS == 0, 2.0, -0.4)[:, None]
-    base = truth - sign * step
-    assert rung_shares([base, base + step], truth, BLOCKS, weights=torch.ones(40)) == [0.0]
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e12])
-def test_a_rung_that_explodes_once_never_counts(bad):
-    truth = normals(40, 30)
-    base, rung = truth + normals(40, 30, seed=1), truth.clone()
-    rung[3, 4] = bad
-    assert rung_shares([base, rung], truth, BLOCKS) == [0.0]
-    assert torch.equal(climbed([base, rung], [0.0]), base)
 
 
 def test_a_correction_counts_where_it_was_right():
@@ -112,16 +74,6 @@ def test_fewer_frames_than_lags_are_completed_by_the_first():
     u = normals(2, 1, 6, 5, 1)
     state = model.infer(u[:, None])
     torch.testing.assert_close(model.step(u, state), model.step(u.expand(-1, 3, -1, -1, -1), state))
-
-
-def test_each_block_is_forecast_by_the_others():
-    fields = BLOCKS.float().view(40, 1, 1).expand(40, 4, 1)
-
-    def make(training):
-        seen = training[:, 0, 0].unique()
-        return lambda known: torch.isin(known[:, 0, 0], seen).float()[:, None, None].expand(-1, 3, 1)
-
-    assert torch.equal(out_of_fold(make, fields, BLOCKS, known=1), torch.zeros(40, 3, 1))
 
 
 def test_a_forecast_that_is_lost_is_infinitely_wrong():
