@@ -42,7 +42,7 @@ PLAN, DATA = "plan.json", "data"
 # Minutes by default, and the most.
 MINUTES, _MOST_MINUTES = 10.0, 365 * 24 * 60
 # Share of the time in which kinds of floors are tried.
-_CHOOSING = 0.1
+_CHOOSING = 0.15
 # Trajectories whose moments are taken at a time.
 _AT_ONCE = 64
 # Floors that are not the linear model of a data set.

@@ -22,6 +22,8 @@ from .stencil import StencilFloor
 _HELD, _MOST, _HORIZON = 0.2, 60, 16
 # Trajectories that a kind is learned from, as many environments as have about so many, or about so many values.
 _ENOUGH, _MOST_VALUES, _FEWEST = 300, 20_000_000, 20
+# Values of the trajectories that are forecast, about, and trajectories of which the time is taken.
+_MOST_HELD, _FEW = 3_000_000, 8
 # A floor takes the place of a simpler one if its error is less by this share, and is right if it errs by so little.
 _BETTER, _RIGHT = 0.02, 3e-3
 # Where fields may be shifted, a floor has to err by less than this share of persistence to take its place.
@@ -84,8 +86,8 @@ def choose(
 
     `environments [B]` says which trajectories share their physics. Where shifted fields could be data too, which
     teaches a network more than most floors do, a floor has to shift with them and to be much better than persistence,
-    unless it is right. Kinds are tried, the simplest first, until one is right or so many seconds of this process are
-    spent.
+    unless it is right. Kinds are tried, the simplest first, until one is right. Those are left out that would take more
+    than what is left of so many seconds of this process.
     """
     grid, channels = fields.shape[2:-1], fields.shape[-1]
     started = time.process_time()
@@ -95,9 +97,10 @@ def choose(
     best, taken = "persistence", "persistence"
     made = kinds(grid, edges, channels, spacings=spacings)
     for name, make in made.items():
-        if errors and time.process_time() - started > seconds:
-            break
-        floor = learn(make(), training, None)
+        floor = make()
+        if errors and _seconds(floor, held) > seconds - (time.process_time() - started):
+            continue
+        learn(floor, training, None)
         errors[name] = _errors(floor, held, groups)
         if sum(errors[name]) < (1 - _BETTER) * sum(errors[best]):
             best = name
@@ -154,7 +157,20 @@ def _split(fields: Tensor, environments: Tensor | None) -> tuple[Tensor, Tensor 
 
 def _most(held: Tensor) -> int:
     """Trajectories that are forecast: fewer of large grids."""
-    return min(_MOST, max(_FEWEST, _MOST_VALUES // held[0].numel()))
+    return min(_MOST, max(_FEW, _MOST_HELD // held[0].numel()))
+
+
+def _seconds(floor: Floor, held: Tensor) -> float:
+    """About how long it takes to learn a kind and to forecast held trajectories, by one step of a few of them."""
+    few = held[:_FEW, :KNOWN]
+    started = time.process_time()
+    state = floor.infer(few[:, None])
+    inferred = time.process_time()
+    floor.step(few, state)
+    stepped = time.process_time()
+    # Contexts have several windows, and laws are learned from hundreds.
+    inferences, steps = 6 * len(held) + 400, 2 * _HORIZON * len(held)
+    return (inferences * (inferred - started) + steps * (stepped - inferred)) / len(few)
 
 
 def _errors(floor: Floor, held: Tensor, groups: Tensor | None) -> tuple[float, ...]:
