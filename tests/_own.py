@@ -26,8 +26,14 @@ def steepened(count: int, frames: int = 8, points: int = 16, seed: int = 0) -> n
     return np.sin(angle + 0.5 * np.sin(2 * angle)).astype(np.float32)
 
 
-def save(path: Path, *fields: np.ndarray, environment: list[int] | None = None, **more: object) -> Path:
-    """A field file of these channels `[n, T, *x]` on rings of length 1."""
+def save(
+    path: Path,
+    *fields: np.ndarray,
+    environment: list[int] | None = None,
+    columns: dict[str, np.ndarray] | None = None,
+    **more: object,
+) -> Path:
+    """A field file of these channels `[n, T, *x]` on rings of length 1, with columns `[n]`."""
     dims = fields[0].ndim - 2
     settings = {
         "times": INTERVAL * np.arange(fields[0].shape[1]),
@@ -39,7 +45,7 @@ def save(path: Path, *fields: np.ndarray, environment: list[int] | None = None, 
     return write(
         path,
         name=path.stem,
-        scalars={"environment": np.arange(len(fields[0])) if environment is None else environment},
+        scalars={"environment": np.arange(len(fields[0])) if environment is None else environment, **(columns or {})},
         t0_fields={"uvw"[c]: values for c, values in enumerate(fields)},
         **settings,
     )

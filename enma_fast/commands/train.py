@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STORE, REPORT = "forecast.zarr", "report.html"
 # Members of the forecast that the report shows.
-_MEMBERS = 32
+_MEMBERS = 16
 
 
 def train(

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import SPACING_TOLERANCE, FieldFile, is_even
+from ..data import FIRST_FRAME, SERIES, SPACING_TOLERANCE, FieldFile, is_even
+from ..data.selection import spread_rows
 from ..errors import EnmaError
 from ..models.checkpoint import sha256, write_tensors
 from ..models.floors.choice import choose
@@ -43,6 +44,8 @@ PLAN, DATA = "plan.json", "data"
 MINUTES, _MOST_MINUTES = 10.0, 365 * 24 * 60
 # Share of the time in which kinds of floors are tried.
 _CHOOSING = 0.15
+# Blocks of time that are forecast one after the other, and windows of each.
+_FOLDS, _FOLDED = 4, 16
 # Trajectories whose moments are taken at a time.
 _AT_ONCE = 64
 # Floors that are not the linear model of a data set.
@@ -190,6 +193,7 @@ def with_floor(plan: Plan, train: FieldFile, folder: Path, *, begun: float) -> P
         edges=edges,
         environments=environments,
         spacings=plan.recipe.model.codec.spacings,
+        folds=window_folds(train),
         shifted=shifted,
         seconds=60 * _CHOOSING * plan.request.minutes,
     )
@@ -206,6 +210,20 @@ def with_floor(plan: Plan, train: FieldFile, folder: Path, *, begun: float) -> P
         right=choice.right,
         seconds=time.monotonic() - begun,
     )
+
+
+def window_folds(data: FieldFile) -> list[tuple[Tensor, Tensor]] | None:
+    """Rows of windows that share no frames with those of a block of time, and rows of the block; None of others."""
+    if FIRST_FRAME not in data.parameters:
+        return None
+    series, first = (np.asarray(data.parameters[name]) for name in (SERIES, FIRST_FRAME))
+    folds = []
+    for block in np.array_split(np.lexsort((first, series)), _FOLDS):
+        near = [(series == series[row]) & (abs(first - first[row]) < data.u.shape[1]) for row in block]
+        rest = np.flatnonzero(~np.any(near, axis=0))
+        if len(block) and len(rest):
+            folds.append((torch.from_numpy(rest), torch.from_numpy(block[spread_rows(len(block), _FOLDED)])))
+    return folds or None
 
 
 def training_fields(recipe: Recipe, train: FieldFile) -> tuple[Tensor, Tensor | None]:

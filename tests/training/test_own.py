@@ -215,3 +215,19 @@ def test_a_row_that_is_as_good_is_said_in_words(planned: Callable) -> None:
 def test_minutes_that_nobody_has_are_refused(minutes: float) -> None:
     with pytest.raises(EnmaError, match=r"^minutes is"):
         own_plan.Request(minutes=minutes)
+
+
+def test_windows_that_are_forecast_share_no_frames_with_those_that_floors_are_learned_from(tmp_path: Path) -> None:
+    first = np.arange(40) % 20
+    columns = {"series": np.arange(40) // 20, "first_frame": first}
+    data = read(save(tmp_path / "a.h5", advected(40), columns=columns))
+    folds = own_plan.window_folds(data)
+    assert folds is not None
+    assert sorted(torch.cat([held for _, held in folds]).tolist()) == list(range(40))
+    for rest, held in folds:
+        assert len(rest)
+        near = (data.parameters["series"][rest][:, None] == data.parameters["series"][held]) & (
+            abs(first[rest][:, None] - first[held]) < 8
+        )
+        assert not near.any()
+    assert own_plan.window_folds(read(save(tmp_path / "b.h5", advected(4)))) is None

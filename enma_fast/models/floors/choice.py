@@ -79,29 +79,34 @@ def choose(
     edges: Sequence[Edge],
     environments: Tensor | None = None,
     spacings: Sequence[float] | None = None,
+    folds: Sequence[tuple[Tensor, Tensor]] | None = None,
     shifted: bool = False,
     seconds: float = float("inf"),
 ) -> Choice:
     """The floor with which trajectories `[B, T, *x, c]` of four frames or more are forecast best.
 
-    `environments [B]` says which trajectories share their physics. Where shifted fields could be data too, which
-    teaches a network more than most floors do, a floor has to shift with them and to be much better than persistence,
-    unless it is right. Kinds are tried, the simplest first, until one is right. Those are left out that would take more
-    than what is left of so many seconds of this process.
+    `environments [B]` says which trajectories share their physics. `folds` are rows to learn from and rows to forecast,
+    where trajectories share frames; by default the last environments are forecast. Where shifted fields could be data
+    too, which teaches a network more than most floors do, a floor has to shift with them and to be much better than
+    persistence, unless it is right. Kinds are tried, the simplest first, until one is right. Those are left out that
+    would take more than what is left of so many seconds of this process.
     """
     grid, channels = fields.shape[2:-1], fields.shape[-1]
     started = time.process_time()
-    training, learned_groups, held, groups = _split(fields, environments)
-    training, _ = _some(training, learned_groups)
+    if folds is None:
+        training, learned_groups, held, groups = _split(fields, environments)
+        splits = [(_some(training, learned_groups)[0], held, groups)]
+    else:
+        splits = [(_some(fields[a], None)[0], _few(fields[b]), None) for a, b in folds]
     errors: dict[str, tuple[float, ...]] = {}
     best, taken = "persistence", "persistence"
     made = kinds(grid, edges, channels, spacings=spacings)
     for name, make in made.items():
         floor = make()
-        if errors and _seconds(floor, held) > seconds - (time.process_time() - started):
+        if errors and len(splits) * _seconds(floor, splits[0][1]) > seconds - (time.process_time() - started):
             continue
-        learn(floor, training, None)
-        errors[name] = _errors(floor, held, groups)
+        found = [_errors(learn(floor, training, None), held, groups) for training, held, groups in splits]
+        errors[name] = tuple(sum(parts) / len(parts) for parts in zip(*found, strict=True))
         if sum(errors[name]) < (1 - _BETTER) * sum(errors[best]):
             best = name
             if not shifted or (floor.moves and sum(errors[name]) < _WORTH * sum(errors["persistence"])):
@@ -143,21 +148,21 @@ def _split(fields: Tensor, environments: Tensor | None) -> tuple[Tensor, Tensor 
         first = T - max(KNOWN + 1, int(_HELD * T))
         frames = min(KNOWN + _HORIZON, T - first)
         held = fields[0, first:].unfold(0, frames, frames).movedim(-1, 1)
-        return fields[:, :first] if first > KNOWN else fields, None, held[: _most(held)], None
+        return fields[:, :first] if first > KNOWN else fields, None, _few(held), None
     groups = torch.arange(B) if environments is None else environments
     names = groups.unique()
     last = names[len(names) - max(1, int(_HELD * len(names))) :]
     inside = torch.isin(groups, last) if len(names) > 1 else torch.arange(B) >= B - max(1, int(_HELD * B))
-    held = fields[inside][:, : KNOWN + _HORIZON]
-    count = _most(held)
+    held = _few(fields[inside])
     if environments is None:
-        return fields[~inside], None, held[:count], None
-    return fields[~inside], groups[~inside], held[:count], groups[inside][:count]
+        return fields[~inside], None, held, None
+    return fields[~inside], groups[~inside], held, groups[inside][: len(held)]
 
 
-def _most(held: Tensor) -> int:
-    """Trajectories that are forecast: fewer of large grids."""
-    return min(_MOST, max(_FEW, _MOST_HELD // held[0].numel()))
+def _few(held: Tensor) -> Tensor:
+    """Trajectories that are forecast, and as many of their frames: fewer of large grids."""
+    held = held[:, : KNOWN + _HORIZON]
+    return held[: min(_MOST, max(_FEW, _MOST_HELD // held[0].numel()))]
 
 
 def _seconds(floor: Floor, held: Tensor) -> float:
