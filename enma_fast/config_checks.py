@@ -31,9 +31,11 @@ _MOST: Mapping[str, int] = {
     "middle_layers": _MOST_LAYERS,
     "mask_steps": _MOST_MASK_STEPS,
     "flow_steps": _MOST_FLOW_STEPS,
-    # In the units of the data.
+    # In the units of the data: fields, metres and seconds.
     "field_mean": 10**30,
     "field_scale": 10**30,
+    "lengths": 10**12,
+    "frame_interval": 10**12,
 }
 # Whole numbers that may be 0; all others are at least 1.
 _FROM_ZERO = ("scale_shift_rank", "middle_layers", "noise", "member")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +13,6 @@ from ..utils.text import boundaries, counted, times
 from .options import AsJson, numbers
 from .options import Data as DataFile
 from .terminal import Terminal, number, table
-
-log = logging.getLogger("enma_fast")
 
 # Separators of lists that are not ranges.
 _BETWEEN = {"points": " x ", "lengths": " x ", "periodic": ", ", "channels": ", "}
@@ -135,7 +132,6 @@ def import_(
 ) -> None:
     """Import your own data: NumPy, NetCDF, Zarr, or HDF5 of The Well, PDEBench or arrays at its root."""
     from ..data import ImportOptions, describe, import_fields
-    from ..training.own_recipe import refusal
 
     terminal = Terminal(as_json)
     options = ImportOptions(
@@ -152,8 +148,6 @@ def import_(
         stride=stride,
     )
     found = describe(import_fields(source, out, options, force=force))
-    if problem := refusal(found):
-        log.warning("%s: training refuses it: %s", out, problem)
     grid = f"{times(found['points'])} points ({boundaries(found['periodic'])})"
     terminal.show(
         f"{out}: {counted(found['trajectories'], 'trajectory')} in {counted(found['groups'], 'environment')}, "

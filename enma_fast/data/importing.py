@@ -11,9 +11,8 @@ import numpy as np
 
 from ..domain import Domain
 from ..errors import EnmaError
-from ..utils.bounds import FEWEST_FRAMES
 from ..utils.names import SPACE, check_names
-from ..utils.text import counted, shown
+from ..utils.text import shown
 from . import hdf5
 from .arranging import arranged, placed
 from .checks import check_store_names, check_values, constant_channels, leave_out, repeated_ends
@@ -91,13 +90,18 @@ def import_fields(source: str | Path, out: str | Path, options: ImportOptions, *
         raise EnmaError(f"{out}: exists; choose another --out, or use --force")
     if out.suffix not in (".h5", ".hdf5"):
         raise EnmaError(f"{out}: is no name of a field file; let it end in .h5")
+    return write_fields(out, imported(source, options), name=out.stem)
+
+
+def imported(source: Path, options: ImportOptions) -> FieldFile:
+    """The fields of such a file."""
     # Values are checked for being finite, so NumPy need not warn of them.
     with np.errstate(all="ignore"):
-        return _imported(source, out, options)
+        return _imported(source, options)
 
 
-def _imported(source: Path, out: Path, options: ImportOptions) -> Path:
-    data = _described(source, options) if _known_layout(source) else _assembled(source, options)
+def _imported(source: Path, options: ImportOptions) -> FieldFile:
+    data = _described(source, options) if known_layout(source) else _assembled(source, options)
     source_data, data = data, _renamed(data, options)
     check_names(data.parameters, kind="parameter", where=data.path)
     check_values(data)
@@ -105,19 +109,9 @@ def _imported(source: Path, out: Path, options: ImportOptions) -> Path:
     _note_constants(source_data)
     _note_repeated_ends(source_data)
     if options.window is not None:
-        data = _windows(data, options.window, options.stride or options.window)
+        data = windows(data, options.window, options.stride or options.window)
     check_store_names(data)
-    if len(data) < 2:
-        count, fix = len(data.times), "give a folder of several such files, or import a longer series"
-        if options.window is None and count >= 2 * FEWEST_FRAMES:
-            fix = f"cut it into several: --window {max(FEWEST_FRAMES, count // 20)}"
-        log.warning(
-            "%s: holds one trajectory of %s only; to train, %s",
-            source,
-            counted(count, "frame"),
-            fix,
-        )
-    return write_fields(out, data, name=out.stem)
+    return data
 
 
 def _note_constants(data: FieldFile) -> None:
@@ -137,7 +131,7 @@ def _note_repeated_ends(data: FieldFile) -> None:
         log.warning(said, data.path, axis, f"{axis}=0:{size - 1}", wraps)
 
 
-def _known_layout(path: Path) -> bool:
+def known_layout(path: Path) -> bool:
     """True for files that `read` takes: The Well's, and PDEBench's 1-D ones."""
     if path.suffix.lower() not in (".h5", ".hdf5", ".hdf") or not path.is_file():
         return False
@@ -291,7 +285,7 @@ def _cropped(data: FieldFile, parts: Sequence[slice], options: ImportOptions) ->
     return replace(data, times=data.times[parts[0]], coords=coords, lengths=lengths, periodic=periodic)
 
 
-def _windows(data: FieldFile, window: int, stride: int) -> FieldFile:
+def windows(data: FieldFile, window: int, stride: int) -> FieldFile:
     """Windows of each trajectory as trajectories, of its environment; without one, of one of their own.
 
     So are windows that overlap: as the context of another, one would show what is to be forecast.

@@ -14,6 +14,8 @@ from .fields import decimals
 
 # Times and points may be off an even grid by this part of a step.
 _EVEN = 1e-2
+# Days of a month.
+_MONTH = (28, 31)
 
 
 def positions(
@@ -59,15 +61,22 @@ def positions(
             "frames of the model that it is for, or import a longer series"
         )
     _check_axis(path, "time", found["time"], fix="--dt to count the frames as even", fewest=1)
-    return tuple(_evened(found[axis]) for axis in axes), _evened(found["time"])
+    return tuple(_evened(found[axis]) for axis in axes), _evened(found["time"], _off(found["time"]))
 
 
-def _evened(values: np.ndarray) -> np.ndarray:
+def _evened(values: np.ndarray, off: float = _EVEN) -> np.ndarray:
     """Positions that are nearly even, such as years of 365 and 366 days, at their mean step; others as they are."""
     steps = np.diff(values)
-    if len(steps) and 1e-6 < np.ptp(steps) / abs(steps.mean()) <= _EVEN:
+    if len(steps) and 1e-6 < np.ptp(steps) / abs(steps.mean()) <= off:
         return np.linspace(values[0], values[-1], len(values))
     return values
+
+
+def _off(times: np.ndarray) -> float:
+    """Part of a step by which times may be off an even grid: by little, or as the days of months are."""
+    steps, (least, most) = np.diff(times), _MONTH
+    months = len(steps) > 0 and least <= steps.min() and steps.max() <= most
+    return (most - least) / least if months else _EVEN
 
 
 def _numbers(path: Path, axis: str, values: np.ndarray, size: int) -> np.ndarray:
@@ -117,7 +126,7 @@ def _check_axis(path: Path, axis: str, values: np.ndarray, *, fix: str, fewest: 
             f"{path}: {axis} {values[at]:g} at place {at} {what}; sort the positions with their values and remove "
             "repeated ones"
         )
-    if np.ptp(steps) > _EVEN * steps.mean():
+    if np.ptp(steps) > (_off(values) if axis == "time" else _EVEN) * steps.mean():
         raise EnmaError(
             f"{path}: {axis} has steps from {steps.min():.4g} to {steps.max():.4g}; interpolate to even ones, or give "
             f"{fix}"

@@ -21,14 +21,17 @@ from ..data import (
     SERIES,
     SPACING_TOLERANCE,
     FieldFile,
+    ImportOptions,
     check_values,
     constant_channels,
     dataset_split,
     leave_out,
     read,
 )
+from ..data.importing import imported, known_layout, windows
 from ..data.selection import share_of
 from ..errors import EnmaError
+from ..utils.bounds import FEWEST_FRAMES
 from ..utils.names import SPACE
 from ..utils.text import counted
 
@@ -40,28 +43,27 @@ SPLITS = (TRAIN, VAL, TEST)
 _SHORT_TEST = "-test"
 # Share of the data for each of validation and test, and fewest environments, or series, that are held out whole.
 _SHARE, _FEWEST = 0.1, 5
-_FIELD_FILES = (".h5", ".hdf5")
+# Windows that series too few to be divided are cut into, at least.
+_WINDOWS = 20
+_ENDINGS = (".h5", ".hdf5", ".nc", ".nc4", ".zarr", ".npy", ".npz")
 
 
 def files_of(source: Path) -> list[Path]:
-    """The field files that a path names: itself, or those of a folder in the order of their names."""
+    """The files of fields that a path names: itself, or those of a folder in the order of their names."""
     if not source.exists():
         raise EnmaError(f"{source}: no such file or folder; check the path")
-    if source.suffix == ".zarr" or (source.is_file() and source.suffix not in _FIELD_FILES):
-        raise EnmaError(
-            f"{source}: is not a field file; import it first: enma-fast data import {source} --out {source.stem}.h5"
-        )
-    if source.is_file():
+    if source.is_file() or source.suffix == ".zarr":
         return [source]
-    files = sorted(path for path in source.iterdir() if path.suffix in _FIELD_FILES)
-    if not files:
-        raise EnmaError(f"{source}: holds no field file (.h5); make one by enma-fast data import")
-    return files
+    for endings in (_ENDINGS[:2], _ENDINGS):
+        # What was imported may lie beside its sources.
+        if files := sorted(path for path in source.iterdir() if path.suffix.lower() in endings):
+            return files
+    raise EnmaError(f"{source}: holds no file of fields ({', '.join(_ENDINGS)})")
 
 
 def name_of(source: Path) -> str:
     """Name of the data set and the model: that of the file without its split, or of the folder."""
-    stem = dataset_split(source.stem)[0] if source.suffix in _FIELD_FILES else source.resolve().name
+    stem = dataset_split(source.stem)[0] if source.suffix.lower() in _ENDINGS else source.resolve().name
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.") or "own"
 
 
@@ -80,12 +82,19 @@ def load_splits(source: Path) -> dict[str, FieldFile]:
     """Training, validation and test data.
 
     Files of a folder whose names end in `-train`, `-val` and `-test-in` (or `-test`) are these splits, files without
-    such an end training data, of which splits that are lacking are taken. `EnmaError` if files disagree, a value is
-    missing, a channel is constant in the training data, or there are too few trajectories.
+    such an end training data, of which splits that are lacking are taken. Longer trajectories are cut into windows as
+    long as the shortest, and one or two series into 20 or more. `EnmaError` if files disagree, a value is missing, a
+    channel is constant in the training data, or there are too few trajectories.
     """
     parts: dict[str, list[FieldFile]] = {}
     for path, split in split_files(source).items():
-        parts.setdefault(split, []).append(read(path))
+        parts.setdefault(split, []).append(_opened(path))
+    count = sum(map(len, parts[TRAIN]))
+    frames = min(len(data.times) for data in parts[TRAIN])
+    if count + len(parts) <= len(SPLITS) and frames >= len(SPLITS) * FEWEST_FRAMES:
+        parts[TRAIN] = [_cut(data, count * frames // _WINDOWS) for data in parts[TRAIN]]
+    shortest = min(len(data.times) for found in parts.values() for data in found)
+    parts = {split: [_cut(data, shortest) for data in found] for split, found in parts.items()}
     first = parts[TRAIN][0]
     for data in (data for found in parts.values() for data in found):
         _agree(first, data)
@@ -99,6 +108,27 @@ def load_splits(source: Path) -> dict[str, FieldFile]:
     splits = {split: joined[split] for split in SPLITS}
     _check_constants(splits)
     return splits
+
+
+def _opened(path: Path) -> FieldFile:
+    """The fields of a file; what a file of another format does not say must be told when it is imported."""
+    if known_layout(path):
+        return read(path)
+    try:
+        return imported(path, ImportOptions())
+    except EnmaError as error:
+        told = f"enma-fast data import {path} --out {path.stem}.h5"
+        raise EnmaError(f"{error}. Options are those of `{told}`, whose file can be trained on") from None
+
+
+def _cut(data: FieldFile, window: int) -> FieldFile:
+    """Windows of so many frames, or of the fewest that can be trained on; the data where they have no more."""
+    window = max(FEWEST_FRAMES, window)
+    if len(data.times) <= window:
+        return data
+    cut = windows(data, window, window)
+    log.info("%s: cut into %s", data.path, counted(len(cut), f"window of {window} frames"))
+    return cut
 
 
 def _check_constants(splits: dict[str, FieldFile]) -> None:

@@ -6,6 +6,7 @@ The plan is made once and kept in `plan.json` of the run folder, so that the sam
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import BlocksConfig
 from ..data import FIRST_FRAME, SERIES, SPACING_TOLERANCE, FieldFile, is_even
 from ..data.selection import spread_rows
 from ..errors import EnmaError
@@ -153,14 +155,20 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         if not is_even(x):
             raise EnmaError(f"{source}: its {axis} is not evenly spaced; import it with --spacing, or interpolate")
     mean, scale = ([float(f"{value:.7g}") for value in row] for row in _moments(train.u))
-    recipe = derived_recipe(
-        name_of(source),
-        size=request.size,
+    codec = BlocksConfig(
         grid=train.u.shape[2:-1],
         lengths=train.lengths,
         periodic=train.periodic,
-        mean=mean,
-        scale=scale,
+        field_channels=len(scale),
+        field_mean=tuple(mean),
+        field_scale=tuple(scale),
+        block=1,
+        frames=1,
+    )
+    recipe = derived_recipe(
+        name_of(source),
+        codec,
+        size=request.size,
         num_frames=train.u.shape[1],
         frame_interval=float(steps.mean()) if len(steps) else 1.0,
         shift=request.shift,
@@ -243,4 +251,13 @@ def _moments(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _hashes(source: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in split_files(source)}
+    return {path.name: _hash(path) for path in split_files(source)}
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a file, or of the names and hashes of those of a folder."""
+    if path.is_file():
+        return sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    listed = "".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()

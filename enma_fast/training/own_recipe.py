@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from ..config import BlocksConfig, FieldConfig, ModelConfig, PhysicsConfig
 from ..errors import EnmaError
-from ..utils.bounds import FEWEST_FRAMES, MOST_FLOAT
+from ..utils.bounds import FEWEST_FRAMES
 from .augment import Shift
 from .field_stage import FieldStage
 from .recipes import Recipe
@@ -26,16 +23,11 @@ _MOST_STEPS = 10_000_000
 
 def derived_recipe(
     name: str,
+    codec: BlocksConfig,
     *,
-    size: str,
-    grid: tuple[int, ...],
-    lengths: tuple[float, ...],
-    periodic: tuple[bool, ...],
-    mean: Sequence[float],
-    scale: Sequence[float],
     num_frames: int,
     frame_interval: float,
-    floor: str = "persistence",
+    size: str,
     shift: bool = True,
     seed: int = 0,
 ) -> Recipe:
@@ -44,29 +36,22 @@ def derived_recipe(
     Parameters
     ----------
     name : of the model and its data set
-    size : "small", or "base" with wider layers
-    grid, lengths, periodic : points, domain size and boundaries per dimension, of one to three
-    mean, scale : of each channel of the training data, which the model standardises
+    codec : grid, domain and channels; points are tokens
     num_frames, frame_interval : frames of a trajectory, and their distance in time
-    floor : kind of the forecast in closed form that the network adds to
+    size : "small", or "base" with wider layers
     shift : training may move the fields around periodic axes, where the data are the same everywhere
     seed : of the training
 
     Raises
     ------
     EnmaError
-        If the size is unknown, there are too few frames, or a length is too large.
+        If the size is unknown, or there are too few frames.
     """
     if size not in SIZES:
         raise EnmaError(f"size {size!r} is unknown; use one of {', '.join(SIZES)}")
     if num_frames < FEWEST_FRAMES:
         raise EnmaError(f"{name}: trajectories have {num_frames} frames; at least {FEWEST_FRAMES} are needed")
-    for what, option, value in (("domain", "--spacing", max(lengths)), ("time between frames", "--dt", frame_interval)):
-        if value > MOST_FLOAT:
-            raise EnmaError(
-                f"{name}: the {what} is {value:g} long, at most {MOST_FLOAT:g} is possible; import it again with "
-                f"{option} in a larger unit"
-            )
+    grid = codec.grid
     block, step = _step(grid, SIZES[size])
     return Recipe(
         model=ModelConfig(
@@ -74,17 +59,8 @@ def derived_recipe(
             dataset=name,
             num_frames=num_frames,
             frame_interval=frame_interval,
-            codec=BlocksConfig(
-                grid=grid,
-                lengths=lengths,
-                periodic=periodic,
-                field_channels=len(scale),
-                field_mean=tuple(mean),
-                field_scale=tuple(scale),
-                block=1,
-                frames=1,
-            ),
-            context=PhysicsConfig(floor=floor, patch=(1,) * len(grid), block=block),
+            codec=codec,
+            context=PhysicsConfig(patch=(1,) * len(grid), block=block),
             step=step,
         ),
         stage=(
@@ -94,7 +70,7 @@ def derived_recipe(
                 optimizer=Optimizer(
                     kind="muon", learning_rate=3e-3, final_learning_rate=1.5e-5, warmup_steps=30, weight_decay=0.0
                 ),
-                augment=(Shift(),) if shift and any(periodic) else (),
+                augment=(Shift(),) if shift and any(codec.periodic) else (),
             ),
         ),
         seed=seed,
@@ -119,25 +95,3 @@ def _step(grid: tuple[int, ...], wider: float) -> tuple[int, FieldConfig]:
             return 2, FieldConfig(width=width(64), layers=6)
         case _:
             return 2, FieldConfig(width=width(32), layers=4)
-
-
-def refusal(found: Mapping[str, Any]) -> str | None:
-    """Why no model can be trained on the fields of a file that `data.describe` has described; None if one can."""
-    first, last = found["time"]
-    try:
-        derived_recipe(
-            found["name"],
-            size=next(iter(SIZES)),
-            grid=tuple(found["points"]),
-            lengths=tuple(found["lengths"]),
-            periodic=tuple(found["periodic"]),
-            mean=[0.0] * len(found["channels"]),
-            # Import says of a constant one that it is.
-            scale=[found["rms"][channel] or 1.0 for channel in found["channels"]],
-            # Files of fewer frames are to be forecast from.
-            num_frames=max(FEWEST_FRAMES, found["frames"]),
-            frame_interval=(last - first) / max(1, found["frames"] - 1) or 1.0,
-        )
-    except EnmaError as error:
-        return str(error).removeprefix(f"{found['name']}: ")
-    return None

@@ -16,7 +16,7 @@ MOST_FRAMES = 30_000
 FEWEST_FRAMES = 5
 # Points of one axis of a field file, and components of a vector.
 MOST_POINTS, MOST_COMPONENTS = 1 << 20, 64
-# Largest size of a domain, time between frames, and other number of a model.
+# Largest number of a model that has no unit.
 MOST_FLOAT = 1e6
 # Trajectories of a field file.
 MOST_TRAJECTORIES = 2**31 - 1

@@ -133,29 +133,6 @@ def test_subset_refuses(enma: Callable, test_in: Path, tmp_path: Path) -> None:
     assert len(read(out)) == 24
 
 
-@pytest.mark.parametrize(
-    ("shape", "options", "named"),
-    [
-        ((3, 6, 8, 8, 8), ("--spacing", 1), "3 dimensions"),
-        ((3, 6, 8), ("--spacing", 1e6), "--spacing"),
-        ((3, 6, 8), ("--spacing", 1, "--dt", 1e7), "--dt"),
-        ((3, 6, 13), ("--spacing", 1), "--crop"),
-        ((3, 6, 8), ("--spacing", 1e5), None),
-    ],
-)
-def test_import_says_what_training_refuses(
-    enma: Callable, tmp_path: Path, shape: tuple[int, ...], options: tuple[object, ...], named: str | None
-) -> None:
-    np.save(tmp_path / "waves.npy", np.random.default_rng(0).normal(size=shape))
-    axes = ",".join(("trajectory", "time", "x", "y", "z")[: len(shape)])
-    out = tmp_path / "waves.h5"
-    done = enma("data", "import", tmp_path / "waves.npy", "--out", out, "--axes", axes, "--dt", 0.1, *options)
-    assert done.status == 0
-    said = [line for line in done.err.splitlines() if "training refuses" in line]
-    assert len(said) == (named is not None)
-    assert all(str(out) in line and named in line for line in said)
-
-
 def test_import_writes_a_field_file_and_tells_what_it_holds(enma: Callable, tmp_path: Path) -> None:
     np.save(tmp_path / "waves.npy", np.random.default_rng(0).normal(size=(3, 6, 8)))
     command = ("data", "import", tmp_path / "waves.npy", "--out", tmp_path / "waves.h5")

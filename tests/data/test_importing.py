@@ -279,21 +279,10 @@ def test_attributes_of_hdf5_arrays_count(
 
 
 def test_one_series_is_cut_into_windows(
-    tmp_path: Path, line: np.ndarray, imported: Callable, refusal: Callable, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, line: np.ndarray, imported: Callable, refusal: Callable
 ) -> None:
     path = saved(tmp_path / "series.npy", line[0])
     options = {"axes": ("time", "x"), **STEPS}
-
-    def note(source: Path, **more: Any) -> str:
-        caplog.clear()
-        assert len(imported(source, **more, **options)) == 1
-        return caplog.messages[-1]
-
-    several = "give a folder of several such files, or import a longer series"
-    assert note(path).endswith(f"holds one trajectory of 6 frames only; to train, {several}")
-    longer = saved(tmp_path / "longer.npy", np.concatenate(line[:2]))
-    assert note(longer).endswith("12 frames only; to train, cut it into several: --window 5")
-    assert note(path, window=5).endswith(f"of 5 frames only; to train, {several}")
     data = imported(path, window=3, stride=1, **options)
     np.testing.assert_array_equal(data.u[1, :, :, 0], line[0, 1:4])
     assert data.parameters["first_frame"].tolist() == [0, 1, 2, 3]
@@ -359,7 +348,7 @@ def test_positions_follow_their_axis_by_whatever_name(
     np.testing.assert_allclose(data.coords[1], coords["lon"], rtol=1e-6)
 
 
-def test_large_positions_and_years_stay_even(tmp_path: Path, line: np.ndarray, imported: Callable) -> None:
+def test_large_positions_years_and_months_stay_even(tmp_path: Path, line: np.ndarray, imported: Callable) -> None:
     path = tmp_path / "waves.npz"
     days = np.cumsum([0, 365, 365, 365, 366, 365])
     np.savez(path, u=line, x=5e6 + 0.25 * np.arange(X), t=2000 + np.arange(T) / 365)
@@ -368,6 +357,9 @@ def test_large_positions_and_years_stay_even(tmp_path: Path, line: np.ndarray, i
     np.testing.assert_allclose(np.diff(data.times), 1 / 365, rtol=1e-6)
     np.savez(path, u=line, x=np.arange(X), t=days)
     np.testing.assert_allclose(np.diff(imported(path, axes=LINE).times), days[-1] / 5, rtol=1e-6)
+    months = np.datetime64("1999-12-15") + np.cumsum([0, 31, 31, 29, 31, 30])
+    np.savez(path, u=line, x=np.arange(X), t=months.astype("datetime64[ns]"))
+    np.testing.assert_allclose(imported(path, axes=LINE).times, 152 / 5 * np.arange(T), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

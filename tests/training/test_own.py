@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("h5py", reason="needs the [data] extra")
 
-from enma_fast.config import ModelConfig
+from enma_fast.config import BlocksConfig, ModelConfig
 from enma_fast.data import FieldFile, read
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.scoring import score
@@ -32,9 +32,13 @@ from .._own import advected, save, steepened
 from .._tiny import CONFIGS, model, waves, waves_file
 
 
-def derived(grid: tuple[int, ...], periodic: tuple[bool, ...], **changes: object) -> ModelConfig:
-    settings = {"size": "small", "mean": (0.0,), "scale": (1.0,), "num_frames": 8, "frame_interval": 0.1, **changes}
-    return derived_recipe("own", grid=grid, lengths=(1.0,) * len(grid), periodic=periodic, **settings).model
+def derived(
+    grid: tuple[int, ...], periodic: tuple[bool, ...], moments: dict[str, object] | None = None, **changes: object
+) -> ModelConfig:
+    settings = {"size": "small", "num_frames": 8, "frame_interval": 0.1, **changes}
+    moments = moments or {"field_mean": (0.0,), "field_scale": (1.0,)}
+    codec = BlocksConfig(grid=grid, lengths=(1.0,) * len(grid), periodic=periodic, block=1, frames=1, **moments)
+    return derived_recipe("own", codec, **settings).model
 
 
 def test_validation_has_contexts_where_training_has(tmp_path: Path) -> None:
@@ -61,7 +65,7 @@ def test_validation_has_contexts_where_training_has(tmp_path: Path) -> None:
     ],
 )
 def test_a_model_is_derived_for_any_grid(grid: tuple[int, ...], periodic: tuple[bool, ...]) -> None:
-    config = derived(grid, periodic, mean=(288.0, 1e5), scale=(10.0, 1e3))
+    config = derived(grid, periodic, {"field_channels": 2, "field_mean": (288.0, 1e5), "field_scale": (10.0, 1e3)})
     made = Model(config)
     u = torch.tensor([288.0, 1e5]) + torch.tensor([10.0, 1e3]) * torch.randn(1, 3, *grid, 2)
     torch.testing.assert_close(made.decode(made.encode(u), 3), u)

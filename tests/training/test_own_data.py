@@ -184,6 +184,45 @@ def test_data_that_cannot_be_divided_or_trained_on_are_refused(tmp_path: Path) -
     assert "u is 1 everywhere; import another field" in message(save(tmp_path / "flat.h5", np.ones((6, 8, 16))))
     assert "no such file or folder" in message(tmp_path / "none.h5")
     (tmp_path / "empty").mkdir()
-    assert "holds no field file (.h5); make one by enma-fast data import" in message(tmp_path / "empty")
+    assert "holds no file of fields (.h5" in message(tmp_path / "empty")
     np.save(tmp_path / "a.npy", advected(4))
-    assert "import it first: enma-fast data import" in message(tmp_path / "a.npy")
+    assert "enma-fast data import" in message(tmp_path / "a.npy")
+
+
+def test_other_formats_are_read_as_they_are(tmp_path: Path) -> None:
+    xarray = pytest.importorskip("xarray", reason="needs the [store] extra")
+    u = advected(40)
+    axes = ("trajectory", "time", "x")
+    made = xarray.Dataset(
+        {"u": (axes, u)}, {"time": 0.1 * np.arange(u.shape[1]), "x": np.linspace(0, 1, u.shape[2], endpoint=False)}
+    )
+    made.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    made.to_zarr(tmp_path / "a.zarr")
+    for name in ("a.nc", "a.zarr"):
+        splits = own_data.load_splits(tmp_path / name)
+        assert {split: len(data) for split, data in splits.items()} == {"train": 32, "val": 4, "test-in": 4}
+        assert own_data.name_of(tmp_path / name) == "a"
+    np.save(tmp_path / "a.npy", u)
+    with pytest.raises(EnmaError, match="--axes"):
+        own_data.load_splits(tmp_path / "a.npy")
+
+
+def test_series_are_cut_where_there_are_too_few_or_of_several_lengths(tmp_path: Path) -> None:
+    def file(name: str, *lengths: int) -> None:
+        (tmp_path / name).mkdir()
+        for i, frames in enumerate(lengths):
+            u = np.random.default_rng(i).normal(size=(1, frames, 8)).astype(np.float32)
+            save(tmp_path / name / f"{i}.h5", u)
+
+    file("one", 200)
+    splits = own_data.load_splits(tmp_path / "one")
+    assert {split: data.u.shape[:2] for split, data in splits.items()} == {
+        "train": (16, 10),
+        "val": (2, 10),
+        "test-in": (2, 10),
+    }
+    assert splits["train"].parameters["first_frame"].max() < splits["val"].parameters["first_frame"].min()
+    file("lengths", *(3 * [30]), *(3 * [12]))
+    splits = own_data.load_splits(tmp_path / "lengths")
+    assert sum(len(data) for data in splits.values()) == 3 * 2 + 3
+    assert {data.u.shape[1] for data in splits.values()} == {12}
