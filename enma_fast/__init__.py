@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import ModelConfig, SamplingConfig
-    from .data import FieldFile
+    from .data import FieldFile, import_fields
     from .data import read as read_fields
     from .errors import EnmaError
     from .evaluation.scoring import score
     from .forecasting.api import forecast, stream
     from .forecasting.ensemble import Ensemble
     from .models.checkpoint import load_model
+    from .training.own_model import train_fields as train
     from .training.recipes import RECIPES
 
     __version__: str
@@ -33,10 +34,12 @@ _HOME = {
     "RECIPES": ("training.recipes", "RECIPES"),
     "SamplingConfig": ("config", "SamplingConfig"),
     "forecast": ("forecasting.api", "forecast"),
+    "import_fields": ("data", "import_fields"),
     "load_model": ("models.checkpoint", "load_model"),
     "read_fields": ("data", "read"),
     "score": ("evaluation.scoring", "score"),
     "stream": ("forecasting.api", "stream"),
+    "train": ("training.own_model", "train_fields"),
 }
 
 __all__ = [
@@ -48,10 +51,12 @@ __all__ = [
     "SamplingConfig",
     "__version__",
     "forecast",
+    "import_fields",
     "load_model",
     "read_fields",
     "score",
     "stream",
+    "train",
 ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -160,7 +159,7 @@ def _train_own(
     terminal.note(_plan_table(plan))
     try:
         with terminal.progress(plan.recipe.model.name) as update:
-            metrics = train_own(plan, out, command=_command(source, request), progress=update)
+            metrics = train_own(plan, out, command=request.command(source), progress=update)
     except KeyboardInterrupt:
         if (out / IN_RUN / MANIFEST).is_file():
             terminal.note(f"stopped: {out} holds the best model until now; the same command goes on with it")
@@ -220,13 +219,6 @@ def _report(terminal: Terminal, plan: Plan, out: Path) -> Path | None:
         terminal.note(f"no report: {error}")
         return None
     return out / REPORT
-
-
-def _command(source: Path, request: Any) -> str:
-    minutes = ["--minutes", f"{request.minutes:g}"]
-    shift = [] if request.shift else ["--no-shift"]
-    words = ["--out", "RUN", "--size", request.size, *minutes, "--seed", str(request.seed), *shift]
-    return shlex.join(["enma-fast", "train", source.name, *words])
 
 
 def _plan_table(plan: Plan) -> Any:

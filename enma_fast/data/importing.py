@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,10 +75,13 @@ class ImportOptions:
                 raise EnmaError(f"{option} is {value}; at least {least} is needed")
 
 
-def import_fields(source: str | Path, out: str | Path, options: ImportOptions, *, force: bool = False) -> Path:
+def import_fields(
+    source: str | Path, out: str | Path, options: ImportOptions | None = None, *, force: bool = False, **facts: Any
+) -> Path:
     """Write the fields of a NumPy, NetCDF, Zarr or HDF5 file as a field file.
 
-    HDF5 may be in The Well's layout, PDEBench's (1-D and 2-D), or have arrays at its root.
+    HDF5 may be in The Well's layout, PDEBench's (1-D and 2-D), or have arrays at its root. `facts` are attributes of
+    `ImportOptions`, in place of `options`. With `force` an existing file is replaced.
 
     Raises
     ------
@@ -90,7 +94,7 @@ def import_fields(source: str | Path, out: str | Path, options: ImportOptions, *
         raise EnmaError(f"{out}: exists; choose another --out, or use --force")
     if out.suffix not in (".h5", ".hdf5"):
         raise EnmaError(f"{out}: is no name of a field file; let it end in .h5")
-    return write_fields(out, imported(source, options), name=out.stem)
+    return write_fields(out, imported(source, options or ImportOptions(**facts)), name=out.stem)
 
 
 def imported(source: Path, options: ImportOptions) -> FieldFile:

@@ -12,11 +12,11 @@ Legend: B trajectories (times members), C channels, F views of a floor, Z number
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..config import FieldConfig
 from .floors.ladder import known_share
 from .grid_layers import (
     Double,
@@ -40,26 +40,6 @@ PAST = 3
 # Frames stay within the range of the training data and the observed frames, prolonged by this share of it.
 _MARGIN = 0.5
 _TINY = 1e-12
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepSizes:
-    """Sizes of a :class:`FieldStep`, under a condition of `condition` numbers and with `views` of a floor.
-
-    `block` points along each axis become channels. The network has `layers` blocks of `width`, half of them before and
-    half after a level of half the points with `middle_layers` of `middle_width`, if there are any. `noise` channels are
-    drawn at each step, and `member` numbers for each member.
-    """
-
-    block: int = 2
-    width: int = 64
-    layers: int = 6
-    middle_layers: int = 0
-    middle_width: int = 96
-    condition: int = 32
-    views: int = 0
-    noise: int = 2
-    member: int = 16
 
 
 class Scales(nn.Module):
@@ -115,7 +95,7 @@ class FieldNetwork(nn.Module):
     """Gated convolutions on blocks, `[B, *x, inward]` to `[B, *x, outward]`, under a condition `[B, Z]`."""
 
     def __init__(
-        self, grid: Sequence[int], edges: Sequence[Edge], inward: int, outward: int, config: StepSizes
+        self, grid: Sequence[int], edges: Sequence[Edge], inward: int, outward: int, config: FieldConfig, Z: int
     ) -> None:
         super().__init__()
         self.grid, self.edges, self.config = tuple(grid), tuple(edges), config
@@ -129,7 +109,6 @@ class FieldNetwork(nn.Module):
         with torch.no_grad():
             self.stem.weight[:, channels:] *= 0.3
         half = (config.layers + 1) // 2 if config.middle_layers else config.layers
-        Z = config.condition
         self.first, self.last = GatedStack(half, W, edges, Z), GatedStack(config.layers - half, W, edges, Z)
         self.middle = GatedStack(config.middle_layers, config.middle_width, edges, Z)
         if config.middle_layers:
@@ -174,19 +153,28 @@ class FieldStep(nn.Module):
     size: Tensor
     spread: Tensor
 
-    def __init__(self, grid: Sequence[int], edges: Sequence[Edge], channels: int, sizes: StepSizes) -> None:
+    def __init__(
+        self,
+        grid: Sequence[int],
+        edges: Sequence[Edge],
+        channels: int,
+        config: FieldConfig,
+        *,
+        condition: int,
+        views: int = 0,
+    ) -> None:
         super().__init__()
-        self.sizes, self.channels = sizes, channels
-        self.scales = Scales(channels, sizes.views)
+        self.config, self.channels = config, channels
+        self.scales = Scales(channels, views)
         # Least known share that is usual: of a trajectory's own windows, and of another one's.
         self.register_buffer("usual", torch.zeros(2))
         # How much of the correction counts at most, and factors of what members draw, by the same windows.
         self.register_buffer("size", torch.ones(()))
         self.register_buffer("spread", torch.ones(2))
-        self.network = FieldNetwork(grid, edges, channels * (PAST + sizes.views), channels, sizes)
-        self.member = nn.Linear(sizes.member, sizes.condition, bias=False) if sizes.member else None
+        self.network = FieldNetwork(grid, edges, channels * (PAST + views), channels, config, condition)
+        self.member = nn.Linear(config.member, condition, bias=False) if config.member else None
         if self.member is not None:
-            nn.init.normal_(self.member.weight, std=0.3 * sizes.member**-0.5)
+            nn.init.normal_(self.member.weight, std=0.3 * config.member**-0.5)
 
     def condition(self, condition_BZ: Tensor, member_BM: Tensor | None = None) -> Tensor:
         """The condition of members, shifted by their numbers; of the mean member without."""
@@ -284,7 +272,7 @@ class FieldStep(nn.Module):
         bounds, made = self.bounds(past), []
         for _ in range(steps):
             noise = None
-            if noisy and self.sizes.noise:
+            if noisy and self.config.noise:
                 noise = torch.randn(self.network.noise_shape(len(past)), generator=generator).to(past.device)
             frame = self.frame(past, condition_BZ, floor, bounds, factor=factor, noise=noise)
             made.append(frame)

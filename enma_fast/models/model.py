@@ -6,6 +6,7 @@ Legend: B batch, T latent frames, N tokens per frame, C token channels, D width,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -169,6 +170,12 @@ class Model(nn.Module):
         if self.covariance is None:
             raise EnmaError(f"{self.config.name}: its checkpoint has no covariance, of which frame 0 is drawn")
         return self.dynamics.initial.fields(self.covariance, first, seeds, members)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a checkpoint folder, which `load_model` reads."""
+        from .checkpoint import save_model
+
+        save_model(self, Path(folder))
 
     def to_tokens(self, z_BTNC: Tensor) -> Tensor:
         """Standardise the codec's latents and merge them to the transformers' tokens."""

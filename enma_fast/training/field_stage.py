@@ -213,7 +213,7 @@ class FieldTask(Task):
     @property
     def _has_members(self) -> bool:
         """Whether members are scored by now."""
-        return self.share >= _MEMBERS_FROM and bool(self.step.sizes.noise or self.step.sizes.member)
+        return self.share >= _MEMBERS_FROM and bool(self.step.config.noise or self.step.config.member)
 
     def _learn_floor(self, material: Material, environments: Tensor | None) -> None:
         """Learn the floor, or read what was learned in the folder of the stage."""
@@ -330,7 +330,7 @@ class FieldTask(Task):
         if members:
             twice = torch.arange(len(past), device=past.device).repeat_interleave(2)
             past, state, condition = past[twice], state[twice], condition[twice]
-            drawn = torch.randn(len(past), self.step.sizes.member, generator=generator).to(past.device)
+            drawn = torch.randn(len(past), self.step.config.member, generator=generator).to(past.device)
             condition = self.step.condition(condition, drawn)
         floor = forecaster(self.floor, state)
         made = self.step.roll(past, condition, truth.shape[1], floor=floor, noisy=members, generator=generator)

@@ -25,7 +25,7 @@ from ..evaluation.metrics import Scores
 from ..evaluation.scoring import score_forecast
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest, task_named
-from ..models.checkpoint import IN_RUN, METRICS, save_model
+from ..models.checkpoint import IN_RUN, METRICS, load_model, save_model
 from ..models.floors.choice import KNOWN, kinds, learn
 from ..models.floors.ladder import Floor, roll
 from ..models.grid_layers import Edge
@@ -35,7 +35,7 @@ from .card import tell_training
 from .loop import RunOptions
 from .own_card import own_card
 from .own_data import TEST, TRAIN
-from .own_plan import DATA, SIMPLE, Plan, Request, make_plan, saved_plan, training_fields, with_floor
+from .own_plan import DATA, MINUTES, SIMPLE, Plan, Request, make_plan, saved_plan, training_fields, with_floor
 from .run import Progress, account, data_file, train
 
 # Seconds between saved states, and steps between looks at the loss.
@@ -46,6 +46,38 @@ _FEWEST, SCORED, MEMBERS = 4, 64, 16
 _TRAINING, _SCORING = 0.8, 0.1
 # Rows of tables are called so, whatever kind of floor the linear one is.
 LINEAR = "linear"
+
+
+def train_fields(
+    data: str | Path | FieldFile,
+    out: str | Path,
+    *,
+    minutes: float = MINUTES,
+    size: str = "small",
+    seed: int = 0,
+    shift: bool = True,
+    progress: Progress | None = None,
+) -> Model:
+    """Train a field model on your own data for some minutes, and return it, as `enma-fast train FILE` does.
+
+    Parameters
+    ----------
+    data : file or folder of fields, or fields in memory
+    out : run folder for splits, model, scores and card; the same call goes on with one that was stopped
+    size : "small", or "base" with wider layers
+    shift : training may move fields along periodic axes where they look the same
+    progress : called with what is done, all of it, and a note
+
+    Raises
+    ------
+    EnmaError
+        If the data cannot be trained on, or `out` was begun otherwise.
+    """
+    out, request = Path(out), Request(size=size, minutes=minutes, seed=seed, shift=shift)
+    if isinstance(data, FieldFile):
+        data = write_fields(out / DATA / f"{data.name}.h5", data, name=data.name)
+    train_own(prepare_own(Path(data), out, request), out, command=request.command(Path(data)), progress=progress)
+    return load_model(out)
 
 
 def prepare_own(source: Path, out: Path, request: Request) -> Plan:

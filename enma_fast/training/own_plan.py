@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,13 @@ class Request:
             raise EnmaError(
                 f"minutes is {self.minutes:g}; a number above 0 is needed, at most {_MOST_MINUTES} (a year)"
             )
+
+    def command(self, source: Path) -> str:
+        """The command that makes the same run of these data."""
+        options = ["--size", self.size, "--minutes", f"{self.minutes:g}", "--seed", str(self.seed)]
+        return shlex.join(
+            ["enma-fast", "train", source.name, "--out", "RUN", *options, *([] if self.shift else ["--no-shift"])]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

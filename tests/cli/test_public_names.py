@@ -11,7 +11,7 @@ from enma_fast.evaluation import scoring
 from enma_fast.forecasting import api as members
 from enma_fast.forecasting import ensemble as results
 from enma_fast.models import checkpoint
-from enma_fast.training import recipes
+from enma_fast.training import own_model, recipes
 
 
 def test_every_name_is_the_library_s_own() -> None:
@@ -20,6 +20,8 @@ def test_every_name_is_the_library_s_own() -> None:
     assert enma_fast.Ensemble is results.Ensemble
     assert enma_fast.load_model is checkpoint.load_model
     assert enma_fast.read_fields is data.read
+    assert enma_fast.import_fields is data.import_fields
+    assert enma_fast.train is own_model.train_fields
     assert enma_fast.FieldFile is data.FieldFile
     assert enma_fast.score is scoring.score
     assert enma_fast.RECIPES is recipes.RECIPES

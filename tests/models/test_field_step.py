@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from enma_fast.config import PhysicsConfig
+from enma_fast.config import FieldConfig, PhysicsConfig
 from enma_fast.models.contexts.physics import PhysicsEncoder
-from enma_fast.models.field_step import FieldStep, StepSizes
+from enma_fast.models.field_step import FieldStep
 from enma_fast.models.grid_layers import Edge
 
 P, W, O = Edge.PERIODIC, Edge.WALL, Edge.OPEN
-SMALL = {"width": 8, "layers": 2, "middle_width": 8, "condition": 6, "member": 4}
+SMALL = {"width": 8, "layers": 2, "middle_width": 8, "member": 4}
 
 
-def decoder(grid, edges, channels=2, **more):
+def decoder(grid, edges, channels=2, views=0, **more):
     torch.manual_seed(0)
-    made = FieldStep(grid, edges, channels, StepSizes(**{**SMALL, **more}))
+    made = FieldStep(grid, edges, channels, FieldConfig(**{**SMALL, **more}), condition=6, views=views)
     for name, p in made.named_parameters():
         if name.endswith(("down.weight", "head.weight")):
             torch.nn.init.normal_(p, std=0.3)
@@ -133,7 +133,7 @@ def test_speeds_are_read_from_the_observed_frames():
     torch.manual_seed(0)
     grid, generator = (16,), torch.Generator().manual_seed(3)
     context = PhysicsEncoder(grid, [P], 1, PhysicsConfig(width=16, hidden=32), 0)
-    model = FieldStep(grid, [P], 1, StepSizes(width=16, layers=2, noise=0, member=0))
+    model = FieldStep(grid, [P], 1, FieldConfig(width=16, layers=2, noise=0, member=0), condition=32)
 
     def batch(count):
         phase, speed = torch.rand(2, count, 1, 1, generator=generator)

@@ -13,6 +13,7 @@ import torch
 
 pytest.importorskip("h5py", reason="needs the [data] extra")
 
+import enma_fast
 from enma_fast.config import BlocksConfig, ModelConfig
 from enma_fast.data import FieldFile, read
 from enma_fast.errors import EnmaError
@@ -235,3 +236,19 @@ def test_windows_that_are_forecast_share_no_frames_with_those_that_floors_are_le
         )
         assert not near.any()
     assert own_plan.window_folds(read(save(tmp_path / "b.h5", advected(4)))) is None
+
+
+def test_a_model_is_trained_on_fields_in_memory_and_saved(tmp_path: Path) -> None:
+    data = read(save(tmp_path / "ring.h5", advected(24)))
+    notes: list[str] = []
+    made = enma_fast.train(data, tmp_path / "run", minutes=0.05, progress=lambda done, total, note: notes.append(note))
+    assert "scoring" in notes
+    made.save(tmp_path / "copy")
+    again = enma_fast.load_model(tmp_path / "copy")
+    given = data.u[:1, :3]
+    expected = enma_fast.forecast(made, given, num_members=2).values
+    np.testing.assert_array_equal(enma_fast.forecast(again, given, num_members=2).values, expected)
+    # A finished run is read.
+    assert enma_fast.train(data, tmp_path / "run", minutes=0.05).config == made.config
+    with pytest.raises(EnmaError, match="minutes"):
+        enma_fast.train(data, tmp_path / "run", minutes=0.06)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...config import FieldConfig, ModelConfig, PhysicsConfig, SamplingConfig
 from ...errors import EnmaError
 from ..contexts.physics import NUMBERS, FieldTokens, Physics
-from ..field_step import PAST, FieldStep, StepSizes
+from ..field_step import PAST, FieldStep
 from ..floors.choice import kinds
 from ..floors.ladder import forecaster
 from ..masked_transformer import MaskedTransformer
@@ -41,18 +41,8 @@ class FieldDecoder(Decoder):
             raise EnmaError(f"{config.name}: step is of kind 'field', which reads context 'physics'; give that")
         self.places = FieldTokens(config)
         floors = kinds(codec.grid, self.places.edges, codec.field_channels)
-        sizes = StepSizes(
-            block=own.block,
-            width=own.width,
-            layers=own.layers,
-            middle_layers=own.middle_layers,
-            middle_width=own.middle_width,
-            condition=NUMBERS,
-            views=floors[context.floor]().num_views,
-            noise=own.noise,
-            member=own.member,
-        )
-        self.model = FieldStep(codec.grid, self.places.edges, codec.field_channels, sizes)
+        views = floors[context.floor]().num_views
+        self.model = FieldStep(codec.grid, self.places.edges, codec.field_channels, own, condition=NUMBERS, views=views)
 
     def decide(self, h: Physics, past_BPNC: Tensor, noise: Noise, settings: SamplingConfig) -> Tensor:
         past = self.completed(self.places.of(past_BPNC), h)
@@ -106,8 +96,8 @@ class FieldDecoder(Decoder):
             # A correction that counts takes the floor's error away, and its uncertainty with it.
             drawn = normals(h.floor.num_draws, _COEFFICIENTS)
             state = h.floor.draw(state, drawn * (1 - share)[:, None].to(drawn.dtype))
-        if self.model.sizes.member and scale:
-            condition = self.model.condition(condition, normals(self.model.sizes.member, _MEMBER).to(condition.dtype))
+        if self.model.config.member and scale:
+            condition = self.model.condition(condition, normals(self.model.config.member, _MEMBER).to(condition.dtype))
         h.kept |= {
             "share": share,
             "spread": scale,
