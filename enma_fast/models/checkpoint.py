@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
@@ -37,16 +36,24 @@ from ..data import PRETRAINED as PRETRAINED
 from ..data import remedy_for, shipped_paths
 from ..errors import EnmaError, first_line
 from ..utils.dataclass_json import from_json, to_json
-from ..utils.files import write_atomic
 from ..utils.untrusted import open_regular, parse_json, read_bytes
 from . import format_1
 from .covariance import FieldCovariance
 from .envelope import Envelope
 from .model import Model
+from .saving import CARD as CARD
+from .saving import CONFIG as CONFIG
+from .saving import COVARIANCE as COVARIANCE
+from .saving import ENVELOPE as ENVELOPE
+from .saving import FORMAT_VERSION as FORMAT_VERSION
+from .saving import MANIFEST as MANIFEST
+from .saving import METRICS as METRICS
+from .saving import WEIGHTS as WEIGHTS
+from .saving import save_model as save_model
+from .saving import sha256 as sha256
+from .saving import write_manifest as write_manifest
+from .saving import write_tensors as write_tensors
 
-FORMAT_VERSION = 2
-WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
-CARD, METRICS, ENVELOPE, COVARIANCE = "README.md", "metrics.json", "domain.json", "covariance.safetensors"
 # In the folder of a training run: its checkpoint, and its log or its plan.
 IN_RUN, LOG, RECIPE = "checkpoint", "log.jsonl", "recipe.toml"
 # The recipes of the package.
@@ -54,13 +61,6 @@ RECIPE_FILES = Path(__file__).parents[1] / "recipes"
 # Names of files beside it that a manifest may list; and the largest size of a manifest or a config.
 _NAME, _SHA256 = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"), re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 1 << 20
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically."""
-    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    # With metadata that are empty, the header of a file without tensors is no JSON.
-    write_atomic(path, save(contiguous, metadata=dict(metadata) if metadata else None))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -85,56 +85,6 @@ def round_weights(model: Model) -> None:
             if not torch.isfinite(rounded).all():
                 raise EnmaError(f"{name}: holds weights over 65504, the largest of fp16; keep fp32")
             weight.copy_(rounded)
-
-
-def save_model(
-    model: Model,
-    folder: Path,
-    *,
-    card: str | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    half: bool = False,
-) -> None:
-    """Write a checkpoint folder; the manifest comes last, so an interrupted save is never taken for a complete one.
-
-    With `half`, the weights are stored in fp16, half the size, and widened to fp32 when loaded; statistics stay fp32.
-    """
-    weights = {name for name, _ in model.named_parameters()} if half else set()
-    tensors = {name: t.half() if name in weights else t for name, t in model.state_dict().items()}
-    _write_weights(folder, model.config, tensors)
-    if metrics is not None:
-        write_atomic(folder / METRICS, (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
-    if model.envelope is not None:
-        write_atomic(folder / ENVELOPE, model.envelope.to_json().encode())
-    if model.covariance is not None:
-        write_tensors(folder / COVARIANCE, {name: x.float() for name, x in model.covariance.tensors().items()})
-    if card is not None:
-        write_atomic(folder / CARD, card.encode())
-    write_manifest(folder)
-
-
-def _write_weights(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    # Those of other weights say nothing of these.
-    for name in (MANIFEST, CARD, METRICS, ENVELOPE, COVARIANCE):
-        (folder / name).unlink(missing_ok=True)
-    write_tensors(folder / WEIGHTS, tensors)
-    write_atomic(folder / CONFIG, to_json(config).encode())
-
-
-def write_manifest(folder: Path) -> None:
-    """List size and SHA-256 of config, weights, card, metrics, envelope and covariance."""
-    files = {}
-    for name in (CONFIG, WEIGHTS, CARD, METRICS, ENVELOPE, COVARIANCE):
-        if (folder / name).exists():
-            files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
-    write_atomic(folder / MANIFEST, (json.dumps({"format": FORMAT_VERSION, "files": files}, indent=1) + "\n").encode())
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hashes(checkpoint: str | Path) -> dict[str, str]:

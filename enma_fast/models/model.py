@@ -21,6 +21,7 @@ from .decoders.decoder import Decoder, Draws, Noise, with_past
 from .envelope import Envelope
 from .masked_transformer import MaskedTransformer
 from .patches import patchify, unpatchify
+from .saving import save_model
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,6 @@ class Model(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint folder, which `load_model` reads."""
-        from .checkpoint import save_model
-
         save_model(self, Path(folder))
 
     def to_tokens(self, z_BTNC: Tensor) -> Tensor:

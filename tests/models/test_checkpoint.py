@@ -11,7 +11,7 @@ import torch
 
 from enma_fast.data import shipped as shipped_module
 from enma_fast.errors import EnmaError
-from enma_fast.models import checkpoint
+from enma_fast.models import checkpoint, saving
 from enma_fast.models.checkpoint import (
     available,
     load_model,
@@ -305,7 +305,7 @@ def test_a_torn_save_is_never_taken_for_a_whole_one(made, folder, monkeypatch):
         write_atomic(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_atomic", stop)
+        patch.setattr(saving, "write_atomic", stop)
         with pytest.raises(OSError, match="no space"):
             save_model(made, folder)
     assert done == [folder / "model.safetensors"]
