@@ -35,7 +35,7 @@ def save_model(
     metrics: Mapping[str, Any] | None = None,
     half: bool = False,
 ) -> None:
-    """Write the checkpoint folder of a `Model`; the manifest comes last, so what was interrupted is not taken for whole.
+    """Write the checkpoint folder of a `Model`; the manifest comes last, so none is whole before it is.
 
     With `half`, the weights are stored in fp16, half the size, and widened to fp32 when loaded; statistics stay fp32.
     """
