@@ -179,6 +179,7 @@ def python_part(code: str, **changes) -> gpu.Part:
     return gpu.Part(name="one", command=(sys.executable, "-c", code), **{"limit": 20} | changes)
 
 
+@pytest.mark.slow
 def test_rows_and_logs_are_kept_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("ENMA_FAST_RESULTS", str(tmp_path / "kept"))
     harness.save([{"rows": 1}], tmp_path / "a-gpu" / "trajectory.json")

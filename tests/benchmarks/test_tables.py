@@ -264,6 +264,7 @@ def committed():
 CHECKED = ("combined", "fast")
 
 
+@pytest.mark.slow
 def test_the_check_agrees_with_the_committed_scores(one_case):
     entries = score_files.check(committed())
     assert [entry["what"] for entry in entries][:3] == ["weights", "combined-test-in.h5", "temporal, test-in: rel_l2"]
@@ -272,6 +273,7 @@ def test_the_check_agrees_with_the_committed_scores(one_case):
     assert not wrong
 
 
+@pytest.mark.slow
 def test_the_check_is_of_every_model_that_the_tables_show(monkeypatch):
     monkeypatch.setattr(score_files, "measure", lambda method, data, case, **_: {})
     monkeypatch.setattr(score_files, "measure_points", lambda model, data, share, **_: {})
@@ -285,6 +287,7 @@ def test_the_check_is_of_every_model_that_the_tables_show(monkeypatch):
     assert all(entry["agrees"] for entry in entries)
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_at_shares_of_the_points(tmp_path, monkeypatch):
     monkeypatch.setattr(score_files, "CASES", ())
     made = random_model(replace(COMBINED, codec=with_points(COMBINED.codec)))
@@ -307,6 +310,7 @@ def test_a_model_is_measured_at_shares_of_the_points(tmp_path, monkeypatch):
     assert "| Combined | 20% of points | **fast** | 0.5 (0.25) |" in tables.markdown([file])
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_1_where_a_score_differs(one_case, tmp_path, capsys):
     from benchmarks.paper.__main__ import main
 

@@ -144,6 +144,7 @@ def test_frame_0_is_the_initial_condition_on_every_other_point(u0: np.ndarray) -
     np.testing.assert_array_equal(u[:, 0], u0[:, ::2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [(1.0, 5e-4, 0.0, 0.0), (0.75, 0.2, 0.0, 0.75)])
 def test_agrees_with_exponax_where_its_coefficients_suffice(u0: np.ndarray, row: tuple[float, ...]) -> None:
     """Without dispersion: exponax 0.2 keeps the real part of its coefficients."""

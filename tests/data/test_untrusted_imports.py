@@ -70,6 +70,7 @@ def hanging(path: Path, line: np.ndarray) -> Iterator[None]:
             yield
 
 
+@pytest.mark.slow
 def test_a_netcdf_file_that_hangs_its_reader_ends_in_one_line(tmp_path: Path, line: np.ndarray) -> None:
     path = tmp_path / "hangs.nc"
     for _ in hanging(path, line):

@@ -214,6 +214,7 @@ def test_both_implementations_agree(name, error, own):
         assert size == pytest.approx(known, rel=1e-6)
 
 
+@pytest.mark.slow
 @needs_native
 def test_bits_depend_on_no_instruction_set():
     program = """

@@ -223,6 +223,7 @@ def test_weights_of_another_shape(library: Library, copied: Path) -> None:
     refused(CHECKPOINT, r"latent_mean has shape \(1\); config asks for \(2\)", lambda: library.open(copied))
 
 
+@pytest.mark.slow
 def test_random_changes_of_files_are_refused_or_harmless(library: Library, copied: Path) -> None:
     """Behind the hash, as in files that somebody made up."""
     choose = random.Random(0)

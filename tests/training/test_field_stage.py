@@ -101,6 +101,7 @@ def test_speeds_are_learned_from_known_frames_and_from_companions(tmp_path):
     assert 0 < float(made.dynamics.step.model.usual.min()) <= 1
 
 
+@pytest.mark.slow
 def test_members_are_as_far_apart_as_they_are_wrong(tmp_path):
     made, (u, environments) = model(noise=2, member=4), waves(80)
     task = train(made, u, environments, tmp_path)

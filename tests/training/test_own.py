@@ -160,6 +160,7 @@ def test_a_linear_equation_needs_no_network(planned: Callable) -> None:
     assert again == plan.recipe
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_has_a_model_and_goes_on(planned: Callable, tmp_path: Path) -> None:
     plan, out = planned("stopped", minutes=0.1)
 

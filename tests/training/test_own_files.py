@@ -108,6 +108,7 @@ def test_environments_without_parameters_are_those_of_their_file(tmp_path: Path)
     ]
 
 
+@pytest.mark.slow
 def test_one_simulation_in_each_file(tmp_path: Path) -> None:
     for i in range(10):
         imported(tmp_path / f"{i}.h5", advected(1, seed=i))

@@ -118,6 +118,7 @@ def test_some_windows_fill_the_last_latent_as_trajectories_do():
         assert counts.count(4) <= 30
 
 
+@pytest.mark.slow
 def test_the_tokenizer_learns(tmp_path):
     task = tokenizer_task("relative", **LEARNING)
     before = task.validate()["rel_l2"]

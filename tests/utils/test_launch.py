@@ -251,6 +251,7 @@ def ranks_of(*launcher: str) -> list[list[str]]:
     return sorted(line.split(maxsplit=4) for line in run.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_a_real_torchrun(tmp_path: Path) -> None:
     script = tmp_path / "print.py"
     script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{PRINT}\n")
