@@ -61,7 +61,7 @@ def plain(model: Model, observed: Tensor, members: int) -> Tensor:
         history = model.encode(observed.to(weight)).expand(members, -1, -1, -1)
         frames = reference_sampler.trajectory(
             model.dynamics,
-            history,
+            [history],
             num_latents=config.codec.latent_frames(config.num_frames),
             seeds=torch.full((members,), trajectory_seed(SEED, 0), device=weight.device),
             members=torch.arange(members, device=weight.device),

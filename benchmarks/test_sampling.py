@@ -73,7 +73,7 @@ def latents(model: Model, engine: Engine, members: int, frames: int) -> Tensor:
     config = model.config
     history = torch.linspace(-1, 1, 2 * config.num_tokens * config.token_channels, device=DEVICE)
     z = engine.trajectory(
-        history.view(1, 2, config.num_tokens, config.token_channels),
+        [history.view(1, 2, config.num_tokens, config.token_channels)],
         num_latents=2 + frames,
         seeds=torch.full((members,), 3, device=DEVICE),
         members=torch.arange(members, device=DEVICE),

@@ -250,7 +250,7 @@ def trajectory_case(members: int, dtype: torch.dtype, device: torch.device, *, c
     def reference(model: Dynamics, rows: int = members) -> Tensor:
         frames = reference_sampler.trajectory(
             model,
-            history.expand(rows, -1, -1, -1),
+            [history.expand(rows, -1, -1, -1)],
             num_latents=num_latents,
             seeds=seeds[:rows],
             members=numbers[:rows],
@@ -260,7 +260,7 @@ def trajectory_case(members: int, dtype: torch.dtype, device: torch.device, *, c
 
     def sampled(engine: Engine) -> Tensor:
         frames = engine.trajectory(
-            history, num_latents=num_latents, seeds=seeds, members=numbers, groups=groups, settings=settings
+            [history], num_latents=num_latents, seeds=seeds, members=numbers, groups=groups, settings=settings
         )
         return torch.stack(list(frames), 1)[:few]
 

@@ -98,11 +98,10 @@ def reference(dynamics: Dynamics, given: Problem, settings: Any = None) -> Tenso
     segments = [segment.repeat_interleave(per_group, 0) for segment in given.segments]
     frames = reference_sampler.trajectory(
         dynamics,
-        segments[-1],
+        segments,
         num_latents=LATENTS,
         seeds=given.seeds,
         members=given.members,
-        context=segments[0] if len(segments) > 1 else None,
         settings=settings,
     )
     return torch.stack(list(frames), dim=1)

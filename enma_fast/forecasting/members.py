@@ -233,12 +233,12 @@ def _latents(
     place = {row: i for i, row in enumerate(which)}
     groups = [place[row] for row in of_rows] if history is None else list(range(len(rows)))
     device = inputs.history_BTNC.device
+    contexts = [] if inputs.context_BTNC is None else [inputs.context_BTNC[which]]
     return engine.trajectory(
-        inputs.history_BTNC[which] if history is None else history,
+        [*contexts, inputs.history_BTNC[which] if history is None else history],
         num_latents=inputs.num_latents,
         seeds=torch.tensor([inputs.seeds[b] for b, _ in rows], device=device),
         members=torch.tensor([k for _, k in rows], device=device),
-        context=None if inputs.context_BTNC is None else inputs.context_BTNC[which],
         settings=request.sampling,
         groups=torch.tensor(groups, device=device),
         chunk=request.rows,

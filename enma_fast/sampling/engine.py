@@ -15,7 +15,7 @@ channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -125,12 +125,11 @@ class Engine:
     @torch.inference_mode()
     def trajectory(
         self,
-        history: Tensor,
+        segments: Sequence[Tensor],
         *,
         num_latents: int,
         seeds: Tensor,
         members: Tensor,
-        context: Tensor | None = None,
         settings: SamplingConfig | None = None,
         groups: Tensor | None = None,
         chunk: int | None = None,
@@ -140,15 +139,14 @@ class Engine:
 
         Parameters
         ----------
-        history
-            Observed latent frames ``[G, T0, N, C]``; T0 may be 0 when a context is given.
+        segments
+            The history, observed latent frames ``[G, T0, N, C]``, alone or after a context ``[G, Tc, N, C]``, which is
+            another trajectory of the same environment; beside one T0 may be 0.
         num_latents
             Latent frames of the whole trajectory, the observed ones included.
         seeds, members
             ``[B]`` int64, the key of the noise of each row. The result of a row depends only on its key, and on the
             history and context of its group.
-        context
-            Latent frames ``[G, Tc, N, C]`` of another trajectory of the same environment.
         settings
             Sampling settings; the model's own by default.
         groups
@@ -170,18 +168,16 @@ class Engine:
         if self.backend == "reference":
             yield from reference.trajectory(
                 self.dynamics,
-                history[groups],
+                [segment[groups] for segment in segments],
                 num_latents=num_latents,
                 seeds=seeds,
                 members=members,
-                context=None if context is None else context[groups],
                 settings=settings,
             )
             return
-        segments = [history] if context is None else [context, history]
         if self._native is not None:
             yield from self._native.trajectory(
-                segments,
+                list(segments),
                 num_latents=num_latents,
                 seeds=seeds,
                 members=members,
@@ -190,7 +186,7 @@ class Engine:
                 ahead=ahead,
             )
         else:
-            yield from self._static(segments, num_latents, seeds, members, groups, settings, chunk)
+            yield from self._static(list(segments), num_latents, seeds, members, groups, settings, chunk)
 
     def planned_bytes(self) -> dict[str, int]:
         """Planned memory of the last chunk in bytes, by purpose; empty before the first chunk."""

@@ -18,24 +18,21 @@ from ..models.model import Dynamics
 @torch.inference_mode()
 def trajectory(
     dynamics: Dynamics,
-    history: Tensor,
+    segments: list[Tensor],
     *,
     num_latents: int,
     seeds: Tensor,
     members: Tensor,
-    context: Tensor | None = None,
     settings: SamplingConfig | None = None,
 ) -> Iterator[Tensor]:
     """Yield the latent frames ``[B, N, C]`` that follow a history, fp32, or float64 with float64 weights.
 
-    Arguments are those of `engine.Engine.trajectory`; each row has a history ``[B, T0, N, C]`` and context ``[B, Tc, N,
-    C]`` of its own.
+    Arguments are those of `engine.Engine.trajectory`; each row has segments ``[B, T, N, C]`` of its own.
     """
     settings = settings or dynamics.config.sampling
-    segments = [history] if context is None else [context, history]
-    first = history.shape[1]
+    first = segments[-1].shape[1]
     read = dynamics.context.begin(segments, room=num_latents - first)
-    past = first_past(history, dynamics.past)
+    past = first_past(segments[-1], dynamics.past)
     for t in range(first, num_latents):
         z = dynamics.decide(dynamics.context.condition(read), past, Noise(seeds, members, t), settings)
         yield z

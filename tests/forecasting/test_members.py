@@ -35,11 +35,10 @@ def test_a_forecast_is_encode_sample_decode(made, task):
     assert history.shape[1] == {0: 0, 1: 1, 3: 2}[observed]
     latents = trajectory(
         made.dynamics,
-        history,
+        [part for part in (alone["context"], history) if part is not None],
         num_latents=5,
         seeds=torch.tensor([trajectory_seed(11, b)]),
         members=torch.tensor([k]),
-        context=alone["context"],
     )
     fields = made.decode(torch.cat([history, *(z[:, None] for z in latents)], dim=1), FRAMES)
     assert distance(out[b, k], fields[0, observed:]) < 1e-4

@@ -58,16 +58,14 @@ def shaken(made):
 
 
 def trajectory(made, history, members, *, frames=6, context=None, **settings):
-    z = made.encode(history)
-    c = None if context is None else made.encode(context)
+    segments = [made.encode(part) for part in (context, history) if part is not None]
     rows = torch.arange(len(history)).repeat_interleave(len(members))
     keys = torch.tensor(members).repeat(len(history))
     steps = Engine(made.dynamics).trajectory(
-        z,
+        segments,
         num_latents=frames,
         seeds=rows * 0 + 7,
         members=keys,
-        context=c,
         groups=rows,
         settings=SamplingConfig(**settings),
     )

@@ -147,7 +147,7 @@ def test_the_engine_holds_the_device_while_it_computes_and_never_between(
 
         monkeypatch.setattr(StaticStep, name, watched)
     frames = Engine(dynamics, backend="static").trajectory(
-        given.segments[-1],
+        given.segments,
         num_latents=LATENTS,
         seeds=given.seeds,
         members=given.members,

@@ -39,11 +39,10 @@ def frames_of(engine: Engine, given: Problem, *, groups: Tensor | None = None) -
     if groups is None:
         groups = torch.arange(given.groups).repeat_interleave(len(given.seeds) // given.groups)
     return engine.trajectory(
-        given.segments[-1],
+        given.segments,
         num_latents=LATENTS,
         seeds=given.seeds,
         members=given.members,
-        context=given.segments[0] if len(given.segments) > 1 else None,
         groups=groups,
     )
 
@@ -95,11 +94,10 @@ def test_every_backend_is_the_reference(name: str, task: str) -> None:
     # Without groups row b has history b.
     rows = dataclasses.replace(given, segments=[segment.repeat_interleave(3, 0) for segment in given.segments])
     alone = Engine(dynamics).trajectory(
-        rows.segments[-1],
+        rows.segments,
         num_latents=LATENTS,
         seeds=given.seeds,
         members=given.members,
-        context=rows.segments[0] if len(rows.segments) > 1 else None,
     )
     assert distance(torch.stack(list(alone), dim=1), expected) < GROWN
 
@@ -244,12 +242,12 @@ def test_presets_are_the_reference(name: str) -> None:
     keys = {"num_latents": 4, "seeds": torch.tensor([5, 5]), "members": torch.arange(2)}
 
     def frames(model: Dynamics, history: Tensor) -> Tensor:
-        return torch.stack(list(reference_sampler.trajectory(model, history.expand(2, -1, -1, -1), **keys)), dim=1)
+        return torch.stack(list(reference_sampler.trajectory(model, [history.expand(2, -1, -1, -1)], **keys)), dim=1)
 
     same_dtype = frames(dynamics, history)
     exact = frames(copy.deepcopy(dynamics).double(), history.double())
     engine = Engine(dynamics, backend="native")
-    ours = torch.stack(list(engine.trajectory(history, groups=torch.zeros(2, dtype=torch.int64), **keys)), dim=1)
+    ours = torch.stack(list(engine.trajectory([history], groups=torch.zeros(2, dtype=torch.int64), **keys)), dim=1)
     # Four ulps of tokens that reach 4: how far the reference rounds depends on the processor's BLAS.
     assert_close_as_reference(ours, same_dtype, exact, floor=2e-6)
     assert distance(ours[:1], ours[1:]) > 0.01
@@ -262,11 +260,10 @@ def chunks_of(engine: Engine, given: Problem, groups: Tensor, *, chunk: int) -> 
         rows = slice(begin, begin + chunk)
         there, numbers = groups[rows].unique(return_inverse=True)
         frames = engine.trajectory(
-            given.segments[-1][there],
+            [segment[there] for segment in given.segments],
             num_latents=LATENTS,
             seeds=given.seeds[rows],
             members=given.members[rows],
-            context=given.segments[0][there] if len(given.segments) > 1 else None,
             groups=numbers,
             chunk=chunk,
         )

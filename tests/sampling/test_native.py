@@ -230,7 +230,7 @@ def test_more_frames_than_the_tables_hold(name: str) -> None:
     expected = torch.stack(
         list(
             enma_fast.sampling.reference.trajectory(
-                dynamics, wide, num_latents=TABLE_FRAMES + 3, seeds=given.seeds, members=given.members
+                dynamics, [wide], num_latents=TABLE_FRAMES + 3, seeds=given.seeds, members=given.members
             )
         ),
         dim=1,

@@ -37,11 +37,10 @@ def run(dynamics, history, *, num_latents=5, seeds=(3, 3, 9, 9), members=(0, 1, 
     rows = history.shape[0]
     frames = trajectory(
         dynamics,
-        history,
+        [part for part in (context, history) if part is not None],
         num_latents=num_latents,
         seeds=torch.tensor(seeds[:rows]),
         members=torch.tensor(members[:rows]),
-        context=context,
         settings=settings,
     )
     return torch.stack(list(frames), dim=1)
@@ -238,7 +237,7 @@ def test_frames_come_one_by_one(dynamics):
     dynamics.context.embed.register_forward_hook(lambda *_: calls.append(1))
     frames = trajectory(
         dynamics,
-        latents(1, 2),
+        [latents(1, 2)],
         num_latents=5,
         seeds=torch.tensor([0]),
         members=torch.tensor([0]),

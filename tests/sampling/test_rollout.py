@@ -36,11 +36,10 @@ def test_members_are_those_of_the_sampler(dynamics, observed, context):
     made, _ = rollout(dynamics, history, num_frames=3, seeds=SEEDS, members=MEMBERS, context=other)
     expected = trajectory(
         dynamics,
-        history.repeat_interleave(3, 0),
+        [part.repeat_interleave(3, 0) for part in (other, history) if part is not None],
         num_latents=observed + 3,
         seeds=SEEDS.flatten(),
         members=MEMBERS.flatten(),
-        context=None if other is None else other.repeat_interleave(3, 0),
     )
     assert distance(made.flatten(0, 1), torch.stack(list(expected), 1)) < 1e-12
     apart = (made[:, 0] - made[:, 1]).flatten(1).norm(dim=1) / made[:, 0].flatten(1).norm(dim=1)

@@ -79,9 +79,9 @@ def train(made, u, environments, folder, *, steps=200, seconds=None, better=None
 def error(made, u, *, known=3, context=None):
     made.eval()
     rows = torch.arange(len(u))
-    z, c = made.encode(u[:, :known]), None if context is None else made.encode(context)
+    segments = [made.encode(part) for part in (context, u[:, :known]) if part is not None]
     frames = Engine(made.dynamics).trajectory(
-        z, num_latents=u.shape[1], seeds=rows, members=rows * 0, context=c, settings=SamplingConfig(temperature=0.0)
+        segments, num_latents=u.shape[1], seeds=rows, members=rows * 0, settings=SamplingConfig(temperature=0.0)
     )
     off = made.decode(torch.stack(list(frames), 1)) - u[:, known:]
     return float(off.norm() / u[:, known:].norm())
