@@ -107,7 +107,7 @@ class FieldNetwork(nn.Module):
         channels = inward * p**dims + (0 if marks is None else marks.shape[-1])
         self.stem = GridConvolution(channels + config.noise, W, edges)
         with torch.no_grad():
-            self.stem.weight[:, channels:] *= 0.3
+            self.stem.weight[:, channels:] *= 0.1
         half = (config.layers + 1) // 2 if config.middle_layers else config.layers
         self.first, self.last = GatedStack(half, W, edges, Z), GatedStack(config.layers - half, W, edges, Z)
         self.middle = GatedStack(config.middle_layers, config.middle_width, edges, Z)
@@ -174,7 +174,7 @@ class FieldStep(nn.Module):
         self.network = FieldNetwork(grid, edges, channels * (PAST + views), channels, config, condition)
         self.member = nn.Linear(config.member, condition, bias=False) if config.member else None
         if self.member is not None:
-            nn.init.normal_(self.member.weight, std=0.3 * config.member**-0.5)
+            nn.init.normal_(self.member.weight, std=0.1 * config.member**-0.5)
 
     def condition(self, condition_BZ: Tensor, member_BM: Tensor | None = None) -> Tensor:
         """The condition of members, shifted by their numbers; of the mean member without."""

@@ -42,7 +42,7 @@ FLOOR = "floor.safetensors"
 _UNROLLS, _POWER = ((0.0, 1), (0.3, 2), (0.5, 4), (0.7, 8)), 0.75
 # From which share on members are scored; shares of the steps that infer the physics from a companion, and of the
 # trajectories that are continued from any frame, not from the third one.
-_MEMBERS_FROM, _COMPANIONS, _LATE = 0.65, 0.3, 0.5
+_MEMBERS_FROM, _COMPANIONS, _LATE = 0.85, 0.3, 0.5
 # Trajectories whose physics is inferred at a time, that scales are measured on, and usual shares and errors of floors.
 _AT_ONCE, _MEASURED, _USUAL = 200, 400, 80
 # Least size of a trajectory that its error is relative to, as a share of a standard deviation.
@@ -203,7 +203,7 @@ class FieldTask(Task):
         """Measure how much of the correction usually counts; before a model is used."""
         for own in (True, False) if self.companions is not None else (True,):
             rows = self._some_rows(_USUAL, own)
-            windows, state, told = self._physics(rows, own, None, torch.Generator().manual_seed(0))
+            windows, state, told = self._physics(rows, own, torch.Generator().manual_seed(0))
             numbers = self.context.encoder(windows, told)
             shares = self.step.known_share(windows, numbers, forecaster(self.floor, state), first=self.floor.reads == 1)
             self.step.learn_usual(shares, own=own)
@@ -233,18 +233,16 @@ class FieldTask(Task):
         self.context.encoder.scales.learn(few)
         self.step.scales.learn(few)
         rows = self._some_rows(_USUAL, own=True)
-        start = _random(self.fields.shape[1] - PAST, len(rows), torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        start = _random(self.fields.shape[1] - PAST, len(rows), generator)
         frames = self._frames(rows, start, PAST + 1)
-        _, state, _ = self._physics(rows, True, frames[:, :PAST])
+        _, state, _ = self._physics(rows, True, generator)
         self.step.scales.learn_floor(frames[:, :PAST], frames[:, PAST], forecaster(self.floor, state))
 
     def _some_rows(self, most: int, own: bool) -> Tensor:
         rows = torch.arange(len(self.fields))
         if not own and self.companions is not None:
             rows = rows[torch.tensor([len(others) > 0 for others in self.companions])]
-        if len(rows) == 1:
-            # A single series stands for as many trajectories as it has beginnings.
-            return rows.repeat(min(most, self.fields.shape[1] - PAST))
         return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long()]
 
     def _frames(self, rows: Tensor, start: Tensor, count: int) -> Tensor:
@@ -259,14 +257,14 @@ class FieldTask(Task):
         rows = _random(len(self.fields), count, generator)
         # The frame before the forecast: the third one or a later one; beside a companion also the first.
         later = 2 + _random(T - frames - 2, count, generator)
-        last = later if len(self.fields) == 1 else torch.where(coin[1 : count + 1] < _LATE, later, 2)
+        last = torch.where(coin[1 : count + 1] < _LATE, later, 2)
         if not own:
             last = torch.where(coin[count + 1 : 2 * count + 1] < 0.5, 0, last)
         mine = rank.part(count)
         rows, last = rows[mine], last.clamp(max=T - 1 - frames)[mine].to(self.fields.device)
         taken = self._frames(rows, last - 2, PAST + frames)
         past, truth = taken[:, :PAST], taken[:, PAST:]
-        windows, state, told = self._physics(rows, own, past, generator)
+        windows, state, told = self._physics(rows, own, generator)
         if not own and bool((last == 0).any()):
             before = self.floor.before(past[:, -1], state)
             begins = (last == 0).view(-1, *(1,) * (before.ndim - 1))
@@ -283,18 +281,8 @@ class FieldTask(Task):
         return _Batch(past, truth, windows, state, told)
 
     @torch.no_grad()
-    def _physics(
-        self, rows: Tensor, own: bool, past: Tensor | None, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Any, Tensor]:
-        """Windows, what the floor infers from them and its numbers: of the rows' first frames, or of companions.
-
-        Those of a single series are its past frames, where these are given.
-        """
-        if own and len(self.fields) == 1:
-            start = torch.linspace(0, self.fields.shape[1] - PAST, len(rows)).long()
-            windows = (self._frames(rows, start, PAST) if past is None else past)[:, None]
-            state = self.floor.infer(windows)
-            return windows, state, self.floor.features(state, windows)
+    def _physics(self, rows: Tensor, own: bool, generator: torch.Generator) -> tuple[Tensor, Any, Tensor]:
+        """Windows, what the floor infers from them and its numbers: of the rows' first frames, or of companions."""
         if not own:
             assert self.companions is not None
             others = [self.companions[row] for row in rows.tolist()]

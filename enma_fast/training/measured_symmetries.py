@@ -17,8 +17,8 @@ from ..models.grid_layers import Edge, pad_grid
 
 # A mean map that varies along an axis by so many times what chance does is no accident.
 _BEYOND_CHANCE = 3.0
-# Parts of a single series that count as independent, frames that regressions look at, and points of them.
-_PARTS, _MOST, _POINTS = 10, 200, 40_000
+# Frames that regressions look at, and points of them.
+_MOST, _POINTS = 200, 40_000
 # A mirror is allowed if a step is explained as well in it, within this share of the error, and of the step.
 _WITHIN, _OF_STEP = 0.05, 1e-4
 _TINY = 1e-12
@@ -26,11 +26,7 @@ _TINY = 1e-12
 
 def shift_axes(fields: Tensor, edges: Sequence[Edge]) -> list[int]:
     """Periodic axes along which the means of `[B, T, *x, c]` are the same everywhere, of trajectories apart."""
-    parts = fields[: _MOST * 5]
-    if len(parts) == 1:
-        frames = parts.shape[1] // _PARTS * _PARTS
-        parts = parts[0, :frames].unflatten(0, (_PARTS, -1))
-    means = parts.mean(1).double()
+    means = fields[: _MOST * 5].mean(1).double()
     found = []
     for axis, edge in enumerate(edges):
         if edge is not Edge.PERIODIC or len(means) < 2:

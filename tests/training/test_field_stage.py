@@ -1,4 +1,4 @@
-"""The stage of field models: it learns what frames tell, from one series too, and survives losses of NaN."""
+"""The stage of field models: it learns what frames tell and survives losses of NaN."""
 
 import math
 from dataclasses import replace

@@ -33,12 +33,6 @@ def test_a_map_that_stays_forbids_shifts_along_its_axis():
     assert shift_axes(u + 0.5 * geography, [P, P]) == [1]
 
 
-def test_one_series_is_compared_with_itself():
-    u = normals(1, 200, 16, 1)
-    assert shift_axes(u, [P]) == [0]
-    assert shift_axes(u + torch.arange(16)[:, None] / 8, [P]) == []
-
-
 def test_diffusion_has_mirrors_and_one_sided_motion_has_none():
     first = smooth(normals(20, 16, 12, 1), (1, 2, 1, 2))
 

@@ -57,9 +57,9 @@ class Physics:
     frames: int
     kept: dict[str, Any] = field(default_factory=dict)
 
-    def forecast(self, index: Tensor | None = None) -> Forecast:
-        """The floor's forecast of the next frame, for each of the inferred rows or those at an index."""
-        return forecaster(self.floor, self.state if index is None else self.state[index])
+    def forecast(self) -> Forecast:
+        """The floor's forecast of the next frame, for each of the inferred rows."""
+        return forecaster(self.floor, self.state)
 
 
 class PhysicsEncoder(nn.Module):

@@ -21,11 +21,10 @@ from ..field_step import PAST, FieldStep
 from ..floors.choice import kinds
 from ..floors.ladder import forecaster
 from ..masked_transformer import MaskedTransformer
-from .decoder import Decoder, Draws, Noise
+from .decoder import Decoder, Noise
 
 # What normals are drawn for: the places of a frame, and, of frame 0, coefficients and numbers of a member.
 _PLACES, _COEFFICIENTS, _MEMBER = 0, 1, 2
-_TINY = 1e-12
 
 
 class FieldDecoder(Decoder):
@@ -72,14 +71,6 @@ class FieldDecoder(Decoder):
         known = past[:, missing:]
         before = h.floor.before(known[:, 0], h.state[h.index])
         return torch.cat([before[:, None]] * missing + [known], 1)
-
-    def loss(self, h: Physics, past_BPNC: Tensor, z_BNC: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        del draws
-        past = self.completed(self.places.of(past_BPNC), h)
-        truth = self.places.of(z_BNC[:, None])[:, 0]
-        frame = self.model.frame(past, h.numbers[h.index], h.forecast(h.index), self.model.bounds(past))
-        error = (frame - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1).clamp_min(_TINY)
-        return error.mean(), {"relative_error": error.mean().detach()}
 
     def _begin(self, h: Physics, past: Tensor, noise: Noise, settings: SamplingConfig) -> None:
         """What stays through a trajectory: shares, bounds, and the coefficients and numbers of members."""

@@ -142,13 +142,7 @@ def _some(fields: Tensor, environments: Tensor | None) -> tuple[Tensor, Tensor |
 
 def _split(fields: Tensor, environments: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
     """Trajectories to learn from and those that are held back, each with their environments."""
-    B, T = fields.shape[:2]
-    if B == 1:
-        # The end of a single series, cut into forecasts.
-        first = T - max(KNOWN + 1, int(_HELD * T))
-        frames = min(KNOWN + _HORIZON, T - first)
-        held = fields[0, first:].unfold(0, frames, frames).movedim(-1, 1)
-        return fields[:, :first] if first > KNOWN else fields, None, _few(held), None
+    B = len(fields)
     groups = torch.arange(B) if environments is None else environments
     names = groups.unique()
     last = names[len(names) - max(1, int(_HELD * len(names))) :]

@@ -122,7 +122,7 @@ class InverseModel(_SameForAll):
     def learn(self, fields: Tensor) -> None:
         """Components and weights of training trajectories `[B, T, *x, c]` of more than `lags` frames.
 
-        The ridge is chosen over blocks, of trajectories or, of a single one, of time.
+        The ridge is chosen over blocks of trajectories.
         """
         self.damped.learn(fields)
         off = fields - self.damped.mean
@@ -139,11 +139,8 @@ class InverseModel(_SameForAll):
         T = z.shape[1] - self.lags
         x = torch.cat([z[:, lag : lag + T] for lag in reversed(range(self.lags))], -1).double()
         y = z[:, self.lags :].double()
-        if len(x) > 1:
-            parts = torch.arange(len(x)) * min(_BLOCKS, len(x)) // len(x)
-            blocks = parts[:, None].expand(-1, T)
-        else:
-            blocks = (torch.arange(T) * min(_BLOCKS, T) // T)[None]
+        parts = torch.arange(len(x)) * min(_BLOCKS, len(x)) // len(x)
+        blocks = parts[:, None].expand(-1, T)
         x, y, blocks = x.flatten(0, 1), y.flatten(0, 1), blocks.flatten()
         errors = [sum(self._missed(x, y, blocks, b, ridge) for b in blocks.unique()) for ridge in _RIDGES]
         best = _RIDGES[min(range(len(_RIDGES)), key=errors.__getitem__)]

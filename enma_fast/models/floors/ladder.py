@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,12 +15,6 @@ from torch import Tensor
 _TINY = 1e-20
 # A forecast that is further from the truth than so many times its size has left it for good.
 _LOST = 1e3
-
-
-class State(Protocol):
-    """What a floor inferred from the windows of trajectories."""
-
-    def __getitem__(self, index: Tensor | slice) -> Self: ...
 
 
 class Floor(Protocol):

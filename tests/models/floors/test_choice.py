@@ -70,13 +70,6 @@ def test_where_fields_may_be_shifted_a_floor_that_knows_places_is_not_taken():
     assert shifted.name == "persistence"
 
 
-def test_one_series_is_cut_in_time():
-    fields = torch.sin(PLACE - 0.3 * torch.arange(150)[:, None])[None, ..., None]
-    choice = choose(fields, edges=[P])
-    assert choice.errors[choice.name][0] < 0.02
-    assert choice.errors["persistence"][0] > 0.5
-
-
 def test_no_more_time_is_spent_than_given():
     fields, _ = carried()
     assert list(choose(fields, edges=[P], seconds=0).errors) == ["persistence"]
