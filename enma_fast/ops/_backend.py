@@ -117,8 +117,9 @@ def best(candidates: Mapping[str, str | None]) -> str | None:
 
 @functools.cache
 def _say_once(op: str, name: str, passed_over: tuple[tuple[str, str], ...]) -> None:
-    for better, problem in passed_over:
-        logger.info("%s runs as %r, not as %r: %s", op, name, better, problem)
+    for problem in dict.fromkeys(problem for _, problem in passed_over):
+        better = " or ".join(repr(other) for other, reason in passed_over if reason == problem)
+        logger.info("%s runs as %r, not as %s: %s", op, name, better, problem)
 
 
 @functools.cache

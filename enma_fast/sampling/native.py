@@ -38,7 +38,7 @@ def problem(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> st
     """Why the extension cannot sample from a model with weights of this device and dtype."""
     for part in config.parts.values():
         if not part.native:
-            return f"has no {part.kind!r}"
+            return f"does not know the kind {part.kind!r}"
     own = config.context.transformer
     if (head_dim := own.width // own.heads) > MAX_HEAD_DIM:
         return f"head dim is {head_dim}, the attention kernels take up to {MAX_HEAD_DIM}"

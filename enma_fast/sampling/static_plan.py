@@ -55,7 +55,7 @@ def problem(config: ModelConfig) -> str | None:
     parts: tuple[ContextConfig | DecoderConfig, ...] = (config.context, *config.decoders.values())
     for part in parts:
         if not part.static:
-            return f"has no {part.kind!r}"
+            return f"does not know the kind {part.kind!r}"
     return None
 
 
