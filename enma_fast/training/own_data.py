@@ -117,8 +117,7 @@ def _opened(path: Path) -> FieldFile:
     try:
         return imported(path, ImportOptions())
     except EnmaError as error:
-        told = f"enma-fast data import {path} --out {path.stem}.h5"
-        raise EnmaError(f"{error}. Options are those of `{told}`, whose file can be trained on") from None
+        raise EnmaError(f"{error}; options are those of: enma-fast data import {path} --out {path.stem}.h5") from None
 
 
 def _cut(data: FieldFile, window: int) -> FieldFile:
@@ -127,7 +126,7 @@ def _cut(data: FieldFile, window: int) -> FieldFile:
     if len(data.times) <= window:
         return data
     cut = windows(data, window, window)
-    log.info("%s: cut into %s", data.path, counted(len(cut), f"window of {window} frames"))
+    log.info("%s: cut into %s of %d frames", data.path, counted(len(cut), "window"), window)
     return cut
 
 

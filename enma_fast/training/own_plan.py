@@ -266,6 +266,6 @@ def _hash(path: Path) -> str:
     """SHA-256 of a file, or of the names and hashes of those of a folder."""
     if path.is_file():
         return sha256(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = (file for file in sorted(path.rglob("*")) if file.is_file())
     listed = "".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files)
     return hashlib.sha256(listed.encode()).hexdigest()
