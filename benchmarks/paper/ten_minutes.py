@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection, Mapping
 
 _OWN = "own"
 _METHODS = {
-    _OWN: "**own** is what `enma-fast train FILE --minutes 10` makes of it, its tokenizer, planning and scoring "
-    "included (minutes by the clock, and a fifth of the trajectories kept for validation and test)",
+    _OWN: "**own** is what `enma-fast train FILE --minutes 10` made of it before version 0.2 trained field models "
+    "(those are measured on the page *Your own data*), its tokenizer, planning and scoring included (minutes by the "
+    "clock, and a fifth of the trajectories kept for validation and test)",
     "fno": "*fno*, a Fourier neural operator, had 600 s of processor time and is deterministic",
     "transformer": "so is *transformer*, block-causal on patches of the fields, with as much time",
     "latent-flow": "*latent-flow* had as much and decides whole latent frames by a flow, behind the tokenizer of "
@@ -17,8 +18,8 @@ _METHODS = {
 }
 # Why a baseline can have a lower error than **own**.
 _REASONS = {
-    "fno": "*fno* trains on fields from its first step to its last, where **own** plans, encodes, trains three "
-    "stages one after another, and scores: of a large plane each has a few steps",
+    "fno": "*fno* trains on fields from its first step to its last, where **own** planned, encoded, trained "
+    "three stages one after another, and scored: of a large plane each had a few steps",
     "latent-flow": "*latent-flow* has a tokenizer whose training is not counted",
     "transformer": "*transformer* trains in one stage",
     "gino": "*gino* trains in one stage",
