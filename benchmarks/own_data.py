@@ -328,7 +328,9 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         if mine := [row for row in rows if row["set"] == name]:
             budget = f"Each trained method has {mine[0]['seconds']:g} CPU seconds."
             about = f"{TITLES[name][1].format(**mine[0])} {budget}"
-            parts += [f"## {TITLES[name][0]}", about, _table(mine), learned(mine)]
+            lacking = [method for method in METHODS if method not in {row["method"] for row in mine}]
+            said = f"{learned(mine)} Not measured yet: {', '.join(lacking)}." if lacking else learned(mine)
+            parts += [f"## {TITLES[name][0]}", about, _table(mine), said]
     measured = "; ".join(f"{cpu}, {simd}, one thread, torch {torch}" for cpu, simd, torch in sorted(places))
     parts.append(TAIL.format(machine=measured, commands="\n".join(_commands(rows))))
     return "\n\n".join(parts) + "\n"

@@ -18,5 +18,7 @@ def test_the_page_says_who_is_best():
     worse = [{**row, "rel_l2": 0.5 if row["method"] == FIELD else 0.25 * (1 + i)} for i, row in enumerate(rows)]
     assert "the field model is 2 times" in learned(worse)
     assert "| **0.2500** |" in page(worse)
+    assert "not measured yet" not in page(rows).lower()
+    assert "Not measured yet: persistence." in page(rows[1:])
     again = merged(rows, {**rows[0], "rel_l2": 7.0})
     assert [row["rel_l2"] for row in again] == [7.0, *(row["rel_l2"] for row in rows[1:])]
