@@ -55,7 +55,7 @@ _MEMBERS, _ALIKE, _CALIBRATED, _TURNS = 4, 2, 8, 4
 _VALIDATING, _CHOOSING, _LEAST_SECONDS, _FEWEST, _MOST = 0.015, 0.08, 60.0, 4, 48
 # Sizes of the correction, and by what share a smaller one has to be better; bounds of the factor of the spread, and how
 # far from 1 its ratio to the error may be, as a logarithm.
-_SIZES, _BETTER, _SPREAD, _NEAR = (1.0, 0.5, 0.0), 0.01, (1e-3, 10.0), 0.03
+_SIZES, _BETTER, _SPREAD, _NEAR = (1.0, 0.5, 0.0), 0.01, (1e-3, 1e3), 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,8 @@ class _Batch:
 
 class FieldTask(Task):
     """Training fields `[B, T, *x, c]` as the codec standardises them, and validation fields with their contexts."""
+
+    last_part = _MEMBERS_FROM
 
     def __init__(self, model: Model, stage: FieldStage, material: Material) -> None:
         data, name = material.train(), model.config.name

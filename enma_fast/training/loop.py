@@ -40,8 +40,8 @@ from .subnormals import flush_subnormals
 log = logging.getLogger("enma_fast")
 
 BEST = "best.safetensors"
-# Validations of a stage that seconds end.
-_VALIDATIONS = 8
+# Validations of a stage that seconds end, and after how many that are no better it goes on to its last part.
+_VALIDATIONS, _PATIENCE = 8, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
         _trim_log(log_path, first)
     forward: Callable[..., Any] = _compiled(module) if options.compile else module
     best = _Best(options.out / BEST, task, first)
-    last_save, timed, since, validated = time.monotonic(), time.monotonic(), first, -1
+    last_save, timed, since, validated, worse = time.monotonic(), time.monotonic(), first, -1, 0
     validate_every = options.validate_every or stage.validate_every
     end = stage.steps if options.stop_after is None else min(stage.steps, options.stop_after)
 
@@ -148,12 +148,14 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
                 file.write(json.dumps(entry) + "\n")
 
     def validate(done: int) -> None:
-        nonlocal timed, validated
+        nonlocal timed, validated, worse
         paused, validated = time.monotonic(), done
         module.eval()
         with average.applied(module):
             scores = task.validate(rank)
-            if rank.index == 0 and best.offer(done, scores) and options.better:
+            better = rank.index == 0 and best.offer(done, scores)
+            worse = 0 if better else worse + 1
+            if better and options.better:
                 options.better()
         record({"step": done, "validation": scores})
         if rank.index == 0:
@@ -200,6 +202,10 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
                 options.progress(done, clock.steps(done), values | held)
         if (done % validate_every == 0 if options.seconds is None else clock.is_time(done)) or done == stage.steps:
             validate(done)
+            if options.seconds is not None and worse >= _PATIENCE and share < task.last_part and best.take():
+                log.info("step %d: validations improve no more; the best weights go on to the last part", done)
+                average = Average(module, stage.optimizer.ema_decay)
+                clock.go_on(task.last_part)
         if saves:
             save_state(
                 state_path, module, average, optimizers, stage, done, 0.0 if options.seconds is None else clock.spent()
@@ -238,6 +244,10 @@ class _Clock:
     def steps(self, done: int) -> int:
         """Steps that the stage will have taken at this pace."""
         return self.most if self.seconds is None else min(self.most, max(done, round(done / self.share(done))))
+
+    def go_on(self, share: float) -> None:
+        """From now on so much is over, and the rest goes on at the same pace."""
+        self.seconds, self.validated = self.spent() / share, int(_VALIDATIONS * share)
 
     def is_time(self, done: int) -> bool:
         """Whether another part of the stage is over, after which there is a validation."""

@@ -119,12 +119,14 @@ class Stage(Slot):
 class Task(Protocol):
     """A stage at work on a model: its module, loss and validation, as the loop needs them.
 
-    The loop sets `share`: how much of the stage is over.
+    The loop sets `share`: how much of the stage is over. Where seconds end the stage and validations improve no more,
+    its best weights go on from the share `last_part`.
     """
 
     module: nn.Module
     stage: Any
     share: float = 0.0
+    last_part: float = 1.0
 
     def loss(
         self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
