@@ -1,5 +1,6 @@
 """The loop of a run: averaged and best weights, the log, precision, and losses that are not finite."""
 
+import itertools
 import math
 
 import pytest
@@ -45,6 +46,21 @@ def test_the_best_validation_is_kept_and_not_the_last(tmp_path):
     assert scores == {"w": found[4]}
     assert abs(found[4]) < min(abs(found[8]), abs(found[12]))
     assert task.module.weight.item() == found[4]
+
+
+def test_a_stage_that_improves_no_more_goes_on_to_its_last_part(tmp_path, monkeypatch):
+    """With the best weights, so it ends early: two validations that are worse, then a third of the time they took."""
+    task, ticks = Line(best_at=0.0, steps=10**6), itertools.count()
+    task.last_part = 0.75
+    monkeypatch.setattr("time.monotonic", lambda: 0.01 * next(ticks))
+    run(task, options(tmp_path, seconds=10.0))
+    assert 0.01 * next(ticks) < 5
+    entries = read_log(tmp_path)
+    validations = [entry["step"] for entry in entries if "validation" in entry]
+    weights = {entry["step"]: entry["w"] for entry in entries if "w" in entry}
+    assert 0 < weights[validations[1]] < weights[validations[2]]
+    assert weights[validations[2] + 1] == 0
+    assert task.share > 0.9
 
 
 @pytest.mark.parametrize("bad", [{4}, {8, 12}, {4, 12}])
