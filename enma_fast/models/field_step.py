@@ -35,8 +35,8 @@ from .grid_layers import (
 
 # From past frames `[B, 3, *x, C]` to a floor's forecast of the next and its views `[B, *x, C, F]`.
 Forecast = Callable[[Tensor], tuple[Tensor, Tensor]]
-# Frames that a step reads.
-PAST = 3
+# Frames that a step reads, and residuals that members draw from.
+PAST, PATTERNS = 3, 8
 # Frames stay within the range of the training data and the observed frames, prolonged by this share of it.
 _MARGIN = 0.5
 _TINY = 1e-12
@@ -152,6 +152,7 @@ class FieldStep(nn.Module):
     usual: Tensor
     size: Tensor
     spread: Tensor
+    residuals: Tensor
 
     def __init__(
         self,
@@ -171,6 +172,8 @@ class FieldStep(nn.Module):
         # How much of the correction counts at most, and factors of what members draw, by the same windows.
         self.register_buffer("size", torch.ones(()))
         self.register_buffer("spread", torch.ones(2))
+        # Errors of single steps, of which members draw sums where they are too much alike without.
+        self.register_buffer("residuals", torch.zeros(PATTERNS, *grid, channels))
         self.network = FieldNetwork(grid, edges, channels * (PAST + views), channels, config, condition)
         self.member = nn.Linear(config.member, condition, bias=False) if config.member else None
         if self.member is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..data.selection import spread_rows
 from ..errors import EnmaError
+from ..forecasting.members import sample_fields
 from ..models.checkpoint import load_tensors, read_tensors, write_tensors
 from ..models.contexts.physics import PhysicsContext
 from ..models.decoders.field import FieldDecoder
@@ -53,9 +54,11 @@ _MEMBERS, _ALIKE, _CALIBRATED, _TURNS = 4, 2, 8, 4
 # Shares of the seconds of a stage for one validation, and for the choices at its end, of so many seconds at least, as
 # a floor that is right has none; fewest and most trajectories.
 _VALIDATING, _CHOOSING, _LEAST_SECONDS, _FEWEST, _MOST = 0.015, 0.08, 60.0, 4, 48
+# Ratio of spread and error under which members draw residuals too.
+_ALIKE_BELOW = 0.85
 # Sizes of the correction, and by what share a smaller one has to be better; bounds of the factor of the spread, and how
 # far from 1 its ratio to the error may be, as a logarithm.
-_SIZES, _BETTER, _SPREAD, _NEAR = (1.0, 0.5, 0.0), 0.01, (1e-3, 1e3), 0.03
+_SIZES, _BETTER, _SPREAD, _NEAR = (1.0, 0.5, 0.0), 0.01, (1e-3, 10.0), 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +166,7 @@ class FieldTask(Task):
                     chosen, best = size, error
             step.size.fill_(chosen)
         self._calibrate(count)
+        self._add_residuals(count)
 
     def _calibrate(self, count: int) -> None:
         """Choose the factors of the spread with which it is as large as the error of the members' mean."""
@@ -182,6 +186,22 @@ class FieldTask(Task):
                 break
         for place in range(len(spread)):
             spread[place] = best[tasks[min(place, len(tasks) - 1)]][1]
+
+    def _add_residuals(self, count: int) -> None:
+        """Let members differ by errors of a step on validation data, where they are too much alike without."""
+        residuals, ratio = self.step.residuals, self._scores(count, _CALIBRATED)["spread_skill"]
+        if ratio > _ALIKE_BELOW:
+            return
+        val = self.val[torch.from_numpy(spread_rows(len(self.val), len(residuals)))]
+        still = replace(self.model.config.sampling, temperature=0.0)
+        made = sample_fields(self.model, history=val[:, :PAST], num_members=1, settings=still)[:, 0]
+        off = self.model.codec.standardised(val[:, PAST]) - self.model.codec.standardised(made[:, 0])
+        residuals[: len(val)] = off / len(val) ** 0.5
+        for _ in range(_TURNS):
+            ratio = self._scores(count, _CALIBRATED)["spread_skill"]
+            if not 0 < ratio < math.inf or abs(math.log(ratio)) < _NEAR:
+                break
+            residuals /= ratio
 
     def _scores(self, count: int, members: int, rank: Rank = ALONE) -> dict[str, float]:
         rows = torch.from_numpy(spread_rows(len(self.val), count))

@@ -202,9 +202,11 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
                 options.progress(done, clock.steps(done), values | held)
         if (done % validate_every == 0 if options.seconds is None else clock.is_time(done)) or done == stage.steps:
             validate(done)
-            if options.seconds is not None and worse >= _PATIENCE and share < task.last_part and best.take():
-                log.info("step %d: validations improve no more; the best weights go on to the last part", done)
-                average = Average(module, stage.optimizer.ema_decay)
+            if options.seconds is not None and worse >= _PATIENCE and share < task.last_part:
+                log.info("step %d: validations improve no more; the last part begins", done)
+                # Weights that were never trained would learn too little in it.
+                if best.step and best.take():
+                    average = Average(module, stage.optimizer.ema_decay)
                 clock.go_on(task.last_part)
         if saves:
             save_state(
@@ -269,6 +271,7 @@ class _Best:
     def __init__(self, path: Path, task: Task, step: int) -> None:
         self.path, self.task = path, task
         self.scores: dict[str, float] = {}
+        self.step = 0
         if step and path.exists():
             meta = read_tensors(path)[1]
             scores = json.loads(meta["scores"])
@@ -281,7 +284,7 @@ class _Best:
         merit = self.task.merit(scores)
         if not math.isfinite(merit) or (self.scores and merit >= self.task.merit(self.scores)):
             return False
-        self.scores = scores
+        self.scores, self.step = scores, step
         write_tensors(self.path, self.task.module.state_dict(), {"step": str(step), "scores": json.dumps(scores)})
         return True
 

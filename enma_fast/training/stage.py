@@ -120,7 +120,7 @@ class Task(Protocol):
     """A stage at work on a model: its module, loss and validation, as the loop needs them.
 
     The loop sets `share`: how much of the stage is over. Where seconds end the stage and validations improve no more,
-    its best weights go on from the share `last_part`.
+    it goes on from the share `last_part` with its best weights.
     """
 
     module: nn.Module

@@ -185,3 +185,19 @@ def test_configs_that_cannot_be():
         Model(config(floor="tides"))
     with pytest.raises(EnmaError, match="floor"):
         Model(config(periodic=(False,), floor="waves"))
+
+
+def test_members_draw_sums_of_residuals():
+    made, history = model(), carried(2, frames=3)
+    step = made.dynamics.step.model
+    step.spread.zero_()
+    alike = trajectory(made, history, [0, 1], frames=4)
+    assert torch.equal(alike[:, 0], alike[:, 1])
+    # A shift of all places by one number.
+    step.residuals[0] = 0.01
+    off = (trajectory(made, history, [0, 1], frames=4) - alike)[:, :, 0]
+    assert (off.mean((2, 3)).abs() > 1e-4).all()
+    assert (off - off.mean((2, 3), keepdim=True)).abs().max() < 1e-5
+    assert not torch.allclose(off[:, 0], off[:, 1])
+    still = trajectory(made, history, [0], frames=4, temperature=0.0)
+    torch.testing.assert_close(still[:, 0], alike[:, 0])

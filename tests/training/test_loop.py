@@ -49,17 +49,19 @@ def test_the_best_validation_is_kept_and_not_the_last(tmp_path):
 
 
 def test_a_stage_that_improves_no_more_goes_on_to_its_last_part(tmp_path, monkeypatch):
-    """With the best weights, so it ends early: two validations that are worse, then a third of the time they took."""
-    task, ticks = Line(best_at=0.0, steps=10**6), itertools.count()
+    """With the best of its trained weights; so it ends early."""
+    task, ticks, merits = Line(steps=10**6), itertools.count(), itertools.chain([3.0, 1.0, 2.0], itertools.repeat(2.5))
     task.last_part = 0.75
+    task.validate = lambda rank: {"w": task.module.weight.item(), "merit": next(merits)}
+    task.merit = lambda scores: scores["merit"]
     monkeypatch.setattr("time.monotonic", lambda: 0.01 * next(ticks))
     run(task, options(tmp_path, seconds=10.0))
-    assert 0.01 * next(ticks) < 5
+    assert 0.01 * next(ticks) < 7
     entries = read_log(tmp_path)
-    validations = [entry["step"] for entry in entries if "validation" in entry]
+    validations = [(entry["step"], entry["validation"]["w"]) for entry in entries if "validation" in entry]
     weights = {entry["step"]: entry["w"] for entry in entries if "w" in entry}
-    assert 0 < weights[validations[1]] < weights[validations[2]]
-    assert weights[validations[2] + 1] == 0
+    # Four validations, then the last part.
+    assert weights[validations[3][0] + 1] == pytest.approx(validations[1][1])
     assert task.share > 0.9
 
 

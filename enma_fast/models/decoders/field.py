@@ -17,14 +17,14 @@ from torch import Tensor
 from ...config import FieldConfig, ModelConfig, PhysicsConfig, SamplingConfig
 from ...errors import EnmaError
 from ..contexts.physics import NUMBERS, FieldTokens, Physics
-from ..field_step import PAST, FieldStep
+from ..field_step import PAST, PATTERNS, FieldStep
 from ..floors.choice import kinds
 from ..floors.ladder import forecaster
 from ..masked_transformer import MaskedTransformer
 from .decoder import Decoder, Noise
 
-# What normals are drawn for: the places of a frame, and, of frame 0, coefficients and numbers of a member.
-_PLACES, _COEFFICIENTS, _MEMBER = 0, 1, 2
+# What normals are drawn for: places and residuals of a frame; and, of frame 0, coefficients and numbers of a member.
+_PLACES, _COEFFICIENTS, _MEMBER, _RESIDUALS = 0, 1, 2, 3
 
 
 class FieldDecoder(Decoder):
@@ -61,6 +61,10 @@ class FieldDecoder(Decoder):
             factor=kept["share"],
             noise=drawn,
         )
+        if kept["residuals"]:
+            one = torch.zeros(1, dtype=torch.int64, device=past.device)
+            sums = noise.normal(one, PATTERNS, mask_step=_RESIDUALS)[:, 0].to(frame.dtype) * kept["residuals"]
+            frame = frame + torch.tensordot(sums, self.model.residuals, 1)
         return self.places.tokens(frame).to(torch.promote_types(past_BPNC.dtype, torch.float32))
 
     def completed(self, past: Tensor, h: Physics) -> Tensor:
@@ -92,6 +96,7 @@ class FieldDecoder(Decoder):
         h.kept |= {
             "share": share,
             "spread": scale,
+            "residuals": settings.temperature if bool(self.model.residuals.any()) else 0.0,
             "corrected": bool(share.any()),
             "bounds": self.model.bounds(past),
             "condition": condition,
