@@ -97,14 +97,10 @@ def import_fields(
     return write_fields(out, imported(source, options or ImportOptions(**facts)), name=out.stem)
 
 
+# Values are checked for being finite, so NumPy need not warn of them.
+@np.errstate(all="ignore")
 def imported(source: Path, options: ImportOptions) -> FieldFile:
     """The fields of such a file."""
-    # Values are checked for being finite, so NumPy need not warn of them.
-    with np.errstate(all="ignore"):
-        return _imported(source, options)
-
-
-def _imported(source: Path, options: ImportOptions) -> FieldFile:
     data = _described(source, options) if known_layout(source) else _assembled(source, options)
     source_data, data = data, _renamed(data, options)
     check_names(data.parameters, kind="parameter", where=data.path)

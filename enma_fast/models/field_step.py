@@ -52,6 +52,7 @@ class Scales(nn.Module):
     error: Tensor
     low: Tensor
     high: Tensor
+    view: Tensor
 
     def __init__(self, channels: int, views: int = 0) -> None:
         super().__init__()
@@ -60,8 +61,6 @@ class Scales(nn.Module):
         for name in ("std", "change", "bend", "error", "high"):
             self.register_buffer(name, torch.ones(channels))
         self.register_buffer("view", torch.ones(channels, views))
-
-    view: Tensor
 
     @torch.no_grad()
     def learn_floor(self, past: Tensor, truth: Tensor, forecast: Forecast) -> None:

@@ -31,6 +31,11 @@ class Edge(StrEnum):
     WALL = "wall"
     OPEN = "open"
 
+    @classmethod
+    def of(cls, periodic: Sequence[bool]) -> tuple[Edge, ...]:
+        """Those of a model's axes: the ones that are not periodic are walls."""
+        return tuple(cls.PERIODIC if ring else cls.WALL for ring in periodic)
+
 
 def pad_axis(x: Tensor, axis: int, before: int, after: int, edge: Edge) -> Tensor:
     """Points beyond both ends of an axis."""

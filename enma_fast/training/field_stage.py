@@ -165,33 +165,32 @@ class FieldTask(Task):
                 if error < (1 - _BETTER) * best:
                     chosen, best = size, error
             step.size.fill_(chosen)
-        self._calibrate(count)
-        self._add_residuals(count)
+        if self._calibrate(count) <= _ALIKE_BELOW:
+            self._add_residuals(count)
 
-    def _calibrate(self, count: int) -> None:
-        """Choose the factors of the spread with which it is as large as the error of the members' mean."""
+    def _calibrate(self, count: int) -> float:
+        """Choose the factors of the spread with which it is as large as the error; returns the ratio of the two."""
         spread, tasks = self.step.spread, ("", "_ivp") if self.val_contexts is not None else ("",)
-        best = dict.fromkeys(tasks, (math.inf, 1.0))
+        best = dict.fromkeys(tasks, (math.inf, 1.0, 0.0))
         spread.fill_(1.0)
         for _ in range(_TURNS):
             scores = self._scores(count, _CALIBRATED)
             for place, task in enumerate(tasks):
                 ratio, factor = scores[f"spread_skill{task}"], float(spread[place])
                 off = abs(math.log(ratio)) if 0 < ratio < math.inf else math.inf
-                best[task] = min(best[task], (off, factor))
+                best[task] = min(best[task], (off, factor, ratio))
                 # Spread grows about as its factor does; where forecasts are lost it is too large.
                 change = 1 / ratio if 0 < ratio < math.inf else (_SPREAD[1] if ratio == 0 else 0.5)
                 spread[place] = min(max(factor * change, _SPREAD[0]), _SPREAD[1])
-            if all(off < _NEAR for off, _ in best.values()):
+            if all(off < _NEAR for off, *_ in best.values()):
                 break
         for place in range(len(spread)):
             spread[place] = best[tasks[min(place, len(tasks) - 1)]][1]
+        return best[""][2]
 
     def _add_residuals(self, count: int) -> None:
-        """Let members differ by errors of a step on validation data, where they are too much alike without."""
-        residuals, ratio = self.step.residuals, self._scores(count, _CALIBRATED)["spread_skill"]
-        if ratio > _ALIKE_BELOW:
-            return
+        """Let members differ by errors of a step on validation data too."""
+        residuals = self.step.residuals
         val = self.val[torch.from_numpy(spread_rows(len(self.val), len(residuals)))]
         still = replace(self.model.config.sampling, temperature=0.0)
         made = sample_fields(self.model, history=val[:, :PAST], num_members=1, settings=still)[:, 0]

@@ -277,7 +277,7 @@ class _Best:
             scores = json.loads(meta["scores"])
             # One of steps that a killed run took after its last saved state is found again.
             if int(meta["step"]) <= step and math.isfinite(task.merit(scores)):
-                self.scores = scores
+                self.scores, self.step = scores, int(meta["step"])
 
     def offer(self, step: int, scores: dict[str, float]) -> bool:
         """Keep the module's weights if they are the best so far; never those of a merit that is no finite number."""

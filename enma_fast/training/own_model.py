@@ -148,8 +148,7 @@ def linear_methods(plan: Plan, train: FieldFile) -> dict[str, Method]:
     config = plan.recipe.model
     codec = Model(config).codec
     fields, environments = training_fields(plan.recipe, train)
-    edges = [Edge.PERIODIC if ring else Edge.WALL for ring in train.periodic]
-    made = kinds(fields.shape[2:-1], edges, fields.shape[-1], spacings=config.codec.spacings)
+    made = kinds(fields.shape[2:-1], Edge.of(train.periodic), fields.shape[-1], spacings=config.codec.spacings)
 
     def method(floor: Floor) -> Method:
         @torch.no_grad()

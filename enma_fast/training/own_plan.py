@@ -202,7 +202,7 @@ def with_floor(plan: Plan, train: FieldFile, folder: Path, *, begun: float) -> P
     `begun` is when the plan was, by `time.monotonic`.
     """
     fields, environments = training_fields(plan.recipe, train)
-    edges = [Edge.PERIODIC if ring else Edge.WALL for ring in train.periodic]
+    edges = Edge.of(train.periodic)
     shifted = bool(plan.recipe.stage[0].augment and shift_axes(fields[torch.from_numpy(apart(train))], edges))
     choice = choose(
         fields,

@@ -168,7 +168,7 @@ class FieldTokens:
     def __init__(self, config: ModelConfig) -> None:
         codec = config.codec
         self.grid, self.channels, self.block = codec.grid, codec.field_channels, codec.space_factor
-        self.edges = tuple(Edge.PERIODIC if ring else Edge.WALL for ring in codec.periodic)
+        self.edges = Edge.of(codec.periodic)
 
     def of(self, z: Tensor) -> Tensor:
         """``[B, T, N, C]`` to `[B, T, *x, c]`."""

@@ -6,8 +6,9 @@ Legend: B trajectories, P past frames, T frames, W windows or known forecasts, c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +16,18 @@ from torch import Tensor
 _TINY = 1e-20
 # A forecast that is further from the truth than so many times its size has left it for good.
 _LOST = 1e3
+
+
+@dataclass(frozen=True, eq=False)
+class Inferred:
+    """What a floor infers from the windows of trajectories: tensors whose first axis counts these."""
+
+    def __getitem__(self, index: Tensor | slice) -> Self:
+        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
 
 class Floor(Protocol):

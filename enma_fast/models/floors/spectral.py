@@ -18,10 +18,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+
+from .ladder import Inferred
 
 # Wave numbers are divided by this, so that coefficients of different orders have similar sizes.
 _WAVE_UNIT = 8.0
@@ -46,7 +48,7 @@ _LONG = 20
 
 
 @dataclass(frozen=True, eq=False)
-class Waves:
+class Waves(Inferred):
     """What was inferred from the windows of trajectories.
 
     Attributes
@@ -67,13 +69,6 @@ class Waves:
     held: Tensor
     spread: Tensor
     residual: Tensor
-
-    def __getitem__(self, index: Tensor | slice) -> Waves:
-        return Waves(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    @classmethod
-    def join(cls, parts: Sequence[Waves]) -> Waves:
-        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
 
 class SpectralFloor(nn.Module):

@@ -21,12 +21,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..grid_layers import Edge
+from .ladder import Inferred
 from .second_difference import LARGEST, ROWS, WALLS, applied, matrix, polynomials
 
 _TERMS = 48
@@ -47,7 +48,7 @@ Gram = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Laws:
+class Laws(Inferred):
     """What was inferred from the windows of trajectories.
 
     Attributes
@@ -60,13 +61,6 @@ class Laws:
     law: Tensor
     root: Tensor
     residual: Tensor
-
-    def __getitem__(self, index: Tensor | slice) -> Laws:
-        return Laws(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    @classmethod
-    def join(cls, parts: Sequence[Laws]) -> Laws:
-        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
 
 class StencilFloor(nn.Module):
