@@ -22,6 +22,9 @@ from .errors import EnmaError
 from .utils.kinds import Slot
 from .utils.text import counted, times
 
+# The most channels of a head of attention that the kernels of the extension take.
+MAX_HEAD_DIM = 128
+
 
 @dataclass(frozen=True, kw_only=True)
 class ContextConfig(Slot):
@@ -46,6 +49,12 @@ class ContextConfig(Slot):
     def values_kept(self, num_tokens: int) -> int:
         """Numbers that each latent frame of so many tokens leaves in memory."""
         return 0
+
+    def native_problem(self, codec: CodecConfig, dtype: str) -> str | None:
+        """Why the engine in C++ cannot read it behind `codec`, with weights of this type."""
+        if not self.native:
+            return f"does not know the kind {self.kind!r}"
+        return None if dtype in ("float32", "bfloat16") else f"takes float32 and bfloat16 weights, these are {dtype}"
 
     def check(self, name: str, codec: CodecConfig) -> None:
         """Raise `EnmaError` for a config of the model `name` that no context can have behind `codec`."""
@@ -79,6 +88,11 @@ class CausalTransformerConfig(ContextConfig):
         # Keys and values.
         return 2 * self.layers * num_tokens * self.width
 
+    def native_problem(self, codec: CodecConfig, dtype: str) -> str | None:
+        if (head_dim := self.width // self.heads) > MAX_HEAD_DIM:
+            return f"head dim is {head_dim}, the attention kernels take up to {MAX_HEAD_DIM}"
+        return super().native_problem(codec, dtype)
+
     def check(self, name: str, codec: CodecConfig) -> None:
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise EnmaError(f"{name}: context.width {self.width} must be a multiple of 4 * heads ({self.heads})")
@@ -105,8 +119,14 @@ class PhysicsConfig(ContextConfig):
     layers: int = 2
     hidden: int = 96
 
+    native: ClassVar[bool] = True
     leads_to_trunk: ClassVar[bool] = False
     module: ClassVar[str] = "enma_fast.models.contexts.physics:PhysicsContext"
+
+    def native_problem(self, codec: CodecConfig, dtype: str) -> str | None:
+        if codec.dims > 2:
+            return "has networks of field models on one or two axes, and this grid has three"
+        return None if dtype == "float32" else f"takes float32 weights of field models, these are {dtype}"
 
     def check(self, name: str, codec: CodecConfig) -> None:
         if codec.time_factor != 1:
@@ -240,6 +260,7 @@ class FieldConfig(DecoderConfig):
     noise: int = 2
     member: int = 16
 
+    native: ClassVar[bool] = True
     module: ClassVar[str] = "enma_fast.models.decoders.field:FieldDecoder"
 
     def check(self, name: str, slot: str, codec: CodecConfig) -> None:

@@ -13,6 +13,7 @@ using without_lock = py::call_guard<py::gil_scoped_release>;
 
 void bind_codec(py::module_& m);
 void bind_dynamics(py::module_& m);
+void bind_field_network(py::module_& m);
 void bind_flow_head(py::module_& m);
 void bind_frame_attention(py::module_& m);
 void bind_philox_normal(py::module_& m);

@@ -15,6 +15,7 @@ PYBIND11_MODULE(_C, m) {
         }
     });
     bind_process(m);
+    bind_field_network(m);
     bind_flow_head(m);
     bind_frame_attention(m);
     bind_philox_normal(m);

@@ -98,6 +98,7 @@ class FieldNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.grid, self.edges, self.config = tuple(grid), tuple(edges), config
+        self.channels = (inward, outward, Z)
         dims, p, W = len(self.grid), config.block, config.width
         marks = edge_marks(grid, edges)
         self.inner = fitted_grid(grid, p * (2 if config.middle_layers else 1))

@@ -2,7 +2,7 @@
 
 An `Engine` packs a model's weights once and then samples any number of ensembles:
 
-* ``native``: on the CPU, each latent frame is one call of the extension;
+* ``native``: on the CPU, each latent frame is one call of the extension; of a field model its network is one;
 * ``graph``: on a GPU, each latent frame is one launch of a CUDA graph;
 * ``static``: the step that the graph contains, not captured; also what ``graph`` does where a capture fails;
 * ``reference``: `reference.trajectory`.
@@ -28,7 +28,6 @@ from ..models.model import Dynamics
 from ..ops import choose, rates
 from . import native, reference, static_plan
 from .cuda_graphs import CapturedStep, try_capture
-from .native import NativeSampler
 from .settings import Size, chosen_sampling, size_of
 from .static_plan import chunk_for
 from .static_step import StaticStep
@@ -111,7 +110,7 @@ class Engine:
         if self.dtype != own_dtype(dynamics):
             found["reference"] = f"samples with the model's weights as they are, not with {self.dtype}"
         self.backend = choose("sampler", found, backend)
-        self._native = NativeSampler(dynamics, dtype=self.dtype) if self.backend == "native" else None
+        self._native = native.sampler(dynamics, self.dtype) if self.backend == "native" else None
         # The step of the last chunk; None while a trajectory uses it.
         self._idle: tuple[Size, StaticStep | CapturedStep] | None = None
         self._captured: bool | None = None

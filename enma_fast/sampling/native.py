@@ -17,17 +17,19 @@ from torch import Tensor
 
 from ..config import ModelConfig, SamplingConfig
 from ..errors import EnmaError
+from ..models.field_step import FieldNetwork
 from ..models.layers import RMSNorm
 from ..models.model import Dynamics
+from ..models.native_network import NativeNetwork, with_part
 from ..ops._backend import native, native_problem
 from ..ops._checks import dtype_name
 from ..utils.bounds import most_threads
 from ..utils.dataclass_json import to_json
+from . import reference
 from .settings import Size, size_of
 
 # Of all norms; `NORM_EPSILON` of csrc/runtime/dynamics.cpp.
 EPSILON = 1e-5
-MAX_HEAD_DIM = 128
 FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 # Members times frames that one call makes, where nobody asks for a frame as soon as it is made. A frame of one member
 # of a small model takes 0.1 ms, and half as long again where Python comes between two of them.
@@ -39,12 +41,13 @@ def problem(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> st
     for part in config.parts.values():
         if not part.native:
             return f"does not know the kind {part.kind!r}"
-    own = config.context.transformer
-    if (head_dim := own.width // own.heads) > MAX_HEAD_DIM:
-        return f"head dim is {head_dim}, the attention kernels take up to {MAX_HEAD_DIM}"
-    if dtype not in FORMATS:
-        return f"takes float32 and bfloat16 weights, these are {dtype_name(dtype)}"
-    return native_problem(device)
+    return config.context.native_problem(config.codec, dtype_name(dtype)) or native_problem(device)
+
+
+def sampler(dynamics: Dynamics, dtype: torch.dtype) -> NativeSampler | NetworkSampler:
+    """What samples from a model of which there is no problem."""
+    part = dynamics.step.native_part
+    return NativeSampler(dynamics, dtype=dtype) if part is None else NetworkSampler(dynamics, part)
 
 
 class NativeSampler:
@@ -130,3 +133,39 @@ class NativeSampler:
     def planned_bytes(self) -> dict[str, int]:
         """Memory of the last session in bytes: weights, keys_values, buffers, and the work space of the threads."""
         return {} if self._idle is None else dict(self._idle[1].plan())
+
+
+class NetworkSampler:
+    """The reference sampler of a model, whose network alone runs in the extension."""
+
+    def __init__(self, dynamics: Dynamics, part: str) -> None:
+        network = dynamics.get_submodule(part)
+        assert isinstance(network, FieldNetwork)
+        self._network = NativeNetwork(network)
+        self._dynamics = with_part(dynamics, part, self._network)
+
+    def trajectory(
+        self,
+        segments: Sequence[Tensor],
+        *,
+        num_latents: int,
+        seeds: Tensor,
+        members: Tensor,
+        groups: Tensor,
+        settings: SamplingConfig,
+        ahead: bool = False,
+    ) -> Iterator[Tensor]:
+        """As `NativeSampler.trajectory`; a frame is never made before it is asked for."""
+        del ahead
+        yield from reference.trajectory(
+            self._dynamics,
+            [segment[groups] for segment in segments],
+            num_latents=num_latents,
+            seeds=seeds,
+            members=members,
+            settings=settings,
+        )
+
+    def planned_bytes(self) -> dict[str, int]:
+        """Bytes of the packed network."""
+        return {"weights": self._network.bytes}

@@ -70,6 +70,9 @@ class Packer {
         return out;
     }
 
+    // False while it counts.
+    bool writes() const { return write_; }
+
    private:
     static std::vector<std::uint16_t> narrowed(const float* values, std::size_t count) {
         std::vector<std::uint16_t> out(count);

@@ -8,6 +8,7 @@
 #include "core/cpu/row_sums.h"
 #include "core/cpu/self_attention.h"
 #include "core/cpu/swiglu.h"
+#include "core/cpu/tile_convolution.h"
 
 namespace enma {
 
@@ -20,6 +21,7 @@ struct VectorKernels {
     // Values through elu, in place.
     void (*elu)(float* values, int64_t count);
     void (*row_sums)(const RowSums& sums);
+    TileKernels tiles;
 };
 
 extern const VectorKernels vector_kernels_portable, vector_kernels_avx2, vector_kernels_avx512;

@@ -31,6 +31,7 @@ class FieldDecoder(Decoder):
     """The next frame from the last three and the physics of a trajectory."""
 
     past = PAST
+    native_part = "step.model.network"
 
     def __init__(self, config: ModelConfig, own: FieldConfig, trunk: MaskedTransformer | None) -> None:
         super().__init__()
