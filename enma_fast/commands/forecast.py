@@ -75,6 +75,10 @@ def forecast(
     exceedance: Annotated[
         str | None, typer.Option("--exceedance", help="Thresholds whose exceedance probability is written: 0.5,1.")
     ] = None,
+    extend: Annotated[
+        Path | None,
+        typer.Option("--extend", help="Store of a shorter forecast of the same request: its members go on in --out."),
+    ] = None,
     shard: Annotated[int, typer.Option("--shard", help="Members in a file.")] = 1,
     strict: options.Strict = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a forecast store at --out.")] = False,
@@ -140,6 +144,7 @@ def forecast(
         statistics_only=statistics_only or None,
         quantiles=quantiles,
         exceedance=exceedance,
+        extend=extend and extend.name,
         shard=None if shard == 1 else shard,
         **typed,
         precision=precision,
@@ -158,6 +163,7 @@ def forecast(
         device=options.on_device(device),
         command=shlex.join(["enma-fast", "forecast", file.name, *asked]),
         force=force,
+        extend=extend,
         static=static,
         launch=launch,
     )

@@ -52,6 +52,7 @@ def forecast(
     backend: str | None = None,
     stop: Stop | None = None,
     strict: bool = False,
+    earlier: Ensemble | np.ndarray | Tensor | None = None,
 ) -> Ensemble:
     """Sample an ensemble of forecasts.
 
@@ -124,6 +125,11 @@ def forecast(
         Raise where observed frames lie outside what the model was trained on (:mod:`enma_fast.models.envelope`), or a
         channel has another unit than the model's, in place of a warning. Checkpoints that do not say what that is give
         neither, nor do inputs without units.
+    earlier
+        The ensemble of a shorter forecast of the same call, or its values ``[K, T0, *grid, c]`` or
+        ``[B, K, T0, *grid, c]``. They are the first frames of the result, and are not computed again. Fields are
+        written as fp32, so a member that goes on differs from one that is forecast at once as if its last frames had
+        been rounded.
 
     Returns
     -------
@@ -157,6 +163,7 @@ def forecast(
         chunk=chunk,
         strict=strict,
         observation_error=observation_error,
+        earlier=earlier.data if isinstance(earlier, Ensemble) else earlier,
     )
     request, labels = _read(model, request)
     fields = sample_members(model, request, stop=_on_tensors(stop, labels))

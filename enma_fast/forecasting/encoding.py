@@ -51,7 +51,7 @@ class EncodedInputs:
     Attributes
     ----------
     history_BTNC, context_BTNC : observed latent frames
-    num_observed, num_frames, num_latents : frames observed, frames of the whole trajectory, and its latent frames
+    num_observed, num_frames, num_latents : frames that are known, frames of the whole trajectory, and its latent frames
     query : checked coordinates of the output; None on the grid
     batched : true if the input has an axis of trajectories
     seeds : one for each trajectory
@@ -59,7 +59,10 @@ class EncodedInputs:
     graphs : true if the codec's work may be launched as CUDA graphs
     views : how each shift shows the field; member k takes that of k modulo their number
     places : of the history of (trajectory, shift) in `history_BTNC`
-    first_frames : of a model that draws frame 0 as a field, where none is observed: its tokens ``[rows, 1, N, C]``
+    own_histories : tokens ``[rows, T, N, C]`` of what each row continues, where these differ: its earlier frames, or a
+        frame 0 that is drawn as a field where none is observed
+    earlier : ``[B, K, T0, *grid, c]``, frames of the members that come before those of the forecast
+    observed_latents : latent frames of a history that were observed, where it has earlier frames too
     """
 
     history_BTNC: Tensor
@@ -74,7 +77,9 @@ class EncodedInputs:
     graphs: bool
     views: list[View]
     places: dict[tuple[int, int], int]
-    first_frames: Callable[[Sequence[tuple[int, int]]], Tensor] | None = None
+    own_histories: Callable[[Sequence[tuple[int, int]]], Tensor] | None = None
+    earlier: Tensor | None = None
+    observed_latents: int | None = None
 
     def history_of(self, row: tuple[int, int]) -> int:
         """Place of the history and context of a trajectory and member."""
@@ -130,6 +135,7 @@ def encode_inputs(
     num_frames = num_observed + _frames_to_forecast(config, request, num_observed, has_context=other is not None)
     B = len(leading.values) if batched else 1
     tok = config.codec
+    earlier = None if request.earlier is None else _earlier(request, model, B, where, num_frames - num_observed)
     known_latents, num_latents = tok.whole_latents(num_observed), tok.latent_frames(num_frames)
     # Those of a GPU are in its own memory. The last latent frame is not read.
     counted_here = side_by_side and model.latent_mean.device.type == "cpu"
@@ -187,8 +193,19 @@ def encode_inputs(
             other = other.expand(B, *other.shape[1:])
         context_BTNC = encoded(other, there, CONTEXT).unflatten(0, (-1, len(used)))
         context_BTNC = context_BTNC.expand(B, -1, -1, -1, -1).flatten(0, 1)
-    first_frames = None
-    if known is None and model.draws_fields:
+    own_histories, continues = None, None
+    if earlier is not None:
+        before = earlier if known is None else torch.cat([_of_members(known, earlier), earlier], 2)
+        continues, first_member = num_observed + earlier.shape[2], request.first_member
+
+        def known_fields(row: tuple[int, int]) -> Tensor:
+            b, k = row
+            return shifted(before[b, k - first_member, None], shown[k % len(shown)], ring)
+
+        def own_histories(rows: Sequence[tuple[int, int]]) -> Tensor:
+            return latents(torch.cat([known_fields(row) for row in rows]))[:, : tok.whole_latents(continues)]
+
+    elif known is None and model.draws_fields:
         first = None if other is None or there is not None else other[:, 0].expand(B, *other.shape[2:])
 
         def drawn_field(row: tuple[int, int]) -> Tensor:
@@ -196,14 +213,16 @@ def encode_inputs(
             u = model.first_fields(seen, torch.tensor([seeds[b]]), torch.tensor([k])).to(model.latent_mean.device)
             return shifted(u[:, None], shown[k % len(shown)], ring)
 
-        def first_frames(rows: Sequence[tuple[int, int]]) -> Tensor:
+        def own_histories(rows: Sequence[tuple[int, int]]) -> Tensor:
             return latents(torch.cat(map_alone(drawn_field, list(rows))))
 
     return EncodedInputs(
-        first_frames=first_frames,
+        own_histories=own_histories,
+        earlier=earlier,
+        observed_latents=None if earlier is None else known_latents,
         history_BTNC=history_BTNC,
         context_BTNC=context_BTNC,
-        num_observed=num_observed,
+        num_observed=num_observed if continues is None else continues,
         num_frames=num_frames,
         num_latents=num_latents,
         query=query,
@@ -214,6 +233,28 @@ def encode_inputs(
         views=shown,
         places={(b, s): b * len(used) + i for b in range(B) for i, s in enumerate(used)},
     )
+
+
+def _earlier(request: ForecastRequest, model: Model, B: int, where: Tensor | None, num_frames: int) -> Tensor:
+    """Checked frames ``[B, K, T0, *grid, c]`` that the members have already."""
+    tok, K = model.config.codec, request.num_members
+    if where is not None or request.query is not None:
+        raise EnmaError("earlier: frames at scattered points are not continued; forecast anew")
+    u = torch.as_tensor(request.earlier, dtype=torch.float32, device=model.latent_mean.device)
+    u = u if u.ndim == tok.dims + 4 else u[None]
+    if (*u.shape[:2], *u.shape[3:]) != (B, K, *tok.grid, tok.field_channels) or not torch.isfinite(u).all():
+        raise EnmaError(
+            f"earlier has shape {tuple(u.shape)}; finite frames [{B}, {K}, T0, {', '.join(map(str, tok.grid))}, "
+            f"{tok.field_channels}] of all members are expected"
+        )
+    if not 0 < u.shape[2] < num_frames:
+        raise EnmaError(f"earlier: holds {u.shape[2]} frames of {num_frames}; at least one has to follow")
+    return u
+
+
+def _of_members(known: Tensor, members: Tensor) -> Tensor:
+    """Observed frames ``[B, L, *grid, c]`` beside each member ``[B, K, T, *grid, c]``."""
+    return known[:, None].expand(len(known), members.shape[1], *known.shape[1:])
 
 
 def _points(model: Model, history: Fields | None, context: Fields | None) -> tuple[Tensor | None, Tensor | None]:

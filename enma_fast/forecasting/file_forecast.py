@@ -35,6 +35,7 @@ from ..utils.names import SPACE
 from ..utils.text import boundaries, times
 from .channels import Channels
 from .encoding import outside, report_outside, warn_if_long, warn_if_uneven, warn_of_context
+from .extension import StoredMembers
 from .members import Stop, sample_members
 from .request import INITIAL_VALUE, TEMPORAL, Fields, ForecastRequest
 from .scattered import drawn_places, require_errors, require_scattered, require_together
@@ -56,12 +57,14 @@ class FileForecast:
     data : field file of the trajectories, or readings of them
     request : its `trajectories` are numbers of the file, by default all; `num_history` is of a field file
     context_file : contexts of the other tasks, one for each trajectory or one for all; by default from `data` itself
+    earlier : a store whose members go on
     """
 
     model: Model
     data: FieldFile
     request: ForecastRequest
     context_file: FieldFile | None = None
+    earlier: StoredMembers | None = None
 
     def __post_init__(self) -> None:
         if self.request.trajectories is None:
@@ -224,6 +227,10 @@ class FileForecast:
         assert part.trajectories is not None
         history, context = self._history(part.trajectories), self._contexts(part.trajectories)
         part = replace(part, observed=history, context=context, num_frames=part.num_frames or self.num_frames)
+        # The first frames alone, of which memory and time are measured, are made anew.
+        if self.earlier is not None and stop is None and part.num_frames == self.num_frames:
+            earlier = self.earlier.frames(part.trajectories or (), part.members)
+            part = replace(part, earlier=earlier)
         # `check` and `outside_training` have warned.
         return sample_members(self.model, part, stop=stop, warn=False)
 

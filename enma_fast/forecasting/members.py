@@ -25,6 +25,7 @@ from ..models.model import Model
 from ..sampling.batch_invariant import BLOCKS, map_alone, map_rows
 from ..sampling.cuda_graphs import codec_recordings
 from ..sampling.engine import Engine, engine_for
+from ..sampling.settings import Chunk
 from ..sampling.shifts import View, shifted
 from ..utils.forks import forkable, iterate_in_own_thread, run_in_own_thread
 from .encoding import EncodedInputs, encode_inputs
@@ -74,7 +75,12 @@ def sample_members(
     assert out is not None
     if stop is not None:
         out[torch.arange(out.shape[1], device=kept.device) >= kept[:, None]] = math.nan
-    return out.view(*shape, *out.shape[1:])
+    out = out.view(*shape, *out.shape[1:])
+    return (
+        out
+        if inputs.earlier is None
+        else torch.cat([inputs.earlier.view(*shape, *inputs.earlier.shape[2:]), out], len(shape))
+    )
 
 
 def sample_fields(
@@ -126,12 +132,12 @@ def _chunks(engine: Engine, inputs: EncodedInputs, request: ForecastRequest, *, 
     for begin in range(0, len(every), request.rows):
         place = slice(begin, begin + request.rows)
         rows = every[place]
-        if inputs.first_frames is None:
+        if inputs.own_histories is None:
             history = inputs.history_BTNC[[inputs.history_of(row) for row in rows]]
             making = _latents(engine, inputs, request, rows, ahead=ahead)
         else:
             # Each row has a history of its own.
-            history = inputs.first_frames(rows)
+            history = inputs.own_histories(rows)
             making = _latents(engine, inputs, request, rows, ahead=ahead, history=history)
         chunks.append(_Chunk(place, rows, making, history))
     return chunks
@@ -241,8 +247,7 @@ def _latents(
         members=torch.tensor([k for _, k in rows], device=device),
         settings=request.sampling,
         groups=torch.tensor(groups, device=device),
-        chunk=request.rows,
-        ahead=ahead,
+        chunk=Chunk(request.rows, ahead, inputs.observed_latents),
     )
 
 

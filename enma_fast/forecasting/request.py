@@ -92,6 +92,9 @@ class ForecastRequest:
     observed, context
         What the model sees: observed frames, and another trajectory of the same physics; a run of a field file fills
         them in for each of its parts.
+    earlier
+        Frames ``[K, T0, *grid, c]`` or ``[B, K, T0, *grid, c]`` that the members have already, of a shorter forecast of
+        the same request: they are the first ones of the forecast, which goes on after them.
     query
         Coordinates ``[Q, d]`` of the output; the model's grid by default.
     task, num_history
@@ -133,6 +136,7 @@ class ForecastRequest:
 
     observed: Fields | None = None
     context: Fields | None = None
+    earlier: Any = None
     query: Any = None
     task: Task = TEMPORAL
     num_history: int = HISTORY

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from ..data import FieldFile
 from ..data.selection import context_of, fields_of
 from ..errors import EnmaError
+from ..forecasting.extension import StoredMembers
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest
 from ..forecasting.store_layout import as_begun, layout_of, provenance
@@ -40,6 +41,7 @@ class RunOptions:
     shard : members in a file
     command : written into the store, so that it can be repeated
     force : replace a forecast store that is there, in place of continuing it; not for several processes
+    extend : a finished store of a shorter forecast of the same request, whose members go on
     static : give each process a fixed share of the members, which needs no locks of the file system
     """
 
@@ -50,6 +52,7 @@ class RunOptions:
     shard: int = 1
     command: str = ""
     force: bool = False
+    extend: Path | None = None
     static: bool = False
 
     def kept(self, num_members: int) -> dict[str, Any]:
@@ -119,7 +122,8 @@ def prepare(
     kept = chosen.kept(request.num_members)
     model = load_model(checkpoint, device=launch.device(device, torch.cuda.device_count()))
     begun = as_begun(replace(request, trajectories=numbers), None if chosen.force else out)
-    forecast = FileForecast(model, fields, begun, other)
+    earlier = None if chosen.extend is None else StoredMembers(chosen.extend)
+    forecast = FileForecast(model, fields, begun, other, earlier)
     forecast.check(at_once=max(forecast.request.rows, chosen.shard))
     forecast.warn_of_own_contexts()
     unlike_training = forecast.outside_training()
@@ -131,10 +135,26 @@ def prepare(
     attributes = {**provenance(forecast, checkpoint, command), "arithmetic": sampler.arithmetic}
     if unlike_training is not None:
         attributes[OUTSIDE] = unlike_training
+    if earlier is not None:
+        attributes["extends"] = f"{earlier.path.name}, {earlier.num_frames} frames"
     layout = replace(layout_of(forecast, attributes), **kept)
+    if earlier is not None:
+        _check_extension(forecast, earlier, layout.attributes, out)
     if not chosen.static:
         require_shared_locks(out, launch)
     return Run(sampler=sampler, out=out, layout=layout, launch=launch, force=chosen.force, static=chosen.static)
+
+
+def _check_extension(forecast: FileForecast, earlier: StoredMembers, attributes: Mapping[str, Any], out: Path) -> None:
+    if out.resolve() == earlier.path.resolve():
+        raise EnmaError(f"{out}: is the store that is extended; write the longer forecast to another --out")
+    if forecast.num_frames <= earlier.num_frames:
+        raise EnmaError(
+            f"{earlier.path}: holds {earlier.num_frames} frames, and {forecast.num_frames} are asked for; ask for more"
+        )
+    if forecast.request.points is not None or forecast.data.points is not None:
+        raise EnmaError(f"{earlier.path}: forecasts from scattered points are not extended; forecast anew")
+    earlier.check(forecast.data, forecast.trajectories, forecast.request.members, attributes)
 
 
 def _check_out(out: Path, launch: Launch, *, force: bool) -> None:

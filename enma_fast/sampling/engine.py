@@ -28,7 +28,7 @@ from ..models.model import Dynamics
 from ..ops import choose, rates
 from . import native, reference, static_plan
 from .cuda_graphs import CapturedStep, try_capture
-from .settings import Size, chosen_sampling, size_of
+from .settings import Chunk, Size, chosen_sampling, size_of
 from .static_plan import chunk_for
 from .static_step import StaticStep
 
@@ -131,8 +131,7 @@ class Engine:
         members: Tensor,
         settings: SamplingConfig | None = None,
         groups: Tensor | None = None,
-        chunk: int | None = None,
-        ahead: bool = False,
+        chunk: Chunk | None = None,
     ) -> Iterator[Tensor]:
         """Generate the latent frames that follow a history, one at a time.
 
@@ -151,17 +150,14 @@ class Engine:
         groups
             ``[B]`` int64, the history that each row continues; by default row b has history b.
         chunk
-            Rows of the chunks of an ensemble that this is one of. A GPU computes the last one, of fewer rows, as one of
-            that size, since a captured frame has one size.
-        ahead
-            Whether frames may be made before they are asked for, which a CPU does faster for few rows.
+            What is known of the rows beside their keys.
 
         Yields
         ------
         Tensor
             ``[B, N, C]`` fp32: latent frames T0, T0 + 1, ..., num_latents - 1.
         """
-        settings = chosen_sampling(self.dynamics.config, settings)
+        settings, chunk = chosen_sampling(self.dynamics.config, settings), chunk or Chunk()
         if groups is None:
             groups = torch.arange(len(seeds), device=seeds.device)
         if self.backend == "reference":
@@ -172,6 +168,7 @@ class Engine:
                 seeds=seeds,
                 members=members,
                 settings=settings,
+                observed=chunk.observed,
             )
             return
         if self._native is not None:
@@ -182,10 +179,10 @@ class Engine:
                 members=members,
                 groups=groups,
                 settings=settings,
-                ahead=ahead,
+                chunk=chunk,
             )
         else:
-            yield from self._static(list(segments), num_latents, seeds, members, groups, settings, chunk)
+            yield from self._static(list(segments), num_latents, seeds, members, groups, settings, chunk.rows)
 
     def planned_bytes(self) -> dict[str, int]:
         """Planned memory of the last chunk in bytes, by purpose; empty before the first chunk."""

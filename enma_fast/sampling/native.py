@@ -26,7 +26,7 @@ from ..ops._checks import dtype_name
 from ..utils.bounds import most_threads
 from ..utils.dataclass_json import to_json
 from . import reference
-from .settings import Size, size_of
+from .settings import Chunk, Size, size_of
 
 # Of all norms; `NORM_EPSILON` of csrc/runtime/dynamics.cpp.
 EPSILON = 1e-5
@@ -78,12 +78,12 @@ class NativeSampler:
         members: Tensor,
         groups: Tensor,
         settings: SamplingConfig,
-        ahead: bool = False,
+        chunk: Chunk | None = None,
         threads: int | None = None,
     ) -> Iterator[Tensor]:
         """Yield latent frames ``[B, N, C]`` that follow the segments ``[G, T_i, N, C]``, the last being the history.
 
-        With `ahead` several frames of a few rows are made before the first of them is yielded.
+        Where frames may be made ahead, several of a few rows are made before the first of them is yielded.
         """
         first = segments[-1].shape[1]
         config = self.dynamics.config
@@ -96,7 +96,7 @@ class NativeSampler:
                 for z_GNC in segment.float().unbind(1):
                     session.read(z_GNC.contiguous())
             session.begin(seeds.contiguous(), members.contiguous(), groups.contiguous())
-            most = max(1, ROWS_AHEAD // len(seeds)) if ahead else 1
+            most = max(1, ROWS_AHEAD // len(seeds)) if chunk is not None and chunk.ahead else 1
             for t in range(first, num_latents, most):
                 count = min(most, num_latents - t)
                 z_TBNC = torch.empty(count, len(seeds), config.num_tokens, config.token_channels, dtype=torch.float32)
@@ -153,10 +153,9 @@ class NetworkSampler:
         members: Tensor,
         groups: Tensor,
         settings: SamplingConfig,
-        ahead: bool = False,
+        chunk: Chunk | None = None,
     ) -> Iterator[Tensor]:
         """As `NativeSampler.trajectory`; a frame is never made before it is asked for."""
-        del ahead
         yield from reference.trajectory(
             self._dynamics,
             [segment[groups] for segment in segments],
@@ -164,6 +163,7 @@ class NetworkSampler:
             seeds=seeds,
             members=members,
             settings=settings,
+            observed=None if chunk is None else chunk.observed,
         )
 
     def planned_bytes(self) -> dict[str, int]:

@@ -24,6 +24,7 @@ def trajectory(
     seeds: Tensor,
     members: Tensor,
     settings: SamplingConfig | None = None,
+    observed: int | None = None,
 ) -> Iterator[Tensor]:
     """Yield the latent frames ``[B, N, C]`` that follow a history, fp32, or float64 with float64 weights.
 
@@ -31,7 +32,7 @@ def trajectory(
     """
     settings = settings or dynamics.config.sampling
     first = segments[-1].shape[1]
-    read = dynamics.context.begin(segments, room=num_latents - first)
+    read = dynamics.context.begin(segments, room=num_latents - first, observed=observed)
     past = first_past(segments[-1], dynamics.past)
     for t in range(first, num_latents):
         z = dynamics.decide(dynamics.context.condition(read), past, Noise(seeds, members, t), settings)

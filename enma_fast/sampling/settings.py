@@ -1,4 +1,4 @@
-"""Sampling settings of a forecast, the model's own or others that it can use; the size of what is sampled at once."""
+"""Sampling settings of a forecast, the model's own or others that it can use; what is sampled at once, and its size."""
 
 from __future__ import annotations
 
@@ -13,6 +13,26 @@ from .shifts import views
 
 # How members see a field; every model uses it.
 _OF_ALL = ("shifts",)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What is known of rows that are sampled together.
+
+    Attributes
+    ----------
+    rows
+        Of the chunks of an ensemble that this is one of. A GPU computes the last one, of fewer rows, as one of that
+        size, since a captured frame has one size.
+    ahead
+        Whether frames may be made before they are asked for, which a CPU does faster for few rows.
+    observed
+        Frames of the history that were observed; the others are a forecast that goes on. By default all were.
+    """
+
+    rows: int | None = None
+    ahead: bool = False
+    observed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

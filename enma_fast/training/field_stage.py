@@ -56,9 +56,11 @@ _MEMBERS, _ALIKE, _CALIBRATED, _TURNS = 4, 2, 8, 4
 _VALIDATING, _CHOOSING, _LEAST_SECONDS, _FEWEST, _MOST = 0.015, 0.08, 60.0, 4, 48
 # Ratio of spread and error under which members draw residuals too.
 _ALIKE_BELOW = 0.85
-# Sizes of the correction, and by what share a smaller one has to be better; bounds of the factor of the spread, and how
-# far from 1 its ratio to the error may be, as a logarithm.
-_SIZES, _BETTER, _SPREAD, _NEAR = (1.0, 0.5, 0.0), 0.01, (1e-3, 10.0), 0.03
+# Sizes of the correction, and by what share a smaller one has to be better; quantiles of 95 % of Student's distribution
+# with 1, 2, ... degrees of freedom, by which a correction has to be better than none.
+_SIZES, _BETTER, _SURE = (1.0, 0.5, 0.25), 0.01, (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81, 1.65)
+# Bounds of the factor of the spread, and how far from 1 its ratio to the error may be, as a logarithm.
+_SPREAD, _NEAR = (1e-3, 10.0), 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,21 +154,37 @@ class FieldTask(Task):
     def finish(self) -> None:
         """Choose the size of the correction and the spread of the members on validation data."""
         self.learn_usual()
-        step, best = self.step, math.inf
-        evaluations = len(_SIZES) * _ALIKE + _TURNS * _CALIBRATED
+        step = self.step
+        evaluations = len(_SIZES) + 1 + _TURNS * _CALIBRATED
         count = self._affordable(_CHOOSING, evaluations)
         if bool(step.network.head.weight.any()):
             step.spread.zero_()
-            chosen = 1.0
+            none, chosen, best = self._errors_of(0.0, count), 0.0, math.inf
+            # Windows of a series share frames.
+            frames = len(self.val.flatten(0, 1).flatten(1).unique(dim=0))
+            independent = round(frames / self.val.shape[1])
             for size in _SIZES:
-                step.size.fill_(size)
-                scores = self._scores(count, _ALIKE)
-                error = scores["rel_l2"] + scores.get("rel_l2_ivp", 0.0)
-                if error < (1 - _BETTER) * best:
-                    chosen, best = size, error
+                errors = self._errors_of(size, count)
+                if float(errors.mean()) < (1 - _BETTER) * best and surely_less(errors, none, independent):
+                    chosen, best = size, float(errors.mean())
             step.size.fill_(chosen)
         if self._calibrate(count) <= _ALIKE_BELOW:
             self._add_residuals(count)
+
+    def _errors_of(self, size: float, count: int) -> Tensor:
+        """Relative errors `[count]` of forecasts of validation trajectories with this size of the correction."""
+        self.step.size.fill_(size)
+        rows = torch.from_numpy(spread_rows(len(self.val), count))
+        val, standardised = self.val[rows], self.model.codec.standardised
+        given: list[dict[str, Any]] = [{"history": val[:, :PAST]}]
+        if self.val_contexts is not None:
+            given.append({"history": val[:, :1], "context": self.val_contexts[rows]})
+        errors = torch.zeros(len(rows))
+        for one in given:
+            made = standardised(sample_fields(self.model, **one, num_members=1)[:, 0])
+            truth = standardised(val[:, one["history"].shape[1] :])
+            errors += ((made - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1).clamp_min(_TINY)).cpu()
+        return errors.nan_to_num(math.inf)
 
     def _calibrate(self, count: int) -> float:
         """Choose the factors of the spread with which it is as large as the error; returns the ratio of the two."""
@@ -349,6 +367,16 @@ class FieldTask(Task):
             return (score.flatten(1).mean(1) / size).mean()
         error = ((made - truth) / scales.std).square().flatten(1).mean(1)
         return ((error + _TINY).sqrt() / size).mean()
+
+
+def surely_less(errors: Tensor, others: Tensor, independent: int) -> bool:
+    """Whether errors `[n]` are less than others beyond chance, where so many of the n are independent of each other."""
+    gain = (others / errors).log()
+    if len(gain) == 1:
+        return float(gain) > 0
+    independent = max(2, min(len(gain), independent))
+    quantile = _SURE[min(independent - 1, len(_SURE)) - 1]
+    return float(gain.mean()) > quantile * float(gain.std()) / independent**0.5
 
 
 def _random(below: int, count: int, generator: torch.Generator) -> Tensor:

@@ -19,6 +19,7 @@ from enma_fast.sampling import engine as engine_module
 from enma_fast.sampling import reference as reference_sampler
 from enma_fast.sampling.cuda_graphs import CapturedStep
 from enma_fast.sampling.engine import Engine, candidates, engine_for, rows_at_once, weights_dtype
+from enma_fast.sampling.settings import Chunk
 from enma_fast.sampling.static_step import StaticStep
 from enma_fast.training.recipes import RECIPES
 from enma_fast.utils.dataclass_json import replace
@@ -265,7 +266,7 @@ def chunks_of(engine: Engine, given: Problem, groups: Tensor, *, chunk: int) -> 
             seeds=given.seeds[rows],
             members=given.members[rows],
             groups=numbers,
-            chunk=chunk,
+            chunk=Chunk(chunk),
         )
         found.append(torch.stack(list(frames), dim=1))
     return torch.cat(found)

@@ -18,7 +18,7 @@ from enma_fast.errors import EnmaError
 from enma_fast.models.layers import RMSNorm
 from enma_fast.sampling import native
 from enma_fast.sampling.native import NativeSampler
-from enma_fast.sampling.settings import Size
+from enma_fast.sampling.settings import Chunk, Size
 from enma_fast.utils.dataclass_json import replace
 
 from .._extension import ISAS, needs_native
@@ -177,7 +177,7 @@ def test_frames_that_are_made_ahead_are_the_same(name: str, monkeypatch: pytest.
     assert whole.shape[:2] == (2, 3)
     for rows, ahead, calls in ((1, True, 3), (4, True, 2), (100, True, 1), (100, False, 3)):
         monkeypatch.setattr(native, "ROWS_AHEAD", rows)
-        frames = list(generate(sampler, given, ahead=ahead))
+        frames = list(generate(sampler, given, chunk=Chunk(ahead=ahead)))
         assert torch.equal(torch.stack(frames, 1), whole)
         # Frames of one call share their memory.
         assert len({z_BNC.untyped_storage().data_ptr() for z_BNC in frames}) == calls

@@ -13,7 +13,7 @@ from enma_fast.models.model import Model
 from enma_fast.sampling.engine import Engine
 from enma_fast.training import field_stage, loop
 from enma_fast.training.augment import Shift
-from enma_fast.training.field_stage import FieldStage, FieldTask
+from enma_fast.training.field_stage import FieldStage, FieldTask, surely_less
 from enma_fast.training.loop import RunOptions, run
 from enma_fast.training.stage import Material, Optimizer
 
@@ -151,6 +151,17 @@ def test_a_correction_that_does_harm_is_made_smaller(tmp_path):
     torch.nn.init.normal_(task.step.network.head.weight)
     task.finish()
     assert float(task.step.size) == 0
+
+
+def test_few_independent_trajectories_prove_only_large_gains():
+    """Thirty windows of a series may be three independent ones: gains of 4 % on average are chance then."""
+    others = torch.ones(30)
+    slight = others - 0.04 + 0.05 * torch.randn(30, generator=torch.Generator().manual_seed(0))
+    assert surely_less(slight, others, 30)
+    assert not surely_less(slight, others, 3)
+    assert surely_less(slight - 0.6, others, 3)
+    assert not surely_less(others, slight, 30)
+    assert not surely_less(torch.full((30,), math.inf), others, 30)
 
 
 def test_a_loss_that_is_not_finite_leaves_the_best_weights(tmp_path, monkeypatch):

@@ -43,6 +43,7 @@ class Physics:
     numbers : [R, Z]
     floor, state : the forecast in closed form, and what it inferred
     windows : [R, W, 3, *x, c] that both were inferred from
+    observed : [R, L, *x, c], the last frames that were observed, 3 at most
     own : whether these are of the trajectory itself
     frames : known and decided frames of the trajectory
     kept : what the decoder draws and infers once
@@ -52,6 +53,7 @@ class Physics:
     floor: Floor
     state: Any
     windows: Tensor
+    observed: Tensor
     own: bool
     index: Tensor
     frames: int
@@ -122,11 +124,16 @@ class PhysicsContext(nn.Module):
         assert isinstance(self.floor, nn.Module)
         self.encoder = PhysicsEncoder(codec.grid, self.fields.edges, codec.field_channels, own, self.floor.num_features)
 
-    def begin(self, segments: Sequence[Tensor], *, room: int) -> Physics:
-        """Read whole segments ``[B, T_i, N, C]``: perhaps a context, then the known frames, at least one."""
+    def begin(self, segments: Sequence[Tensor], *, room: int, observed: int | None = None) -> Physics:
+        """Read whole segments ``[B, T_i, N, C]``: perhaps a context, then the known frames, at least one.
+
+        What was not `observed` of the last one tells nothing of the physics.
+        """
         del room
-        index, first = shared_rows(segments)
-        *others, own = (self.fields.of(segment[first]) for segment in segments)
+        *others, own = segments
+        own = own[:, :observed]
+        index, first = shared_rows([*others, own])
+        *others, own = (self.fields.of(segment[first]) for segment in (*others, own))
         if not own.shape[1]:
             raise EnmaError(
                 "history: frames are None; a field model continues a trajectory of which one frame is known"
@@ -135,7 +142,7 @@ class PhysicsContext(nn.Module):
         windows = self.windows_of(source)
         state = self.floor.infer(windows, own=source is own)
         numbers = self.encoder(windows.to(own.dtype), self.floor.features(state, windows))
-        return Physics(numbers, self.floor, state, windows, source is own, index, own.shape[1])
+        return Physics(numbers, self.floor, state, windows, own[:, -PAST:], source is own, index, segments[-1].shape[1])
 
     def begin_members(self, segments: Sequence[Tensor], members: int) -> tuple[Physics, Tensor]:
         """Read whole segments for so many members of each trajectory; also the numbers ``[B, Z]``."""

@@ -47,7 +47,7 @@ class FieldDecoder(Decoder):
     def decide(self, h: Physics, past_BPNC: Tensor, noise: Noise, settings: SamplingConfig) -> Tensor:
         past = self.completed(self.places.of(past_BPNC), h)
         if not h.kept:
-            self._begin(h, past, noise, settings)
+            self._begin(h, noise, settings)
         shape, drawn = self.model.network.noise_shape(len(past)), None
         kept = h.kept
         if shape[-1] and kept["spread"]:
@@ -77,7 +77,7 @@ class FieldDecoder(Decoder):
         before = h.floor.before(known[:, 0], h.state[h.index])
         return torch.cat([before[:, None]] * missing + [known], 1)
 
-    def _begin(self, h: Physics, past: Tensor, noise: Noise, settings: SamplingConfig) -> None:
+    def _begin(self, h: Physics, noise: Noise, settings: SamplingConfig) -> None:
         """What stays through a trajectory: shares, bounds, and the coefficients and numbers of members."""
         index, scale = h.index, settings.temperature * float(self.model.spread[0 if h.own else 1])
         share = self.model.share(h.windows, h.numbers, h.forecast(), first=h.floor.reads == 1, own=h.own)
@@ -99,7 +99,7 @@ class FieldDecoder(Decoder):
             "spread": scale,
             "residuals": settings.temperature if bool(self.model.residuals.any()) else 0.0,
             "corrected": bool(share.any()),
-            "bounds": self.model.bounds(past),
+            "bounds": tuple(bound[index] for bound in self.model.bounds(h.observed)),
             "condition": condition,
             "forecast": forecaster(h.floor, state),
         }

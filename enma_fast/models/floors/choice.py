@@ -25,7 +25,7 @@ _ENOUGH, _MOST_VALUES, _FEWEST = 300, 20_000_000, 20
 # Values of the trajectories that are forecast, about, and trajectories of which the time is taken.
 _MOST_HELD, _FEW = 3_000_000, 8
 # A floor takes the place of a simpler one if its error is less by this share, and is right if it errs by so little.
-_BETTER, _RIGHT = 0.02, 3e-3
+_BETTER, _RIGHT = 0.01, 3e-3
 # Where fields may be shifted, a floor has to err by less than this share of persistence to take its place.
 _WORTH = 0.25
 # Frames that are observed, at least one more than a step reads.

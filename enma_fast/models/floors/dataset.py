@@ -5,15 +5,17 @@ Legend: B trajectories, P past frames, T frames, c channels, E principal compone
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-# Ridges of the linear inverse model, relative to the variance of its components, and blocks that they are chosen over.
-_RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-_BLOCKS = 5
+# Components and ridges of the linear inverse model, these relative to the variance of the components, blocks that they
+# are chosen over, and frames of the forecasts that choose.
+_COMPONENTS, _RIDGES = (5, 10, 30), (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0, 10.0)
+_BLOCKS, _HORIZON = 5, 16
 _TINY = 1e-12
 
 
@@ -98,22 +100,23 @@ class DampedPersistence(_SameForAll):
 
 
 class InverseModel(_SameForAll):
-    """Linear regression of the next frame's principal components on those of the last `lags` frames.
+    """Damped persistence, and a linear regression of what it misses on the principal components of the last frames.
 
-    What the components leave out of a frame decays at the rate of damped persistence.
+    The number of components and the ridge are those whose forecasts of many frames are best, so few data leave damped
+    persistence nearly as it is.
     """
 
     basis: Tensor
     scale: Tensor
     weights: Tensor
 
-    def __init__(self, grid: Sequence[int], channels: int, *, components: int = 30, lags: int = 2) -> None:
+    def __init__(self, grid: Sequence[int], channels: int, *, lags: int = 2) -> None:
         super().__init__()
         self.damped = DampedPersistence(grid, channels)
         self.lags = self.reads = lags
         self.shape = (*grid, channels)
         size = self.damped.mean.numel()
-        E = min(components, size)
+        E = min(_COMPONENTS[-1], size)
         self.register_buffer("scale", torch.ones(channels))
         self.register_buffer("basis", torch.zeros(size, E))
         self.register_buffer("weights", torch.zeros(lags * E, E))
@@ -122,7 +125,7 @@ class InverseModel(_SameForAll):
     def learn(self, fields: Tensor) -> None:
         """Components and weights of training trajectories `[B, T, *x, c]` of more than `lags` frames.
 
-        The ridge is chosen over blocks of trajectories.
+        Blocks of trajectories choose; windows of a series that reach into a block tell nothing of it.
         """
         self.damped.learn(fields)
         off = fields - self.damped.mean
@@ -135,38 +138,60 @@ class InverseModel(_SameForAll):
         _, _, vectors = torch.svd_lowrank(rows, q=min(E + 8, *rows.shape), niter=4)
         torch.random.set_rng_state(state)
         self.basis.zero_()[:, :E] = vectors[:, :E]
-        z = (rows @ self.basis).unflatten(0, fields.shape[:2])
-        T = z.shape[1] - self.lags
-        x = torch.cat([z[:, lag : lag + T] for lag in reversed(range(self.lags))], -1).double()
-        y = z[:, self.lags :].double()
-        parts = torch.arange(len(x)) * min(_BLOCKS, len(x)) // len(x)
-        blocks = parts[:, None].expand(-1, T)
-        x, y, blocks = x.flatten(0, 1), y.flatten(0, 1), blocks.flatten()
-        errors = [sum(self._missed(x, y, blocks, b, ridge) for b in blocks.unique()) for ridge in _RIDGES]
-        best = _RIDGES[min(range(len(_RIDGES)), key=errors.__getitem__)]
-        self.weights.copy_(_ridge(x, y, best))
+        z = (rows @ self.basis).unflatten(0, fields.shape[:2]).double()
+        rates = self.damped.rate.expand(self.shape).flatten()
+        damped = (self.basis.T @ (rates[:, None] * self.basis)).double()
+        count, near = min(_BLOCKS, len(z)), _overlap(fields)
+        errors = {(number, ridge): 0.0 for number in _COMPONENTS for ridge in _RIDGES}
+        for block in torch.arange(len(z)).tensor_split(count):
+            rest = torch.ones(len(z), dtype=torch.bool)
+            rest[max(0, int(block[0]) - near) : int(block[-1]) + 1 + near] = False
+            if count > 1 and bool(rest.any()):
+                mean = z[rest].mean((0, 1))
+                moments, held = self._moments(z[rest] - mean, damped), z[block] - mean
+                for number, ridge in errors:
+                    errors[number, ridge] += self._missed(held, damped, self._ridge(*moments, number, ridge))
+        best = min(errors, key=lambda which: errors[which] if math.isfinite(errors[which]) else math.inf)
+        self.weights.copy_(self._ridge(*self._moments(z, damped), *best))
 
     def step(self, past: Tensor, state: Nothing) -> Tensor:
         frames = past[:, -self.lags :]
         if frames.shape[1] < self.lags:
             frames = torch.cat([frames[:, :1]] * (self.lags - frames.shape[1]) + [frames], 1)
         z = ((frames - self.damped.mean) / self.scale).flatten(2) @ self.basis
-        made = z.flip(1).flatten(1) @ self.weights
-        rest = self.damped.step(past, state) - self.damped.mean
-        kept = (rest / self.scale).flatten(1) @ self.basis
-        moved = (made - kept) @ self.basis.T
-        return self.damped.mean + rest + moved.unflatten(1, self.shape) * self.scale
+        moved = z.flip(1).flatten(1) @ self.weights @ self.basis.T
+        return self.damped.step(past, state) + moved.unflatten(1, self.shape) * self.scale
 
-    @staticmethod
-    def _missed(x: Tensor, y: Tensor, blocks: Tensor, block: Tensor, ridge: float) -> float:
-        """Squared error in a block of the regression on all others."""
-        inside = blocks == block
-        weights = _ridge(x[~inside], y[~inside], ridge)
-        return float((y[inside] - x[inside] @ weights).square().sum())
+    def _moments(self, z: Tensor, damped: Tensor) -> tuple[Tensor, Tensor]:
+        """Products of the components `[B, T, E]` of past frames, and with what damped persistence misses."""
+        T = z.shape[1] - self.lags
+        x = torch.cat([z[:, lag : lag + T] for lag in reversed(range(self.lags))], -1).flatten(0, 1)
+        y = (z[:, self.lags :] - z[:, self.lags - 1 : -1] @ damped).flatten(0, 1)
+        return x.T @ x, x.T @ y
+
+    def _ridge(self, gram: Tensor, products: Tensor, number: int, ridge: float) -> Tensor:
+        """Weights of the ridge regression of so many components, from its products; those of the others are 0."""
+        E = self.basis.shape[1]
+        inside = torch.arange(self.lags * E) % E < number
+        few, weights = gram[inside][:, inside], torch.zeros_like(products)
+        held = ridge * few.diagonal().mean().clamp_min(_TINY) * torch.eye(len(few), dtype=few.dtype)
+        weights[inside, :number] = torch.linalg.solve(few + held, products[inside, :number])
+        return weights
+
+    def _missed(self, z: Tensor, damped: Tensor, weights: Tensor) -> float:
+        """Sum over trajectories of the relative error of the components of forecasts after the first frames."""
+        past, off = z[:, : self.lags], []
+        truth = z[:, self.lags : self.lags + _HORIZON]
+        for frame in truth.unbind(1):
+            made = past[:, -1] @ damped + past.flip(1).flatten(1) @ weights
+            off.append(made - frame)
+            past = torch.cat([past[:, 1:], made[:, None]], 1)
+        sizes = truth.flatten(1).norm(dim=1).clamp_min(_TINY)
+        return float((torch.cat(off, 1).norm(dim=1) / sizes).sum())
 
 
-def _ridge(x: Tensor, y: Tensor, ridge: float) -> Tensor:
-    """Weights of the ridge regression of `y [n, E]` on `x [n, F]`."""
-    gram = x.T @ x
-    held = ridge * gram.diagonal().mean().clamp_min(_TINY)
-    return torch.linalg.solve(gram + held * torch.eye(len(gram), dtype=x.dtype), x.T @ y)
+def _overlap(fields: Tensor) -> int:
+    """How many rows on, at most, trajectories `[B, T, *x, c]` may share frames, as windows of a series do."""
+    B, T = fields.shape[:2]
+    shifts = range(1, min(T, B))
+    return T if any(torch.equal(fields[1, 0], fields[0, by]) for by in shifts) else 0

@@ -52,7 +52,7 @@ def test_the_inverse_model_finds_what_oscillates():
         flat = torch.stack([angle.cos(), angle.sin()], -1) @ patterns.T
         return (flat + 0.02 * normals(count, 10, 30, seed=seed + 1)).unflatten(2, (6, 5))[..., None]
 
-    model, base = InverseModel((6, 5), 1, components=5), DampedPersistence((6, 5), 1)
+    model, base = InverseModel((6, 5), 1), DampedPersistence((6, 5), 1)
     for floor in (model, base):
         floor.learn(turning(60, 0))
     u = turning(20, 50)
@@ -61,7 +61,7 @@ def test_the_inverse_model_finds_what_oscillates():
 
 
 def test_a_single_series_is_cut_into_blocks_of_time():
-    model = InverseModel((6, 5), 1, components=4, lags=1)
+    model = InverseModel((6, 5), 1, lags=1)
     u = damped(1, 200, 0.8, noise=0.5)
     model.learn(u)
     assert forecast_error(model, u[:, None, :2], u[:, :3], known=2) < 1.5
@@ -69,7 +69,7 @@ def test_a_single_series_is_cut_into_blocks_of_time():
 
 
 def test_fewer_frames_than_lags_are_completed_by_the_first():
-    model = InverseModel((6, 5), 1, components=4, lags=3)
+    model = InverseModel((6, 5), 1, lags=3)
     model.learn(damped(30, 8, 0.8, noise=0.2))
     u = normals(2, 1, 6, 5, 1)
     state = model.infer(u[:, None])

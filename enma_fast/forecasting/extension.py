@@ -1,0 +1,69 @@
+"""Members of a finished store, from which longer forecasts of the same request go on.
+
+Shape suffixes: B trajectories, K members, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data import FieldFile
+from ..errors import EnmaError
+from ..store.read import read_forecast, zarr_errors
+
+# What has to be the same in the request of the longer forecast, as stores write it.
+_SAME = ("task", "observed_frames", "seed", "model_sha256", "config_sha256", "sampling", "precision")
+
+
+class StoredMembers:
+    """The members of the store at a path; `EnmaError` unless it is finished and holds them on a grid."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._store = path, read_forecast(path)
+        self.channels = list(self._store.attrs["channels"])
+        if self.channels[0] not in self._store:
+            raise EnmaError(f"{path}: holds statistics and no members, so there is nothing to go on from")
+        self.num_frames = int(self._store.sizes["time"])
+
+    def check(
+        self, data: FieldFile, trajectories: Sequence[int], members: range, attributes: Mapping[str, Any]
+    ) -> None:
+        """Raise `EnmaError` unless the store is a shorter forecast of the same request, whose attributes are given."""
+        store = self._store
+        for name in _SAME:
+            if store.attrs.get(name) != attributes.get(name):
+                raise EnmaError(
+                    f"{self.path}: its {name} is {store.attrs.get(name)}, that of the longer forecast "
+                    f"{attributes.get(name)}; give the same"
+                )
+        there = set(store["trajectory"].values.tolist()), set(store["realization"].values.tolist())
+        for what, wanted, held in zip(("trajectory", "member"), (trajectories, members), there, strict=True):
+            if lacking := sorted(set(wanted) - held):
+                raise EnmaError(f"{self.path}: holds no {what} {lacking[0]}; forecast it from the beginning")
+        seen = int(store.attrs["observed_frames"])
+        places = self._places(trajectories)
+        for c, name in enumerate(data.channels if seen else ()):
+            with zarr_errors(self.path, f"{name}_observed"):
+                known = store[f"{name}_observed"].values[places]
+            if not np.array_equal(known, data.u[data.places(trajectories), :seen, ..., c]):
+                raise EnmaError(f"{self.path}: its observed frames of {name} are not those of {data.path}")
+
+    def frames(self, trajectories: Sequence[int], members: range) -> np.ndarray:
+        """Their frames `[B, K, T, *x, c]`."""
+        numbers = self._store["realization"].values.tolist()
+        first = numbers.index(members.start)
+        kept = slice(first, first + len(members))
+        with zarr_errors(self.path):
+            parts = [
+                [self._store[name][place, kept].values for name in self.channels]
+                for place in self._places(trajectories)
+            ]
+        return np.stack([np.stack(fields, -1) for fields in parts])
+
+    def _places(self, trajectories: Sequence[int]) -> list[int]:
+        numbers = self._store["trajectory"].values.tolist()
+        return [numbers.index(number) for number in trajectories]
