@@ -16,7 +16,7 @@ from .options import AsJson, Threads, on_device, use_threads
 from .terminal import Terminal, number, table
 
 if TYPE_CHECKING:
-    from ..training.own_plan import Plan
+    from ..training.own_plan import Plan, Request
     from ..training.recipes import Recipe
 
 STORE, REPORT = "forecast.zarr", "report.html"
@@ -66,6 +66,10 @@ def train(
             help="Of your data: whether training may move fields along periodic axes where they look the same.",
         ),
     ] = True,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Of your data: picture of loss and validation, drawn again as it trains."),
+    ] = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -84,9 +88,17 @@ def train(
                 raise EnmaError(f"{option}: is an option of recipes; train the recipe that `train {source}` writes")
         if device != "cpu":
             raise EnmaError(f"--device: is an option of recipes; train the recipe that `train {source}` writes")
-        _train_own(terminal, Path(source), out, model_size, minutes, seed or 0, shift, dry_run)
+        from ..training.own_plan import MINUTES, Request
+
+        request = Request(size=model_size, minutes=MINUTES if minutes is None else minutes, seed=seed or 0, shift=shift)
+        _train_own(terminal, Path(source), out, request, plot, dry_run)
         return
-    given = (("--size", model_size != "small"), ("--minutes", minutes is not None), ("--no-shift", not shift))
+    given = (
+        ("--size", model_size != "small"),
+        ("--minutes", minutes is not None),
+        ("--no-shift", not shift),
+        ("--plot", plot is not None),
+    )
     for option, there in given:
         if there:
             raise EnmaError(f"{option}: is an option for your own data; change the recipe instead")
@@ -135,21 +147,11 @@ def _train_recipe(
     terminal.result({"out": str(out), **result})
 
 
-def _train_own(
-    terminal: Terminal,
-    source: Path,
-    out: Path,
-    model_size: str,
-    minutes: float | None,
-    seed: int,
-    shift: bool,
-    dry_run: bool,
-) -> None:
+def _train_own(terminal: Terminal, source: Path, out: Path, request: Request, plot: Path | None, dry_run: bool) -> None:
     from ..models.checkpoint import IN_RUN, MANIFEST
-    from ..training.own_model import prepare_own, train_own
-    from ..training.own_plan import MINUTES, Request, make_plan, saved_plan
+    from ..training.own_model import drawn, prepare_own, train_own
+    from ..training.own_plan import make_plan, saved_plan
 
-    request = Request(size=model_size, minutes=MINUTES if minutes is None else minutes, seed=seed, shift=shift)
     if dry_run:
         planned = saved_plan(source, out, request) or make_plan(source, request)[0]
         terminal.show(_plan_table(planned))
@@ -159,7 +161,8 @@ def _train_own(
     terminal.note(_plan_table(plan))
     try:
         with terminal.progress(plan.recipe.model.name) as update:
-            metrics = train_own(plan, out, command=request.command(source), progress=update)
+            progress = update if plot is None else drawn(update, plan, out, plot)
+            metrics = train_own(plan, out, command=request.command(source), progress=progress)
     except KeyboardInterrupt:
         if (out / IN_RUN / MANIFEST).is_file():
             terminal.note(f"stopped: {out} holds the best model until now; the same command goes on with it")

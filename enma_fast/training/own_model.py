@@ -19,13 +19,14 @@ from torch import Tensor
 
 from ..data import FieldFile, read, write_fields
 from ..data.selection import spread_rows
+from ..drawing.training import TrainingCurve
 from ..errors import EnmaError
 from ..evaluation.baselines import Method, Observations, baselines
 from ..evaluation.metrics import Scores
 from ..evaluation.scoring import score_forecast
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest, task_named
-from ..models.checkpoint import IN_RUN, METRICS, load_model, save_model
+from ..models.checkpoint import IN_RUN, LOG, METRICS, load_model, save_model
 from ..models.floors.choice import KNOWN, kinds, learn
 from ..models.floors.ladder import Floor, roll
 from ..models.grid_layers import Edge
@@ -56,6 +57,7 @@ def train_fields(
     size: str = "small",
     seed: int = 0,
     shift: bool = True,
+    plot: str | Path | bool = False,
     progress: Progress | None = None,
 ) -> Model:
     """Train a field model on your own data for some minutes, and return it, as `enma-fast train FILE` does.
@@ -66,6 +68,7 @@ def train_fields(
     out : run folder for splits, model, scores and card; the same call goes on with one that was stopped
     size : "small", or "base" with wider layers
     shift : training may move fields along periodic axes where they look the same
+    plot : picture of loss and validation that is drawn again while it trains; True to show it in a notebook
     progress : called with what is done, all of it, and a note
 
     Raises
@@ -76,8 +79,24 @@ def train_fields(
     out, request = Path(out), Request(size=size, minutes=minutes, seed=seed, shift=shift)
     if isinstance(data, FieldFile):
         data = write_fields(out / DATA / f"{data.name}.h5", data, name=data.name)
-    train_own(prepare_own(Path(data), out, request), out, command=request.command(Path(data)), progress=progress)
+    plan = prepare_own(Path(data), out, request)
+    if plot:
+        progress = drawn(progress, plan, out, None if plot is True else Path(plot))
+    train_own(plan, out, command=request.command(Path(data)), progress=progress)
     return load_model(out)
+
+
+def drawn(progress: Progress | None, plan: Plan, out: Path, picture: Path | None) -> Progress:
+    """Progress that also draws the curves of the training to a picture; to a notebook without one."""
+    (stage,) = plan.recipe.folders()
+    curve = TrainingCurve(out / stage / LOG, picture)
+
+    def tell(done: float, total: float, note: str) -> None:
+        curve.refresh()
+        if progress is not None:
+            progress(done, total, note)
+
+    return tell
 
 
 def prepare_own(source: Path, out: Path, request: Request) -> Plan:

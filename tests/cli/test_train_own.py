@@ -42,8 +42,10 @@ def test_a_plan_of_a_large_plane_takes_seconds(enma: Callable, tmp_path: Path) -
 def test_one_command_leaves_a_model_scores_and_a_report(enma: Callable, tmp_path: Path) -> None:
     path = save(tmp_path / "waves.h5", steepened(20), environment=np.arange(10).repeat(2).tolist())
     out = tmp_path / "run"
-    shown = enma("train", path, "--out", out, "--minutes", 0.05)
+    curve = tmp_path / "curve.png"
+    shown = enma("train", path, "--out", out, "--minutes", 0.05, "--plot", curve)
     assert shown.status == 0, shown.err
+    assert curve.read_bytes()[1:4] == b"PNG"
     assert "plan of waves" in shown.err
     for text in (
         "held-out test split",
