@@ -22,10 +22,10 @@ std::unique_ptr<Dynamics> make_dynamics(const std::string& config, const py::dic
     return dynamics;
 }
 
-std::unique_ptr<SamplerSession> make_session(const Dynamics& dynamics, std::int64_t rows, std::int64_t groups,
-                                             std::int64_t prefix_frames, std::int64_t own_frames,
-                                             std::int64_t first_frame, const std::string& settings, int threads,
-                                             const std::string& isa) {
+std::unique_ptr<FrameSession> make_session(const Dynamics& dynamics, std::int64_t rows, std::int64_t groups,
+                                           std::int64_t prefix_frames, std::int64_t own_frames,
+                                           std::int64_t first_frame, const std::string& settings, int threads,
+                                           const std::string& isa) {
     const SamplingConfig read = read_sampling_config(Json::parse(settings, "settings"), "settings");
     const SamplerSettings asked{
         {read.mask_steps, read.flow_steps, static_cast<float>(read.temperature), rows, threads, isa_of(OP, isa)},
@@ -37,7 +37,7 @@ std::unique_ptr<SamplerSession> make_session(const Dynamics& dynamics, std::int6
     return dynamics.session(asked);
 }
 
-void start_segment(SamplerSession& session, int segment) {
+void start_segment(FrameSession& session, int segment) {
     expect(segment == 0 || segment == 1, OP, ": segment is ", segment, "; expected 0 or 1");
     expect(session.frames_read() < session.settings().prefix_frames, OP, ": all ", session.settings().prefix_frames,
            " shared frames are read");
@@ -45,16 +45,16 @@ void start_segment(SamplerSession& session, int segment) {
 }
 
 // A latent frame [G, N, C] that groups share.
-void read_frame(SamplerSession& session, const Tensor& z) {
+void read_frame(FrameSession& session, const Tensor& z) {
     const SamplerSettings& set = session.settings();
     const void* const values =
-        checked(OP, z, "frame", {set.groups, session.model().tokens, session.model().channels}, Dtype::float32);
+        checked(OP, z, "frame", {set.groups, session.tokens(), session.channels()}, Dtype::float32);
     expect(0 < session.frames_read() && session.frames_read() < set.prefix_frames, OP, ": ", session.frames_read(),
            " of ", set.prefix_frames, " shared frames are read");
     session.read(static_cast<const float*>(values));
 }
 
-void begin(SamplerSession& session, const Tensor& seeds, const Tensor& members, const Tensor& groups) {
+void begin(FrameSession& session, const Tensor& seeds, const Tensor& members, const Tensor& groups) {
     const SamplerSettings& set = session.settings();
     const auto numbers = [&](const Tensor& x, const char* name) {
         return static_cast<const std::int64_t*>(checked(OP, x, name, {set.rows}, Dtype::int64));
@@ -71,9 +71,9 @@ void begin(SamplerSession& session, const Tensor& seeds, const Tensor& members, 
 }
 
 // The next frame [B, N, C], or the next frames [T, B, N, C].
-void frame(SamplerSession& session, const Tensor& out, bool last) {
+void frame(FrameSession& session, const Tensor& out, bool last) {
     const SamplerSettings& set = session.settings();
-    std::vector<std::int64_t> shape{set.rows, session.model().tokens, session.model().channels};
+    std::vector<std::int64_t> shape{set.rows, session.tokens(), session.channels()};
     const std::int64_t frames = out.dim() == 4 ? out.size(0) : 1, each = shape[0] * shape[1] * shape[2];
     if (out.dim() == 4) shape.insert(shape.begin(), frames);
     float* const to = static_cast<float*>(checked(OP, out, "out", shape, Dtype::float32));
@@ -89,7 +89,7 @@ void frame(SamplerSession& session, const Tensor& out, bool last) {
     }
 }
 
-py::dict plan(const SamplerSession& session) {
+py::dict plan(const FrameSession& session) {
     const SamplerPlan plan = session.plan();
     py::dict bytes;
     bytes["weights"] = plan.weights;
@@ -108,8 +108,8 @@ void bind_dynamics(py::module_& m) {
         .def("session", &make_session, arg("rows"), arg("groups"), arg("prefix_frames"), arg("own_frames"),
              arg("first_frame"), arg("settings"), arg("threads"), arg("isa") = "")
         .def_property_readonly("bytes", &Dynamics::bytes);
-    py::class_<SamplerSession>(m, "SamplerSession", "One chunk of an ensemble, with all the memory it needs.")
-        .def("reset", &SamplerSession::reset)
+    py::class_<FrameSession>(m, "SamplerSession", "One chunk of an ensemble, with all the memory it needs.")
+        .def("reset", &FrameSession::reset)
         .def("start_segment", &start_segment, arg("segment"), without_lock())
         .def("read", &read_frame, arg("z"), without_lock())
         .def("begin", &begin, arg("seeds"), arg("members"), arg("groups"), without_lock())

@@ -27,6 +27,7 @@ std::unique_ptr<FieldNetwork> make_network(const std::string& config, const std:
     Tensors tensors = tensors_of(parameters);
     const Json given = Json::parse(config, "config");
     Fields fields(given, "config");
+    fields.ignore("kind");
     FieldNetworkShape shape{read_field_config(fields), {}, channels[0], channels[1], channels[2]};
     expect(grid.size() == edges.size() && (grid.size() == 1 || grid.size() == 2), OP, ": has ", grid.size(),
            " axes; expected 1 or 2, each with an edge");

@@ -18,11 +18,12 @@ PyObject* own_dict(py::handle module, PyObject* name) {
     return found;
 }
 
-// Address and number of changes of every parameter. The sum stands for the number where PyTorch does not count.
+// Address and number of changes of every parameter and buffer. The sum stands for the number where PyTorch does not count.
 py::bytes weights_key(const py::object& module) {
     // A forecast asks for a few hundred: names are made once, and PyTorch's descriptors are called without a look-up.
     static PyObject* const modules = PyUnicode_InternFromString("_modules");
-    static PyObject* const parameters = PyUnicode_InternFromString("_parameters");
+    static PyObject* const kinds[] = {PyUnicode_InternFromString("_parameters"),
+                                      PyUnicode_InternFromString("_buffers")};
     const auto descriptor = [](const char* name) {
         return py::object(py::module_::import("torch").attr("Tensor").attr(name)).release().ptr();
     };
@@ -36,22 +37,23 @@ py::bytes weights_key(const py::object& module) {
         if (part == Py_None) continue;
         PyObject *name, *entry;
         for (Py_ssize_t at = 0; PyDict_Next(own_dict(part, modules), &at, &name, &entry);) left.push_back(entry);
-        for (Py_ssize_t at = 0; PyDict_Next(own_dict(part, parameters), &at, &name, &entry);) {
-            if (entry == Py_None) continue;
-            if (!Tensor::is_one(entry)) throw py::type_error("weights_key: a parameter is no tensor");
-            const auto place = py::reinterpret_steal<py::object>(address->d_method->ml_meth(entry, nullptr));
-            if (!place) PyErr_Clear();
-            key.push_back(place ? static_cast<std::int64_t>(PyLong_AsUnsignedLongLong(place.ptr())) : 0);
-            const auto number =
-                py::reinterpret_steal<py::object>(version->d_getset->get(entry, version->d_getset->closure));
-            if (number) {
-                key.push_back(PyLong_AsLongLong(number.ptr()));
-            } else {
-                PyErr_Clear();
-                const double sum = py::handle(entry).attr("double")().attr("sum")().attr("item")().cast<double>();
-                std::memcpy(&key.emplace_back(), &sum, sizeof sum);
+        for (PyObject* const kind : kinds)
+            for (Py_ssize_t at = 0; PyDict_Next(own_dict(part, kind), &at, &name, &entry);) {
+                if (entry == Py_None) continue;
+                if (!Tensor::is_one(entry)) throw py::type_error("weights_key: a weight is no tensor");
+                const auto place = py::reinterpret_steal<py::object>(address->d_method->ml_meth(entry, nullptr));
+                if (!place) PyErr_Clear();
+                key.push_back(place ? static_cast<std::int64_t>(PyLong_AsUnsignedLongLong(place.ptr())) : 0);
+                const auto number =
+                    py::reinterpret_steal<py::object>(version->d_getset->get(entry, version->d_getset->closure));
+                if (number) {
+                    key.push_back(PyLong_AsLongLong(number.ptr()));
+                } else {
+                    PyErr_Clear();
+                    const double sum = py::handle(entry).attr("double")().attr("sum")().attr("item")().cast<double>();
+                    std::memcpy(&key.emplace_back(), &sum, sizeof sum);
+                }
             }
-        }
     }
     return {reinterpret_cast<const char*>(key.data()), key.size() * sizeof key[0]};
 }

@@ -121,19 +121,22 @@ void Tensors::add(const std::string& name, const Json& entry, std::string_view d
         fail(ENMA_CHECKPOINT, source_, ": ", name, " has no dtype, shape and data_offsets", AGAIN);
     }
     const std::string& type = dtype->string();
-    if (type != "F32" && type != "F16" && type != "BF16") {
-        fail(ENMA_UNSUPPORTED, source_, ": ", name, " is ", type, "; libenma reads F32, F16 and BF16");
+    static const std::map<std::string, std::size_t> widths = {
+        {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"BOOL", 1}};
+    const auto found = widths.find(type);
+    if (found == widths.end()) {
+        fail(ENMA_UNSUPPORTED, source_, ": ", name, " is ", type, "; libenma reads F64, F32, F16, BF16 and BOOL");
     }
-    const std::size_t width = type == "F32" ? sizeof(float) : sizeof(std::uint16_t);
+    const std::size_t width = found->second;
     Tensor tensor{};
     std::uint64_t count = 1;
     for (const Json& size : shape->items()) {
-        if (!size.is_integer() || size.integer() < 1 || size.integer() > 1 << 30) {
+        if (!size.is_integer() || size.integer() < 0 || size.integer() > 1 << 30) {
             fail(ENMA_CHECKPOINT, source_, ": ", name, " has a shape that is not valid", AGAIN);
         }
         tensor.shape.push_back(size.integer());
         const auto each = static_cast<std::uint64_t>(size.integer());
-        if (count > MOST_BYTES / each) {
+        if (each > 0 && count > MOST_BYTES / each) {
             fail(ENMA_CHECKPOINT, source_, ": ", name, " is too large", AGAIN);
         }
         count *= each;
@@ -148,25 +151,40 @@ void Tensors::add(const std::string& name, const Json& entry, std::string_view d
     if (reinterpret_cast<std::uintptr_t>(at) % width != 0) {
         fail(ENMA_CHECKPOINT, source_, ": ", name, " is not aligned", AGAIN);
     }
-    if (type == "F32") {
+    const auto finite = [count](const auto* values) {
+        return std::all_of(values, values + count, [](auto x) { return std::isfinite(x); });
+    };
+    if (type == "F64") {
+        tensor.wide = reinterpret_cast<const double*>(at);
+    } else if (type == "F32") {
         tensor.values = reinterpret_cast<const float*>(at);
     } else {
         const std::uint16_t* const halves = reinterpret_cast<const std::uint16_t*>(at);
         std::vector<float>& values = widened_.emplace_back(count);
-        std::transform(halves, halves + count, values.begin(), type == "F16" ? from_fp16 : from_bf16);
+        if (type == "BOOL") {
+            std::transform(at, at + count, values.begin(), [](char x) { return x == 0 ? 0.0f : 1.0f; });
+        } else {
+            std::transform(halves, halves + count, values.begin(), type == "F16" ? from_fp16 : from_bf16);
+        }
         tensor.values = values.data();
     }
-    if (!std::all_of(tensor.values, tensor.values + count, [](float x) { return std::isfinite(x); })) {
+    if (!(tensor.wide != nullptr ? finite(tensor.wide) : finite(tensor.values))) {
         fail(ENMA_CHECKPOINT, source_, ": ", name, " holds a value that is not finite; copy or train it again");
     }
     tensors_.emplace(name, std::move(tensor));
 }
 
 void Tensors::add(const std::string& name, const DLTensor& array) {
-    Tensor tensor{{array.shape, array.shape + array.ndim}, nullptr, false};
+    Tensor tensor{{array.shape, array.shape + array.ndim}, nullptr, nullptr, false};
+    if (std::find(tensor.shape.begin(), tensor.shape.end(), 0) != tensor.shape.end()) {
+        tensor.values = widened_.emplace_back(1).data();
+        tensors_.emplace(name, std::move(tensor));
+        return;
+    }
     // Checks type, device and alignment; an array of the caller has any shape.
     const Array checked(&array, name.c_str(), tensor.shape, false);
-    tensor.values = checked.contiguous();
+    tensor.wide = checked.wide();
+    if (tensor.wide == nullptr) tensor.values = checked.contiguous();
     tensors_.emplace(name, std::move(tensor));
 }
 
@@ -210,7 +228,7 @@ void Tensors::rename(const std::function<std::string(const std::string&)>& name)
     tensors_ = std::move(renamed);
 }
 
-const float* Tensors::take(const std::string& name, const std::vector<std::int64_t>& shape) {
+Tensors::Tensor& Tensors::found(const std::string& name, const std::vector<std::int64_t>& shape, bool wide) {
     const auto at = tensors_.find(name);
     if (at == tensors_.end()) {
         fail(ENMA_CHECKPOINT, source_, ": lacks ", name, "; config and weights do not belong together");
@@ -219,8 +237,19 @@ const float* Tensors::take(const std::string& name, const std::vector<std::int64
         fail(ENMA_CHECKPOINT, source_, ": ", name, " has shape ", shape_text(at->second.shape), "; config asks for ",
              shape_text(shape));
     }
+    if ((at->second.wide != nullptr) != wide) {
+        fail(ENMA_CHECKPOINT, source_, ": ", name, " has another type than config asks for");
+    }
     at->second.taken = true;
-    return at->second.values;
+    return at->second;
+}
+
+const float* Tensors::take(const std::string& name, const std::vector<std::int64_t>& shape) {
+    return found(name, shape, false).values;
+}
+
+const double* Tensors::take_wide(const std::string& name, const std::vector<std::int64_t>& shape) {
+    return found(name, shape, true).wide;
 }
 
 void Tensors::check_all_taken() const {

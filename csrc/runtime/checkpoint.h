@@ -15,11 +15,11 @@
 
 namespace enma {
 
-// Tensors as fp32 by name: of a safetensors file, all finite, as views into the file's bytes or widened from fp16 or bf16;
-// or in the memory of a caller.
+// Tensors as fp32 or fp64 by name: of a safetensors file, all finite, as views into the file's bytes, or widened from fp16,
+// bf16 or bool; or in the memory of a caller.
 class Tensors {
    public:
-    // A contiguous array of fp32 on the CPU, which has to outlive the views. Throws Error (ENMA_INVALID_ARGUMENT).
+    // A contiguous array of fp32 or fp64 on the CPU, which has to outlive the views. Throws Error (ENMA_INVALID_ARGUMENT).
     void add(const std::string& name, const DLTensor& array);
     // `bytes` has to outlive the views. Throws Error (ENMA_CHECKPOINT, ENMA_UNSUPPORTED).
     void parse(std::string_view bytes, const std::string& source);
@@ -28,6 +28,8 @@ class Tensors {
     void rename(const std::function<std::string(const std::string&)>& name);
     // The values of a tensor of this shape; remembers that it was taken.
     const float* take(const std::string& name, const std::vector<std::int64_t>& shape);
+    // The same of one in fp64.
+    const double* take_wide(const std::string& name, const std::vector<std::int64_t>& shape);
     // Refuses a tensor that nobody has taken: it would be missing from every result.
     void check_all_taken() const;
 
@@ -35,8 +37,10 @@ class Tensors {
     struct Tensor {
         std::vector<std::int64_t> shape;
         const float* values;
+        const double* wide;  // one of them is null
         bool taken;
     };
+    Tensor& found(const std::string& name, const std::vector<std::int64_t>& shape, bool wide);
     void add(const std::string& name, const Json& entry, std::string_view data);
 
     std::string source_ = "parameters";

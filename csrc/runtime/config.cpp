@@ -11,7 +11,7 @@ namespace {
 constexpr int MOST_FLOW_STEPS = 1000;
 
 // One for each kind, in context_<kind>.cpp.
-constexpr const ContextKind* CONTEXT_KINDS[] = {&causal_transformer};
+constexpr const ContextKind* CONTEXT_KINDS[] = {&causal_transformer, &physics};
 
 void read_context(Fields fields, ContextConfig& out) {
     std::string kind;

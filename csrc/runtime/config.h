@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -16,6 +17,8 @@ namespace enma {
 // Hidden channels of the MLP of a transformer's block for each channel.
 constexpr int MLP_RATIO = 2;
 
+class Engine;
+class Tensors;
 struct ModelConfig;
 struct ContextConfig;
 
@@ -23,12 +26,9 @@ struct ContextConfig;
 struct ContextKind {
     const char* name;
     void (*read)(Fields& fields, ContextConfig& out);
-    // Fixed embeddings of places [N, width]; none where places turn.
-    std::vector<float> (*places)(const ModelConfig& config);
-    // Cosines, then sines, [2, frames, N, K / 2] of the turns of each token; none where places are embedded.
-    std::vector<float> (*turns)(const ModelConfig& config, const std::vector<double>& frames);
+    std::unique_ptr<const Engine> (*engine)(const ModelConfig& config, Tensors& tensors, NumberFormat format);
 };
-extern const ContextKind causal_transformer;
+extern const ContextKind causal_transformer, physics;
 
 struct ContextConfig {
     const ContextKind* kind = nullptr;
@@ -36,6 +36,9 @@ struct ContextConfig {
     std::vector<std::int64_t> patch = {1};
     bool rotary = false;
     int scale_shift_rank = 24;
+    // Of kind `physics`.
+    std::string floor = "persistence";
+    int block = 2, hidden = 96;
 };
 
 // The masked transformer, of the same width; without layers there is none.

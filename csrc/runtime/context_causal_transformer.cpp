@@ -1,16 +1,25 @@
-// Context `causal-transformer`: its config, and the places of tokens that both transformers see; the layers are the
-// sampler's own. enma_fast/models/contexts/causal_transformer.py
+// Context `causal-transformer`: its config, the places of tokens that both transformers see, and the engine; the layers are
+// the sampler's own. enma_fast/models/contexts/causal_transformer.py
 #include <cmath>
+#include <mutex>
 #include <numbers>
+#include <numeric>
 
-#include "core/cpu/frame_attention.h"
+#include "core/cpu/sampler.h"
+#include "runtime/checkpoint.h"
 #include "runtime/config.h"
+#include "runtime/engine.h"
 
 namespace enma {
 
 namespace {
 
 using std::numbers::pi;
+
+// Epsilon of all norms, enma_fast/models/layers.py.
+constexpr float NORM_EPSILON = 1e-5f;
+// Initial number of frames in the tables of rotary places.
+constexpr std::int64_t TABLE_FRAMES = 64;
 
 void read(Fields& fields, ContextConfig& out) {
     fields.read("width", out.width, 1, MOST / MLP_RATIO);
@@ -91,8 +100,57 @@ std::vector<float> sincos(const ModelConfig& config) {
     return table;
 }
 
+class Transformers : public Engine {
+   public:
+    Transformers(const ModelConfig& config, Tensors& tensors, NumberFormat format) : config_(config) {
+        const ContextConfig& context = config.context;
+        SamplerShape shape{
+            {config.num_tokens(), config.token_channels(), context.width, context.heads, MLP_RATIO * context.width,
+             context.scale_shift_rank, context.layers, config.trunk.layers, config.trunk.concat, NORM_EPSILON},
+            {},
+            {}};
+        shape.places = sincos(config);
+        shape.masked_turns =
+            turns(config, config.trunk.concat ? std::vector<double>{0.0, 0.5} : std::vector<double>{0.0});
+        const TakeParameter take = [&](const std::string& name, const std::vector<std::int64_t>& sizes) {
+            return tensors.take(name, sizes);
+        };
+        sampler_ = std::make_shared<const Sampler>(shape, take, format, config.initial, config.step);
+        table(TABLE_FRAMES);
+    }
+    std::unique_ptr<FrameSession> session(const SamplerSettings& set) const override {
+        return std::make_unique<SamplerSession>(sampler_, table(set.prefix_frames + set.own_frames), set);
+    }
+    NumberFormat format() const override { return sampler_->view().format; }
+    bool draws_fields() const override { return sampler_->initial().draws_fields(); }
+    std::size_t bytes() const override { return sampler_->bytes(); }
+
+   private:
+    // The turns of each token of at least so many frames; null where places are not turned.
+    std::shared_ptr<const std::vector<float>> table(std::int64_t frames) const {
+        const std::lock_guard lock(mutex_);
+        if (frames <= turned_frames_) return turns_;
+        turned_frames_ = turns_ == nullptr ? frames : 2 * frames;
+        std::vector<double> numbers(turned_frames_);
+        std::iota(numbers.begin(), numbers.end(), 0.0);
+        std::vector<float> values = turns(config_, numbers);
+        if (!values.empty()) turns_ = std::make_shared<const std::vector<float>>(std::move(values));
+        return turns_;
+    }
+
+    ModelConfig config_;
+    std::shared_ptr<const Sampler> sampler_;
+    mutable std::mutex mutex_;
+    mutable std::shared_ptr<const std::vector<float>> turns_;
+    mutable std::int64_t turned_frames_ = 0;
+};
+
+std::unique_ptr<const Engine> engine(const ModelConfig& config, Tensors& tensors, NumberFormat format) {
+    return std::make_unique<const Transformers>(config, tensors, format);
+}
+
 }  // namespace
 
-const ContextKind causal_transformer{"causal-transformer", read, sincos, turns};
+const ContextKind causal_transformer{"causal-transformer", read, engine};
 
 }  // namespace enma

@@ -1,16 +1,12 @@
-// Transformers and decoders of a model with their weights packed: immutable, and shared by sessions. What a session is asked
-// for is checked here, whoever asks.
+// The engine of a model: immutable, and shared by sessions. What a session is asked for is checked here, whoever asks.
 #pragma once
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
-#include <vector>
 
-#include "core/cpu/sampler.h"
-#include "core/number_format.h"
 #include "runtime/checkpoint.h"
 #include "runtime/config.h"
+#include "runtime/engine.h"
 
 namespace enma {
 
@@ -31,22 +27,16 @@ class Dynamics {
     // Throws Error for rows, threads and a temperature that no session can have.
     void check(const DecoderSettings& settings) const;
     // Memory for a chunk. Throws Error, std::bad_alloc.
-    std::unique_ptr<SamplerSession> session(const SamplerSettings& settings) const;
-    NumberFormat format() const { return sampler_->view().format; }
+    std::unique_ptr<FrameSession> session(const SamplerSettings& settings) const;
+    NumberFormat format() const { return engine_->format(); }
     // Whether frame 0 of a generated trajectory is drawn as a field, and read.
-    bool draws_fields() const { return sampler_->initial().draws_fields(); }
+    bool draws_fields() const { return engine_->draws_fields(); }
     // Bytes of the packed weights.
-    std::size_t bytes() const { return sampler_->bytes(); }
+    std::size_t bytes() const { return engine_->bytes(); }
 
    private:
-    // Of each token of at least so many frames; null where places are not turned.
-    std::shared_ptr<const std::vector<float>> turns(std::int64_t frames) const;
-
     ModelConfig config_;
-    std::shared_ptr<const Sampler> sampler_;
-    mutable std::mutex mutex_;
-    mutable std::shared_ptr<const std::vector<float>> turns_;
-    mutable std::int64_t turned_frames_ = 0;
+    std::unique_ptr<const Engine> engine_;
 };
 
 }  // namespace enma

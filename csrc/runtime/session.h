@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "core/cpu/sampler.h"
+#include "core/cpu/frame_session.h"
 #include "runtime/model.h"
 #include "runtime/tensor.h"
 #include "runtime/view.h"
@@ -162,7 +162,7 @@ class Session {
 
     Observed observed_;
     std::int64_t total_ = 0, total_latents_ = 0;
-    std::unique_ptr<SamplerSession> sampling_;
+    std::unique_ptr<FrameSession> sampling_;
 
     std::vector<int> active_;          // members that go on
     std::vector<StreamState> states_;  // of each member

@@ -56,7 +56,7 @@ Array::Array(const DLTensor* t, const char* name, const std::vector<std::int64_t
         fail(ENMA_INVALID_ARGUMENT, name, " has type code ", int{t->dtype.code}, ", ", int{t->dtype.bits}, " bits and ",
              t->dtype.lanes, " lanes; fp32 or fp64 is expected");
     }
-    if (t->ndim != axes || t->shape == nullptr) {
+    if (t->ndim != axes || (t->shape == nullptr && axes > 0)) {
         fail(ENMA_INVALID_ARGUMENT, name, " has ", t->ndim, " axes; ", shape_text(shape.data(), axes, true),
              " is expected");
     }
@@ -126,6 +126,12 @@ std::vector<float> Array::read(const char* entry) const {
 const float* Array::contiguous() const {
     if (wide_ || compact_ > 0) fail(ENMA_INVALID_ARGUMENT, name_, " is not contiguous fp32");
     return reinterpret_cast<const float*>(data_);
+}
+
+const double* Array::wide() const {
+    if (!wide_) return nullptr;
+    if (compact_ > 0) fail(ENMA_INVALID_ARGUMENT, name_, " is not contiguous");
+    return reinterpret_cast<const double*>(data_);
 }
 
 void Array::put(std::int64_t at, float value) const {

@@ -21,6 +21,8 @@ class Array {
     std::vector<float> read(const char* entry) const;
     // The values themselves, fp32 without gaps in row-major order; others are refused.
     const float* contiguous() const;
+    // The same of fp64; null for fp32.
+    const double* wide() const;
     // All values in row-major order, and likewise those of entry (i, j) of the first two axes.
     void write(const float* values) const { write_from(0, 0, values); }
     void write(std::int64_t i, std::int64_t j, const float* values) const;

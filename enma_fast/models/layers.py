@@ -244,6 +244,8 @@ def exact(layer: nn.Linear, x: Tensor) -> Tensor:
 def weights_key(module: nn.Module) -> Hashable:
     """A key that differs from an earlier one if a weight has been changed or replaced.
 
+    Buffers are weights too.
+
     PyTorch counts changes of `p`, as by `p.copy_(...)` under `torch.no_grad()` or `load_state_dict`, and not those of
     `p.data`, nor any of a parameter that was made under `torch.inference_mode`: of that the sum is part of the key.
     """
@@ -261,7 +263,7 @@ def weights_key_ref(module: nn.Module) -> tuple[float, ...]:
         if part is None:
             continue
         left.extend(part._modules.values())
-        for p in part._parameters.values():
+        for p in (*part._parameters.values(), *part._buffers.values()):
             if p is not None:
                 key += (p.data_ptr(), p.double().sum().item() if p.is_inference() else p._version)
     return tuple(key)

@@ -65,7 +65,7 @@ class NativeSampler:
             raise EnmaError(f"norms have another epsilon than {EPSILON}; use backend 'reference'")
         self._packed = native().Dynamics(
             to_json(dynamics.config),
-            {f"dynamics.{name}": p.detach().float().contiguous() for name, p in dynamics.named_parameters()},
+            {f"dynamics.{name}": _as_read(p) for name, p in dynamics.state_dict().items()},
             FORMATS[dtype],
         )
 
@@ -133,6 +133,11 @@ class NativeSampler:
     def planned_bytes(self) -> dict[str, int]:
         """Memory of the last session in bytes: weights, keys_values, buffers, and the work space of the threads."""
         return {} if self._idle is None else dict(self._idle[1].plan())
+
+
+def _as_read(p: Tensor) -> Tensor:
+    """Of a checkpoint, as the extension reads it: fp64 as it is, all else in fp32."""
+    return (p if p.dtype == torch.float64 else p.float()).contiguous()
 
 
 class NetworkSampler:

@@ -139,11 +139,6 @@ def test_channels_of_the_ends_that_wrap_to_none(library: Library, plane: Path, t
     tensors["codec.conv_out.conv.conv.bias"] = np.ones(0, np.float32)
     save_file(tensors, copied / "model.safetensors")
     write_manifest(copied)
-    message = "conv_out.conv.conv.(bias|weight) has a shape that is not valid"
-    refused(CHECKPOINT, message, lambda: library.open(copied))
-    del tensors["codec.conv_out.conv.conv.weight"], tensors["codec.conv_out.conv.conv.bias"]
-    save_file(tensors, copied / "model.safetensors")
-    write_manifest(copied)
     refused(CHECKPOINT, "field_channels: at most 256 is expected with stride_ends 64", lambda: library.open(copied))
 
 
@@ -198,11 +193,11 @@ def entry(shape: list[Any], begin: Any, end: Any, dtype: str = "F32") -> dict[st
         (weights({"a": entry([2**20, 2**20, 2**20, 2**20], 0, 0)}), "too large"),
         (weights({"a": entry([2**30, 2**10, 2**30], 0, 0)}), "too large"),
         (weights({"a": entry([-1], 0, 4)}, b"1234"), "shape"),
-        (weights({"a": entry([2, 0], 0, 0)}), "shape"),
+        (weights({"a": entry([2, -1], 0, 0)}), "shape"),
         (weights({"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, b"1234"), "overlap"),
         (weights({"a": entry([1], 4, 8)}, b"12345678"), "hole"),
         (weights({"a": entry([1], 0, 4)}, b"12345678"), "do not cover"),
-        (weights({"a": entry([4], 0, 4, "I8")}, b"1234"), "is I8; libenma reads F32, F16 and BF16"),
+        (weights({"a": entry([4], 0, 4, "I8")}, b"1234"), "is I8; libenma reads F64, F32, F16, BF16 and BOOL"),
         (weights({"a": {"dtype": "F32"}}), "no dtype, shape"),
         (weights({"a": entry([1], 0, 4)}, struct.pack("<f", float("nan"))), "not finite"),
     ],

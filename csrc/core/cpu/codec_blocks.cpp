@@ -11,8 +11,8 @@ namespace {
 struct Blocks {
     CodecConfig config;
     int frames;
-    // Where in a frame of the field the values of each place are, [places, values].
-    std::vector<std::int64_t> sources;
+    // Where in a frame of the field the values of each place are, [places, values], and where in a latent frame.
+    std::vector<std::int64_t> sources, targets;
 
     Blocks(const CodecConfig& config, int block, int frames) : config(config), frames(frames) {
         const std::int64_t across = config.grid.back(), c = config.field_channels, b = block;
@@ -21,6 +21,7 @@ struct Blocks {
             for (std::int64_t place = 0; place < across; place += b) {
                 for (std::int64_t value = 0; value < c * tall * b; ++value) {
                     const std::int64_t i = line + value / b % tall, j = place + value % b, channel = value / (tall * b);
+                    targets.push_back(static_cast<std::int64_t>(sources.size()) / (c * tall * b) * row() + value);
                     sources.push_back((i * across + j) * c + channel);
                 }
             }
@@ -29,9 +30,14 @@ struct Blocks {
     std::int64_t size() const { return static_cast<std::int64_t>(sources.size()); }
     std::int64_t values() const { return size() / config.places(); }
     std::int64_t row() const { return whole_panels(config.latent_channels); }
-    // Of value `i` of a frame among those of a latent frame.
-    std::int64_t target(std::int64_t i, int frame) const {
-        return i / values() * row() + frame * values() + i % values();
+    // The values of a frame of the field among those of a latent frame, and back.
+    void put(const float* field, int frame, float* latent) const {
+        float* const to = latent + frame * values();
+        for (std::size_t i = 0; i < sources.size(); ++i) to[targets[i]] = field[sources[i]];
+    }
+    void take(const float* latent, int frame, float* field) const {
+        const float* const from = latent + frame * values();
+        for (std::size_t i = 0; i < sources.size(); ++i) field[sources[i]] = from[targets[i]];
     }
 };
 
@@ -52,7 +58,7 @@ class BlocksEncoder : public Stream {
         std::fill_n(out, blocks_.config.places() * blocks_.row(), 0.0f);
         for (int t = 0; t < frames; ++t) {
             const float* const from = t + 1 < frames ? state.frames.data() + t * blocks_.size() : frame;
-            for (std::int64_t i = 0; i < blocks_.size(); ++i) out[blocks_.target(i, t)] = from[blocks_.sources[i]];
+            blocks_.put(from, t, out);
         }
         if (sink != nullptr) sink(to, out);
     }
@@ -71,7 +77,7 @@ class BlocksDecoder : public Stream {
     void push(const float* latent, StreamState& state, Isa, char* work, Sink sink, void* to) const override {
         float* const out = reinterpret_cast<float*>(work);
         for (int t = state.seen[0]++ == 0 ? blocks_.frames - 1 : 0; t < blocks_.frames; ++t) {
-            for (std::int64_t i = 0; i < blocks_.size(); ++i) out[blocks_.sources[i]] = latent[blocks_.target(i, t)];
+            blocks_.take(latent, t, out);
             if (sink != nullptr) sink(to, out);
         }
     }

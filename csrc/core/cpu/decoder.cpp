@@ -3,7 +3,7 @@
 namespace enma {
 
 // One for each kind; read_<kind>_decoder is in decoder_<kind>.cpp.
-#define ENMA_DECODER_KINDS(KIND) KIND(flow) KIND(gaussian) KIND(linear) KIND(local)
+#define ENMA_DECODER_KINDS(KIND) KIND(field) KIND(flow) KIND(gaussian) KIND(linear) KIND(local)
 
 #define ENMA_DECLARE(kind) MakeDecoder read_##kind##_decoder(Fields& fields, const DecoderShape& shape);
 ENMA_DECODER_KINDS(ENMA_DECLARE)

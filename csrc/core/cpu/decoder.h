@@ -20,6 +20,7 @@
 
 namespace enma {
 
+struct FieldConfig;
 struct SamplerView;
 struct SamplerState;
 
@@ -109,6 +110,8 @@ class Decoder {
     virtual int past() const { return 0; }
     // Whether its frames are fields that are read, and it decides no tokens: then to ask for a session throws Error.
     virtual bool draws_fields() const { return false; }
+    // Of one that decides in field space, for field_model.h, and not here: to ask it for a session throws Error too.
+    virtual const FieldConfig* field_config() const { return nullptr; }
     // `model` and `state` outlive it.
     virtual std::unique_ptr<DecoderSession> session(const SamplerView& model, const SamplerState& state,
                                                     const DecoderSettings& settings) const = 0;

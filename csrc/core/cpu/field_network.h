@@ -52,13 +52,10 @@ class FieldNetwork {
     int stem_row() const { return whole_panels(inward_); }
 
     FieldNetworkShape shape_;
-    GridTiles fine_, coarse_;
-    int inward_;  // channels of the stem
-    // For each point of a block, [places, points of a block]: the point of the grid whose values go in, -1 for zeros, and
-    // that whose values come out, -1 for none.
-    std::vector<int> sources_, targets_;
-    std::vector<float> marks_;  // [places, points of a block], or none
-    std::vector<int> parts_;    // places of each coarse place, [coarse, 2^axes]
+    GridBlocks fine_;
+    GridTiles coarse_;
+    int inward_;              // channels of the stem
+    std::vector<int> parts_;  // places of each coarse place, [coarse, 2^axes]
     GridConvolution stem_;
     std::vector<GatedBlock> first_, middle_, last_;
     LinearView coarsen_{}, refine_{}, head_{};

@@ -27,6 +27,14 @@ double of_weights(const float* weights, int axes, int number) {
     return sum;
 }
 
+// Points from an edge that is not periodic at which networks are told so.
+constexpr int MARKED = 2;
+
+std::vector<GridAxis> divided(std::vector<GridAxis> grid, int block, int times) {
+    for (GridAxis& axis : grid) axis.points = (axis.points + block * times - 1) / (block * times) * times;
+    return grid;
+}
+
 // body(first, count) for rows as many at a time as a product takes.
 template <class Body>
 void by_rows(std::int64_t rows, const Body& body) {
@@ -70,6 +78,52 @@ GridTiles::GridTiles(const std::vector<GridAxis>& axes) : axes_(static_cast<int>
     for (int tile = 0; tile < tiles_; ++tile) {
         for (int i = 0; i < power(TILE_NUMBERS, axes_); ++i) from_.push_back(place(tile, i, TILE_NUMBERS, 1, false));
         for (int i = 0; i < power(TILE_POINTS, axes_); ++i) to_.push_back(place(tile, i, TILE_POINTS, 0, true));
+    }
+}
+
+GridPlace in_block(int axes, int place, int across, int part, int size) {
+    if (axes == 1) return {0, place * size + part};
+    return {place / across * size + part / size, place % across * size + part % size};
+}
+
+GridBlocks::GridBlocks(const std::vector<GridAxis>& grid, int block, int times)
+    : across_(divided(grid, block, times).back().points),
+      points_(power(block, static_cast<int>(grid.size()))),
+      tiles_(divided(grid, block, times)) {
+    const int axes = static_cast<int>(grid.size());
+    const GridAxis &first = grid.front(), &last = grid.back();
+    const auto near = [](const GridAxis& axis, int at) {
+        return axis.edge != GridEdge::periodic && (at < MARKED || at >= axis.points - MARKED) ? 1.0f : 0.0f;
+    };
+    const bool marked =
+        std::any_of(grid.begin(), grid.end(), [](const GridAxis& axis) { return axis.edge != GridEdge::periodic; });
+    for (int place = 0; place < places(); ++place) {
+        for (int part = 0; part < points_; ++part) {
+            const GridPlace at = in_block(axes, place, across_, part, block);
+            const int x = axes == 1 ? 0 : first.at(at.first), y = last.at(at.last);
+            sources_.push_back(x < 0 || y < 0 ? -1 : x * last.points + y);
+            const bool inside = (axes == 1 || at.first < first.points) && at.last < last.points;
+            targets_.push_back(inside ? sources_.back() : -1);
+            if (!marked) continue;
+            marks_.push_back(x < 0 || y < 0 ? 0.0f : near(last, y) + (axes == 1 ? 0.0f : near(first, x)));
+        }
+    }
+}
+
+void GridBlocks::gather(const float* x, int channels, const float* noise, int n, int row, float* out) const {
+    for (std::int64_t place = 0; place < places(); ++place, out += row) {
+        float* at = out;
+        for (int part = 0; part < points_; ++part, at += channels) {
+            const int point = sources_[place * points_ + part];
+            if (point < 0) {
+                std::fill_n(at, channels, 0.0f);
+            } else {
+                std::copy_n(x + std::int64_t{point} * channels, channels, at);
+            }
+        }
+        if (!marks_.empty()) at = std::copy_n(&marks_[place * points_], points_, at);
+        if (noise != nullptr) at = std::copy_n(noise + place * n, n, at);
+        std::fill(at, out + row, 0.0f);
     }
 }
 

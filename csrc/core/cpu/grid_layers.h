@@ -40,6 +40,38 @@ class GridTiles {
     std::vector<int> from_, to_;
 };
 
+// A grid in blocks of so many points along each axis, prolonged to whole ones, whose number `times` divides. The points of a
+// block are the channels of a place, then marks of edges that are not periodic.
+class GridBlocks {
+   public:
+    GridBlocks(const std::vector<GridAxis>& grid, int block, int times = 1);
+    const GridTiles& tiles() const { return tiles_; }
+    int places() const { return tiles_.places(); }
+    // Along the last axis.
+    int across() const { return across_; }
+    int points_of_block() const { return points_; }
+    // Channels of a place, of so many of a point.
+    int inward(int channels) const { return points_ * (channels + (marks_.empty() ? 0 : 1)); }
+    // Rows [places, row] of fields [*grid, channels], with noise [places, n] after them, null for none; zeros beyond.
+    void gather(const float* x, int channels, const float* noise, int n, int row, float* out) const;
+    // The point of a place, -1: beyond the grid.
+    int point(std::int64_t place, int part) const { return targets_[place * points_ + part]; }
+
+   private:
+    int across_, points_;
+    GridTiles tiles_;
+    // Of each point of a block, [places, points]: the point of the grid whose values go in, -1 for zeros, and that whose
+    // values come out, -1 for none; and marks, or none.
+    std::vector<int> sources_, targets_;
+    std::vector<float> marks_;
+};
+
+// Where point `part` of a block is, the block at `place` of a grid with `across` blocks along its last axis.
+struct GridPlace {
+    int first, last;
+};
+GridPlace in_block(int axes, int place, int across, int part, int size);
+
 // Tiles that pass through the products of a convolution at a time.
 constexpr int TILES = 48;
 // Columns of one product: of a gated block a panel of gates and the panel that they multiply.

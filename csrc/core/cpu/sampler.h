@@ -1,4 +1,4 @@
-// Latent frames of an ensemble, one after the other, without a call back to the caller: enma_fast/sampling/reference.py in C++.
+// Frames by transformers, without a call back to the caller.
 //
 // Legend: B rows (members being sampled together), G groups of rows that share history and context, N tokens per frame,
 // R rows of the masked transformer per member (2N: context and frame; N where these are added), M tokens decided in a
@@ -13,8 +13,8 @@
 #include <memory>
 #include <vector>
 
-#include "core/cpu/decoder.h"
 #include "core/cpu/frame_attention.h"
+#include "core/cpu/frame_session.h"
 #include "core/cpu/gemm.h"
 #include "core/cpu/parallel.h"
 
@@ -153,20 +153,8 @@ struct Moments {
 // Columns of one piece of a fused product; its intermediate results stay in the second-level cache.
 constexpr int SAMPLER_COLUMNS = 128;
 
-// Bytes
-struct SamplerPlan {
-    std::size_t weights, keys_values, buffers, work;
-};
-
-// What one chunk of an ensemble needs memory for.
-struct SamplerSettings : DecoderSettings {
-    std::int64_t groups;                     // trajectories, of which the rows are members
-    std::int64_t prefix_frames, own_frames;  // that groups share, with a start for each segment; that are read back
-    std::int64_t first_frame;                // number of the first latent frame to make
-};
-
 // One chunk of an ensemble. Everything is allocated here; nothing is while frames are made.
-class SamplerSession {
+class SamplerSession : public FrameSession {
    public:
     // `turns` are cosines, then sines, [2, frames, N, K / 2], of at least as many frames as are read; null without. Throws
     // what decoders throw, std::bad_alloc.
@@ -175,27 +163,21 @@ class SamplerSession {
     SamplerSession(const SamplerSession&) = delete;
     SamplerSession& operator=(const SamplerSession&) = delete;
 
-    // Forgets everything that it was given.
-    void reset();
-    // Reads the start of a segment, then latent frames [G, N, C] of it.
-    void start_segment(int segment);
-    void read(const float* tokens);
-    // Keys of the noise of each row, and its group.
-    void begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups);
-    // Decides the next latent frame [B, N, C] and, unless it is the last one, reads it.
-    void frame(float* out, bool last);
-    // Reads a latent frame [B, N, C] in place of deciding it: that of another session, or one that was saved.
-    void follow(const float* tokens);
-    // Goes on with `count` of the rows alone, at least one, given in ascending order; they keep their bits.
-    void keep(const int* rows, int count);
+    void reset() override;
+    void start_segment(int segment) override;
+    void read(const float* tokens) override;
+    void begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups) override;
+    void frame(float* out, bool last) override;
+    void follow(const float* tokens) override;
+    void keep(const int* rows, int count) override;
 
-    const SamplerSettings& settings() const { return settings_; }
-    const SamplerView& model() const { return model_; }
-    SamplerPlan plan() const;
-    int frames_read() const { return state_.prefix_frames; }
-    int frames_made() const { return state_.own_frames; }
-    // Between `begin` and the last frame.
-    bool begun() const { return begun_; }
+    const SamplerSettings& settings() const override { return settings_; }
+    int tokens() const override { return model_.tokens; }
+    int channels() const override { return model_.channels; }
+    SamplerPlan plan() const override;
+    int frames_read() const override { return state_.prefix_frames; }
+    int frames_made() const override { return state_.own_frames; }
+    bool begun() const override { return begun_; }
 
    private:
     // After a frame that each row has read.

@@ -31,7 +31,6 @@ class FieldDecoder(Decoder):
     """The next frame from the last three and the physics of a trajectory."""
 
     past = PAST
-    native_part = "step.model.network"
 
     def __init__(self, config: ModelConfig, own: FieldConfig, trunk: MaskedTransformer | None) -> None:
         super().__init__()
@@ -41,8 +40,11 @@ class FieldDecoder(Decoder):
             raise EnmaError(f"{config.name}: step is of kind 'field', which reads context 'physics'; give that")
         self.places = FieldTokens(config)
         floors = kinds(codec.grid, self.places.edges, codec.field_channels)
-        views = floors[context.floor]().num_views
-        self.model = FieldStep(codec.grid, self.places.edges, codec.field_channels, own, condition=NUMBERS, views=views)
+        floor = floors[context.floor]()
+        self.native_part = None if floor.native else "step.model.network"
+        self.model = FieldStep(
+            codec.grid, self.places.edges, codec.field_channels, own, condition=NUMBERS, views=floor.num_views
+        )
 
     def decide(self, h: Physics, past_BPNC: Tensor, noise: Noise, settings: SamplingConfig) -> Tensor:
         past = self.completed(self.places.of(past_BPNC), h)

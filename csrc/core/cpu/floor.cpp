@@ -1,0 +1,110 @@
+// Floors that are the same for all trajectories of a data set: enma_fast/models/floors/dataset.py.
+#include "core/cpu/floor.h"
+
+#include <algorithm>
+#include <map>
+
+namespace enma {
+
+using MakeFloor = std::unique_ptr<const Floor>(const FloorGrid& grid, const TakeFloor& take);
+MakeFloor make_waves_floor;
+
+namespace {
+
+struct Persistence : Floor {
+    explicit Persistence(int values) : Floor(values) {}
+    void step(Past past, const Inferred*, Isa, char*, float* views) const override {
+        std::copy_n(past[PAST_FRAMES - 1], values_, views);
+    }
+};
+
+// The shape [*x, more].
+std::vector<std::int64_t> shape_of(const FloorGrid& grid, std::int64_t more) {
+    std::vector<std::int64_t> shape;
+    for (const GridAxis& axis : grid.axes) shape.push_back(axis.points);
+    shape.push_back(more);
+    return shape;
+}
+
+struct DampedPersistence : Floor {
+    DampedPersistence(const FloorGrid& grid, const TakeFloor& take, const std::string& prefix)
+        : Floor(grid.values()),
+          channels(grid.channels),
+          mean(take.values(prefix + "mean", shape_of(grid, grid.channels))),
+          rate(take.values(prefix + "rate", {grid.channels})) {}
+    void step(Past past, const Inferred*, Isa, char*, float* views) const override {
+        for (int i = 0; i < values_; ++i) {
+            views[i] = mean[i] + rate[i % channels] * (past[PAST_FRAMES - 1][i] - mean[i]);
+        }
+    }
+
+    int channels;
+    std::vector<float> mean, rate;
+};
+
+// Damped persistence, and a linear regression of what it misses on the principal components of two frames.
+struct InverseModel : Floor {
+    static constexpr int LAGS = 2, MOST_COMPONENTS = 30;
+
+    InverseModel(const FloorGrid& grid, const TakeFloor& take)
+        : Floor(grid.values()),
+          damped(grid, take, "damped."),
+          components(std::min(MOST_COMPONENTS, values_)),
+          scale(take.values("scale", {grid.channels})),
+          basis(take.values("basis", {values_, components})),
+          weights(take.values("weights", {LAGS * components, components})) {}
+
+    int reads() const override { return LAGS; }
+    void step(Past past, const Inferred* inferred, Isa isa, char* work, float* views) const override {
+        const int E = components;
+        double known[LAGS * MOST_COMPONENTS] = {}, made[MOST_COMPONENTS] = {};
+        // The last frame comes first.
+        for (int lag = 0; lag < LAGS; ++lag) project(past[PAST_FRAMES - 1 - lag], known + lag * E);
+        damped.step(past, inferred, isa, work, views);
+        for (int i = 0; i < LAGS * E; ++i) {
+            for (int e = 0; e < E; ++e) made[e] += known[i] * weights[i * E + e];
+        }
+        for (int i = 0; i < values_; ++i) {
+            double moved = 0.0;
+            for (int e = 0; e < E; ++e) moved += basis[static_cast<std::ptrdiff_t>(i) * E + e] * made[e];
+            views[i] += static_cast<float>(moved) * scale[i % damped.channels];
+        }
+    }
+    // Components of a frame.
+    void project(const float* frame, double* out) const {
+        for (int i = 0; i < values_; ++i) {
+            const double off = (frame[i] - damped.mean[i]) / scale[i % damped.channels];
+            const float* const row = basis.data() + static_cast<std::ptrdiff_t>(i) * components;
+            for (int e = 0; e < components; ++e) out[e] += off * row[e];
+        }
+    }
+
+    DampedPersistence damped;
+    int components;
+    std::vector<float> scale, basis, weights;
+};
+
+std::unique_ptr<const Floor> make_persistence(const FloorGrid& grid, const TakeFloor&) {
+    return std::make_unique<const Persistence>(grid.values());
+}
+std::unique_ptr<const Floor> make_damped(const FloorGrid& grid, const TakeFloor& take) {
+    return std::make_unique<const DampedPersistence>(grid, take, "");
+}
+std::unique_ptr<const Floor> make_inverse(const FloorGrid& grid, const TakeFloor& take) {
+    return std::make_unique<const InverseModel>(grid, take);
+}
+
+}  // namespace
+
+void Floor::before(const float* first, const Inferred*, float* out) const { std::copy_n(first, values_, out); }
+
+std::unique_ptr<const Floor> make_floor(const std::string& kind, const FloorGrid& grid, const TakeFloor& take) {
+    static const std::map<std::string, MakeFloor*> known = {{"persistence", make_persistence},
+                                                            {"damped persistence", make_damped},
+                                                            {"linear inverse model", make_inverse},
+                                                            {"waves", make_waves_floor}};
+    const auto found = known.find(kind);
+    return found == known.end() ? nullptr : found->second(grid, take);
+}
+
+}  // namespace enma
