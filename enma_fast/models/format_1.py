@@ -42,7 +42,7 @@ def config_of(old: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := sorted(dynamics.keys() - known):
         raise EnmaError(f"dynamics.{unknown[0]}: unknown key; use the version of enma_fast that wrote it")
     step = {"kind": "linear"} if local is None else {"kind": "local", **_without(local, "local")}
-    # A trained head of frame 0 was worse than a random field (docs/experiments.md).
+    # A trained head of frame 0 was worse than a random field (docs/notes/frame-0-field.md).
     initial = flow if first is None else {"kind": "gaussian"}
     new = {key: value for key, value in old.items() if key not in _PARTS}
     return new | {

@@ -131,7 +131,7 @@ def attention(q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | Non
     """softmax(q k^T / sqrt(K) + mask) v; mask is additive, broadcast to [B, H, L, S].
 
     On the CPU plain matrix products beat torch's fused kernel at head dims of 32 and a few hundred keys
-    (docs/experiments.md), so SDPA serves GPUs only.
+    (docs/notes/native-operators.md), so SDPA serves GPUs only.
     """
     if q_BHLK.is_cuda:
         return F.scaled_dot_product_attention(q_BHLK, k_BHSK, v_BHSK, attn_mask=mask)

@@ -1,8 +1,8 @@
 """Train the local decoder of a one-pass model alone: no condition, no noise, and nothing of the transformers.
 
 One frame from the frames before it is a regression. A step needs no second member and no transformers, and nothing
-random reaches the head while it learns how fields move (docs/experiments.md). Whole forecasts then teach it to listen
-to the condition, which tells what the past frames do not, and to the noise.
+random reaches the head while it learns how fields move (docs/notes/head-alone.md). Whole forecasts then teach it to
+listen to the condition, which tells what the past frames do not, and to the noise.
 
 Legend: B trajectories, T latent frames, N tokens per frame, C token channels.
 """

@@ -73,7 +73,7 @@ def encode_all(
     z = torch.empty(*shape, options.latent_channels, dtype=torch.float16, device=u.device)
     at_points = None if scattered is None else torch.empty_like(z)
     sums = torch.zeros(2, options.latent_channels, dtype=torch.float64, device=u.device)
-    # More at a time leave the cache of a core, and take 1.7 to 2.4 times as long (docs/experiments.md).
+    # More at a time leave the cache of a core, and take 1.7 to 2.4 times as long (docs/notes/encoding-batch.md).
     batches = torch.arange(len(u)).split(16 if u.device.type == "cpu" else 256)
     for s, amounts in enumerate(shifts):
         for rows in batches:

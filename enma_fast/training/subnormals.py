@@ -14,8 +14,8 @@ from ..ops import _backend
 def flush_subnormals() -> Iterator[None]:
     """Take subnormal numbers for zero on the CPU, in this thread and those that compute for it.
 
-    Gradients of a model that has learned much are full of them (docs/experiments.md). Without the extension, or where
-    the processor cannot, the other threads, or all, keep them.
+    Gradients of a model that has learned much are full of them (docs/notes/subnormals.md). Without the extension, or
+    where the processor cannot, the other threads, or all, keep them.
     """
     before = bool(torch.tensor([1e-39]).mul(1.0) == 0)
     _flush(True)

@@ -17,7 +17,7 @@ from enma_fast.training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
 # What was tried, and pages that a program writes.
-OTHERS = ("experiments.md", "own-data-compared.md", "performance.md", "tables.md")
+OTHERS = ("own-data-compared.md", "performance.md", "tables.md")
 PAGES = [ROOT / "README.md", *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in OTHERS)]
 NUMBER = r"(\d+(?:\.\d+)?)"
 SETTINGS = {

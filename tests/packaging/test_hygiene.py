@@ -12,7 +12,7 @@ MAX_LINES_OF_FILE = {"setup.py": 120, "Makefile": 80}
 CODE_SUFFIXES = {".py", ".cpp", ".cu", ".cuh", ".h", ".c", ".f90", ".toml", ".cfg"}
 MAX_ENVIRONMENT_VARIABLES = 5
 # Pages that say what was.
-HISTORY = {"CHANGELOG.md", "experiments.md"}
+HISTORY = {"CHANGELOG.md"}
 
 # Joined from pieces so that this file does not match itself.
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:" + "|".join(("work", "tmp", "root", "home")) + r")/")

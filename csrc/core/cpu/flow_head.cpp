@@ -10,7 +10,7 @@ namespace enma {
 namespace {
 
 // Below this many rows a thread, threads share the columns of the same rows, so that weights are read once for all of
-// them and modulations once for many evaluations; measured, docs/experiments.md.
+// them and modulations once for many evaluations; measured, docs/notes/flow-head.md.
 constexpr int ROWS_ALONE_FULL = 12;
 constexpr int ROWS_ALONE_BF16 = 8;
 

@@ -8,7 +8,7 @@ struct Avx512 {
     typedef __m512 Float;
     static constexpr int LANES = 16;
     static constexpr int ACCUMULATORS = 24;
-    // Addresses of more rows do not stay in registers; measured, docs/experiments.md.
+    // Addresses of more rows do not stay in registers; measured, docs/notes/packed-products.md.
     static constexpr int MAX_ROWS = 9;
 
     ENMA_INLINE Float all(float a) { return _mm512_set1_ps(a); }

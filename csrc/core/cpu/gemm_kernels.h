@@ -192,7 +192,7 @@ void any_product(int rows, int span, const typename Mode::Input* a, ptrdiff_t ld
 }
 
 // Whether two panels at a time, with the next two on their way, keep the arithmetic busy: where a panel is one vector,
-// and from four rows on; measured, docs/experiments.md.
+// and from four rows on; measured, docs/notes/packed-products.md.
 template <class V>
 ENMA_INLINE bool in_pairs(int rows) {
     return V::LANES == PANEL && rows > 3;

@@ -63,7 +63,7 @@ void relax() {
 Buffer::Buffer(std::size_t bytes) : data_(static_cast<char*>(::operator new(bytes, alignment(bytes)))), size_(bytes) {
 #ifdef __linux__
     // Weights of a large model pass by once a mask step: in small pages, looking addresses up takes an eighth of the time
-    // (docs/experiments.md). A system that has no huge page to lend leaves them small.
+    // (docs/notes/packed-products.md). A system that has no huge page to lend leaves them small.
     if (bytes >= HUGE_PAGE) madvise(data_, bytes, MADV_HUGEPAGE);
 #endif
 }
