@@ -31,6 +31,7 @@ from benchmarks.harness import as_json, machine
 from benchmarks.own_networks import HISTORY, NETWORKS, fit, relative_errors
 from benchmarks.own_sets import SETS, write_set
 from enma_fast.data import FieldFile, read
+from enma_fast.data.drivers import rows_of
 from enma_fast.evaluation.baselines import Method, Observations, baselines
 from enma_fast.evaluation.metrics import crps, relative_l2
 from enma_fast.forecasting.members import sample_fields
@@ -71,6 +72,11 @@ TITLES = {
         "Burgers with unknown viscosity and forcing",
         "One dimension, 128 points, periodic. Each of 1,000 trajectories has its own viscosity and its own steady "
         "forcing, which no method is told. {frames} frames of {test} other trajectories are forecast.",
+    ),
+    "burgers-told": (
+        "Burgers with known viscosity and forcing",
+        "The same trajectories. Here viscosity and forcing are told to the model by `--known`, and to the networks as "
+        "further input maps. Forecasts without training do not use them.",
     ),
     "shallow": (
         "Shallow water",
@@ -228,7 +234,10 @@ def field_row(source: Path, run: Path, request: Request, score: Callable[..., di
 
     def forecast(test: FieldFile, numbers: Sequence[int]) -> Tensor:
         history = torch.from_numpy(test.u[list(numbers), :HISTORY])
-        found = sample_fields(model, history, num_members=MEMBERS, trajectories=numbers, seed=request.seed, warn=False)
+        known = rows_of(test.known, list(numbers))
+        found = sample_fields(
+            model, history, num_members=MEMBERS, trajectories=numbers, seed=request.seed, known=known, warn=False
+        )
         return found[:, :, : test.u.shape[1] - HISTORY]
 
     return {"method": FIELD, "train_s": used, **score(forecast, members=MEMBERS), "parameters": _size(model)}
@@ -247,29 +256,46 @@ def network_row(
     mean, scale = scales
     fields = {split: torch.from_numpy((data.u - mean) / scale) for split, data in splits.items()}
     train, val = fields["train"], fields["val"]
-    periodic = splits["train"].periodic
+    periodic, told = splits["train"].periodic, told_maps(splits["train"], splits["train"])
 
     @torch.inference_mode()
     def validation(rate: float) -> float:
         with torch.inference_mode(False):
-            model = fit(kind, train, periodic, seconds=SHARE * seconds, learning_rate=rate, seed=seed)
-        made = torch.cat([model(part[:, :HISTORY], part.shape[1] - HISTORY) for part in val.split(8)])
+            model = fit(kind, train, periodic, seconds=SHARE * seconds, learning_rate=rate, seed=seed, told_Bxk=told)
+        maps = told_maps(splits["val"], splits["train"])
+        parts = zip(val.split(8), [None] * len(val) if maps is None else maps.split(8), strict=False)
+        made = torch.cat([model(part[:, :HISTORY], part.shape[1] - HISTORY, known) for part, known in parts])
         return float(relative_errors(made, val[:, HISTORY:]).mean())
 
     tried = {rate: validation(rate) for rate in RATES}
     rate = min(tried, key=lambda rate: tried[rate] if np.isfinite(tried[rate]) else np.inf)
     begun = time.process_time()
-    model = fit(kind, train, periodic, seconds=seconds, learning_rate=rate, seed=seed)
+    model = fit(kind, train, periodic, seconds=seconds, learning_rate=rate, seed=seed, told_Bxk=told)
     used = time.process_time() - begun
 
     @torch.inference_mode()
     def forecast(test: FieldFile, numbers: Sequence[int]) -> Tensor:
         history = torch.from_numpy((test.u[list(numbers), :HISTORY] - mean) / scale)
-        return (model(history, test.u.shape[1] - HISTORY) * torch.from_numpy(scale) + torch.from_numpy(mean))[:, None]
+        maps = told_maps(test, splits["train"])
+        known = None if maps is None else maps[list(numbers)]
+        made = model(history, test.u.shape[1] - HISTORY, known)
+        return (made * torch.from_numpy(scale) + torch.from_numpy(mean))[:, None]
 
     chosen = {f"{rate:g}": error for rate, error in tried.items()}
     row = {"method": kind, "train_s": used, **score(forecast), "parameters": _size(model)}
     return {**row, "learning_rate": rate, "validation": chosen}
+
+
+def told_maps(data: FieldFile, train: FieldFile) -> Tensor | None:
+    """Drivers that stay in time as standardised maps `[B, *x, k]`; None without any."""
+    if not data.known:
+        return None
+    grid = data.u.shape[2:-1]
+    maps = [
+        np.broadcast_to(((values - train.known[name].mean()) / train.known[name].std())[:, 0], (len(data), *grid))
+        for name, values in data.known.items()
+    ]
+    return torch.from_numpy(np.stack(maps, -1).astype(np.float32))
 
 
 def _size(model: torch.nn.Module) -> int:

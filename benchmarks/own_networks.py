@@ -131,7 +131,7 @@ NETWORKS: dict[str, type[nn.Module]] = {"FNO": Fno, "U-Net": UNet}
 class Stepper(nn.Module):
     """A network as a forecaster of standardised fields."""
 
-    def __init__(self, kind: str, fields_BTxc: Tensor, periodic: tuple[bool, ...]) -> None:
+    def __init__(self, kind: str, fields_BTxc: Tensor, periodic: tuple[bool, ...], *, told: int = 0) -> None:
         super().__init__()
         channels, grid = fields_BTxc.shape[-1], fields_BTxc.shape[2:-1]
         places = [
@@ -139,15 +139,17 @@ class Stepper(nn.Module):
             for i, n in enumerate(grid)
             if not periodic[i]
         ]
-        self.network = NETWORKS[kind](HISTORY * channels + len(places), channels, periodic)
+        self.network = NETWORKS[kind](HISTORY * channels + told + len(places), channels, periodic)
         self.register_buffer("places", torch.stack(places) if places else torch.empty(0, *grid))
         changes = fields_BTxc[:, 1:] - fields_BTxc[:, :-1]
         self.register_buffer("scale", changes.square().mean(dim=tuple(range(changes.ndim - 1))).sqrt())
 
-    def forward(self, history_BLxc: Tensor, num_frames: int) -> Tensor:
-        """Frames `[B, num_frames, *x, c]` after three observed ones."""
+    def forward(self, history_BLxc: Tensor, num_frames: int, told_Bxk: Tensor | None = None) -> Tensor:
+        """Frames `[B, num_frames, *x, c]` after three observed ones, with k maps that it is told."""
         frames = list(history_BLxc.unbind(1))
         places = self.places.expand(len(history_BLxc), *self.places.shape)
+        if told_Bxk is not None:
+            places = torch.cat([told_Bxk.movedim(-1, 1), places], 1)
         for _ in range(num_frames):
             seen = torch.cat([*(frame.movedim(-1, 1) for frame in frames[-HISTORY:]), places], 1)
             frames.append(frames[-1] + self.scale * self.network(seen).movedim(1, -1))
@@ -168,12 +170,13 @@ def fit(
     learning_rate: float,
     seed: int,
     clock: Callable[[], float] = time.process_time,
+    told_Bxk: Tensor | None = None,
 ) -> Stepper:
-    """A network trained on standardised trajectories for so many seconds of a clock."""
+    """A network trained on standardised trajectories, and maps that it is told, for so many seconds of a clock."""
     begun = clock()
     torch.manual_seed(seed)
     draws = torch.Generator().manual_seed(seed)
-    model = Stepper(kind, fields_BTxc, periodic)
+    model = Stepper(kind, fields_BTxc, periodic, told=0 if told_Bxk is None else told_Bxk.shape[-1])
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=_WEIGHT_DECAY)
     batch = {1: 32, 2: 8}[len(periodic)]
     while (share := (clock() - begun) / seconds) < 1:
@@ -182,7 +185,8 @@ def fit(
         rows = torch.randint(len(fields_BTxc), (count,), generator=draws)
         first = int(torch.randint(fields_BTxc.shape[1] - HISTORY - frames + 1, (), generator=draws))
         shown = fields_BTxc[rows, first : first + HISTORY + frames]
-        error = relative_errors(model(shown[:, :HISTORY], frames), shown[:, HISTORY:]).mean()
+        told = None if told_Bxk is None else told_Bxk[rows]
+        error = relative_errors(model(shown[:, :HISTORY], frames, told), shown[:, HISTORY:]).mean()
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * min(1, share / _WARM_UP) * (1 + math.cos(math.pi * share)) / 2
         optimiser.zero_grad()

@@ -4,6 +4,7 @@
 |-----------|---------------------------------------------------------------------------------------------------|
 | `ks`      | Kuramoto-Sivashinsky, `u_t = -u u_x - u_xx - u_xxxx`, periodic; training data are one series      |
 | `burgers` | `u_t = -u u_x + nu u_xx + f(x)`, periodic; each trajectory has its own `nu` and `f`, not told      |
+| `burgers-told` | the same trajectories, whose `nu` and `f` are known inputs                                    |
 | `shallow` | rotating shallow water, `H_t = -div(H v)`, `v_t = -v.grad v - k x v - grad H`, walls in y          |
 
 Solvers compute in float64, and the files hold float32. Shape suffixes: B trajectories, T frames, F waves.
@@ -11,8 +12,10 @@ Solvers compute in float64, and the files hold float32. Shape suffixes: B trajec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -55,8 +58,13 @@ def kuramoto_sivashinsky(
     return np.fft.irfft(found[:, spin_up:], n=KS_POINTS)
 
 
-def burgers(trajectories: int, rng: np.random.Generator, *, frames: int = 20, steps: int = 32) -> np.ndarray:
-    """Frames `[B, T, 128]`: every fourth of 512 points; `nu` log-uniform in [0.01, 0.1], `f` three waves up to 0.5."""
+def burgers(
+    trajectories: int, rng: np.random.Generator, *, frames: int = 20, steps: int = 32
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Frames `[B, T, 128]`, every fourth of 512 points, and their `nu [B, 1, 1]` and `f [B, 1, 128]`.
+
+    `nu` is log-uniform in [0.01, 0.1], and `f` has three waves up to 0.5.
+    """
     fine = 4 * BURGERS_POINTS
     x, k_F = 2 * np.pi / fine * np.arange(fine), np.arange(fine // 2 + 1)
     kept_F = k_F < fine / 3
@@ -68,14 +76,16 @@ def burgers(trajectories: int, rng: np.random.Generator, *, frames: int = 20, st
 
     nu_B1 = np.exp(rng.uniform(np.log(0.01), np.log(0.1), (trajectories, 1)))
     start = waves(4, lambda n: rng.normal(size=(trajectories, 1)) / n)
-    force_BF = np.fft.rfft(waves(3, lambda n: rng.uniform(-0.5, 0.5, (trajectories, 1))))
+    force = waves(3, lambda n: rng.uniform(-0.5, 0.5, (trajectories, 1)))
+    force_BF = np.fft.rfft(force)
 
     def slope(v_BF: np.ndarray) -> np.ndarray:
         u = np.fft.irfft(v_BF * kept_F, n=fine)
         return -0.5j * k_F * kept_F * np.fft.rfft(u * u) + force_BF
 
     found = _frames(np.fft.rfft(start), -nu_B1 * k_F**2, slope, BURGERS_STEP / steps, steps, frames)
-    return np.fft.irfft(found, n=fine)[..., :: fine // BURGERS_POINTS]
+    step = fine // BURGERS_POINTS
+    return np.fft.irfft(found, n=fine)[..., ::step], {"nu": nu_B1[..., None], "f": force[:, None, ::step]}
 
 
 def _frames(
@@ -163,10 +173,18 @@ def _write_ks(path: Path, split: str, rng: np.random.Generator) -> None:
     _write(path, {"u": found}, step=KS_STEP, coords=[x], periodic=[True], scalars=scalars)
 
 
-def _write_burgers(path: Path, split: str, rng: np.random.Generator) -> None:
-    found = burgers({"train": 1000, "test-in": 60}[split], rng)
+def _write_burgers(path: Path, split: str, rng: np.random.Generator, *, told: bool = False) -> None:
+    found, known = burgers({"train": 1000, "test-in": 60}[split], rng)
     x = 2 * np.pi / BURGERS_POINTS * np.arange(BURGERS_POINTS)
-    _write(path, {"u": found}, step=BURGERS_STEP, coords=[x], periodic=[True], scalars={})
+    _write(
+        path,
+        {"u": found},
+        step=BURGERS_STEP,
+        coords=[x],
+        periodic=[True],
+        scalars={"nu": known["nu"].ravel()} if told else {},
+        known=known if told else {},
+    )
 
 
 def _write_shallow(path: Path, split: str, rng: np.random.Generator) -> None:
@@ -185,6 +203,7 @@ def _write(
     coords: list[np.ndarray],
     periodic: list[bool],
     scalars: dict[str, np.ndarray],
+    known: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> None:
     fields = {name: values.astype(np.float32) for name, values in channels.items()}
     count, frames = next(iter(fields.values())).shape[:2]
@@ -196,7 +215,13 @@ def _write(
         periodic=periodic,
         scalars={"environment": np.arange(count), **scalars},
         t0_fields=fields,
+        known=known,
     )
 
 
-SETS = {"ks": _write_ks, "burgers": _write_burgers, "shallow": _write_shallow}
+SETS = {
+    "ks": _write_ks,
+    "burgers": _write_burgers,
+    "burgers-told": partial(_write_burgers, told=True),
+    "shallow": _write_shallow,
+}

@@ -40,6 +40,8 @@ class ContextConfig(Slot):
     native: ClassVar[bool] = False
     static: ClassVar[bool] = False
     leads_to_trunk: ClassVar[bool] = True
+    # Whether it takes known inputs.
+    takes_known: ClassVar[bool] = False
 
     @property
     def transformer(self) -> CausalTransformerConfig:
@@ -121,6 +123,7 @@ class PhysicsConfig(ContextConfig):
 
     native: ClassVar[bool] = True
     leads_to_trunk: ClassVar[bool] = False
+    takes_known: ClassVar[bool] = True
     module: ClassVar[str] = "enma_fast.models.contexts.physics:PhysicsContext"
 
     def native_problem(self, codec: CodecConfig, dtype: str) -> str | None:
@@ -303,13 +306,32 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KnownInput:
+    """A driver that a model is told: a number of each trajectory, of each frame, of each place, or of several of these.
+
+    A parameter varies neither ``in_time`` nor ``in_space``, a series in time, a map in space, a forcing in both.
+    """
+
+    name: str
+    in_time: bool = False
+    in_space: bool = False
+
+    @property
+    def kind(self) -> str:
+        """In words."""
+        if self.in_time:
+            return "forcing" if self.in_space else "series"
+        return "map" if self.in_space else "parameter"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Definition of a model; stored as ``config.json`` in a checkpoint.
 
     A model is a codec, a context and two decoders: ``initial`` decides frame 0 of a generated trajectory, ``step`` all
     others. Without ``initial`` frame 0 is as all others.
     Its training has shown contexts of ``num_frames`` frames, or of ``shortest_context`` to ``num_frames``; the shorter
-    ones end with a whole latent frame.
+    ones end with a whole latent frame. ``known`` are the drivers that it is told beside the fields.
     """
 
     name: str
@@ -323,6 +345,7 @@ class ModelConfig:
     initial: DecoderConfig | None = None
     step: DecoderConfig = field(default_factory=FlowConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    known: tuple[KnownInput, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.context.leads_to_trunk:
@@ -349,6 +372,11 @@ class ModelConfig:
     def slots(self, first: int) -> tuple[str, ...]:
         """The slots whose decoders decide the latent frames from number `first` on."""
         return tuple(dict.fromkeys((self.slot(1), self.slot(first))))
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it is told more than fields: drivers, or where these have no values."""
+        return bool(self.known) or self.codec.masked
 
     @property
     def transformers(self) -> tuple[CausalTransformerConfig, TrunkConfig]:

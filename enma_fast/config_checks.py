@@ -73,6 +73,11 @@ def check_model(config: Any) -> None:
                 f"{codec.space_factor} times patch {p}); change grid, codec or context.patch"
             )
     context.check(name, codec)
+    if config.is_told and not context.takes_known:
+        raise EnmaError(f"{name}: context {context.kind!r} takes no known inputs and no masks; leave them out")
+    names = [driver.name for driver in config.known]
+    if len(set(names)) < len(names):
+        raise EnmaError(f"{name}: known names {', '.join(names)}; give each once")
     for slot, decoder in config.decoders.items():
         decoder.check(name, slot, codec)
     check_numbers(name, config)

@@ -20,6 +20,7 @@ class CodecConfig(Slot):
     """Codec: field frames <-> latent frames (paper 2, D.1); what all kinds know of the fields.
 
     ``field_mean`` and ``field_scale`` standardise each channel of the fields, ``(u - mean) / scale``; None leaves them.
+    ``masked`` fields have no values at some places, such as land; the weights say which.
     """
 
     kind: str
@@ -29,6 +30,7 @@ class CodecConfig(Slot):
     field_channels: int = 1
     field_mean: tuple[float, ...] | None = None
     field_scale: tuple[float, ...] | None = None
+    masked: bool = False
 
     # Whether it encodes and decodes at any points, not on its grid alone; whether the engine in C++ has it, for fields
     # of 1 and 2 dimensions; and the most dimensions.

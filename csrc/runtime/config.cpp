@@ -81,6 +81,7 @@ ModelConfig read_config(const Json& json, const std::string& source) {
     out.step = read_decoder(part("step"), shape);
     if (const Json* sampling = fields.find("sampling"))
         read_sampling(fields.inner("sampling", *sampling), out.sampling);
+    fields.list("known", [&](const Json&) -> bool { fields.unsupported("known", "not empty"); });
     fields.check_all_read();
     return out;
 }

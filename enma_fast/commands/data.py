@@ -10,12 +10,12 @@ import typer
 
 from ..errors import EnmaError
 from ..utils.text import boundaries, counted, times
-from .options import AsJson, numbers
+from .options import AsJson, Known, Mask, numbers
 from .options import Data as DataFile
 from .terminal import Terminal, number, table
 
 # Separators of lists that are not ranges.
-_BETWEEN = {"points": " x ", "lengths": " x ", "periodic": ", ", "channels": ", "}
+_BETWEEN = {"points": " x ", "lengths": " x ", "periodic": ", ", "channels": ", ", "known": ", "}
 
 
 def generate(
@@ -121,6 +121,8 @@ def import_(
         str | None,
         typer.Option("--crop", metavar="AXIS=A:B,...", help="Keep the places A to B - 1 of x, y, z or time, from 0."),
     ] = None,
+    known: Known = None,
+    mask: Mask = None,
     window: Annotated[
         int | None, typer.Option("--window", help="Cut long series into trajectories of so many frames.")
     ] = None,
@@ -144,6 +146,8 @@ def import_(
         periodic=None if periodic is None else () if periodic == "none" else _names(periodic),
         environment=environment,
         crop=_crop(crop),
+        known=tuple(known or ()),
+        mask=mask,
         window=window,
         stride=stride,
     )

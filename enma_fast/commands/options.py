@@ -34,6 +34,18 @@ Frames = Annotated[
 ]
 Members = Annotated[int, typer.Option("--members", help="Ensemble size.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the noise.")]
+Known = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--known",
+        metavar="NAME",
+        help="Parameter, series, map or field that the model is told, in place of a channel; may be repeated. "
+        "`time` is the time of day and year.",
+    ),
+]
+Mask = Annotated[
+    str | None, typer.Option("--mask", metavar="NAME", help="Field that is 0 or missing where there are no values.")
+]
 Precision = Annotated[
     str | None,
     typer.Option(

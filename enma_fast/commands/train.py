@@ -12,7 +12,7 @@ import typer
 from ..errors import EnmaError
 from ..utils.text import counted
 from .forecast import duration
-from .options import AsJson, Threads, on_device, use_threads
+from .options import AsJson, Known, Mask, Threads, on_device, use_threads
 from .terminal import Terminal, number, table
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def train(
         Path | None,
         typer.Option("--plot", help="Of your data: picture of loss and validation, drawn again as it trains."),
     ] = None,
+    known: Known = None,
+    mask: Mask = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -90,7 +92,14 @@ def train(
             raise EnmaError(f"--device: is an option of recipes; train the recipe that `train {source}` writes")
         from ..training.own_plan import MINUTES, Request
 
-        request = Request(size=model_size, minutes=MINUTES if minutes is None else minutes, seed=seed or 0, shift=shift)
+        request = Request(
+            size=model_size,
+            minutes=MINUTES if minutes is None else minutes,
+            seed=seed or 0,
+            shift=shift,
+            known=tuple(known or ()),
+            mask=mask,
+        )
         _train_own(terminal, Path(source), out, request, plot, dry_run)
         return
     given = (
@@ -98,6 +107,8 @@ def train(
         ("--minutes", minutes is not None),
         ("--no-shift", not shift),
         ("--plot", plot is not None),
+        ("--known", bool(known)),
+        ("--mask", mask is not None),
     )
     for option, there in given:
         if there:
@@ -241,6 +252,8 @@ def _plan_table(plan: Plan) -> Any:
         few = f", which overlap: {shared:,} frames in all" if shared < count * model.num_frames else ""
         environments = counted(plan.environments[split], "environment")
         rows.append([split, f"{counted(count, 'trajectory')} in {environments}{few}"])
+    if model.known:
+        rows.append(["told", ", ".join(f"{driver.name} ({driver.kind})" for driver in model.known)])
     rows.append(["tasks", "temporal, initial value by a context" if plan.contexts else "temporal; no contexts"])
     rows.append(["floor", _floor(plan)])
     rows.append(["time", duration(60 * plan.request.minutes)])

@@ -41,5 +41,5 @@ from .well import count as count
 from .well import describe as describe
 from .well import read as read
 from .well import read_numbered as read_numbered
-from .well import write as write
-from .well import write_fields as write_fields
+from .well_writing import write as write
+from .well_writing import write_fields as write_fields

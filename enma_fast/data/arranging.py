@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import EnmaError
 from ..utils.names import SPACE
 from .checks import narrowed
+from .drivers import TIME, cycles_of, driver, part_of
 from .sources import AXES, NAMES, Source, Variable
 
 log = logging.getLogger("enma_fast")
@@ -63,11 +64,14 @@ class Arranged:
         return narrowed(self.path, self.wanted, values)
 
 
-def arranged(source: Source, axes: Sequence[str], wanted: Sequence[str]) -> list[Arranged]:
-    """The fields, or components of fields, that are wanted, in their order; by default all that vary in time."""
+def arranged(source: Source, axes: Sequence[str], wanted: Sequence[str], known: Sequence[str] = ()) -> list[Arranged]:
+    """The fields, or components of fields, that are wanted, in their order; by default all that vary in time.
+
+    Those that are `known` are drivers, and no channels.
+    """
     path = source.path
     if not wanted:
-        names = _usual(source, axes)
+        names = _usual(source, axes, known)
         return [_arranged(source, name, axes, alone=len(names) == 1) for name in names]
     found: list[Arranged] = []
     chosen = {name for name in wanted if name in source.fields}
@@ -82,9 +86,57 @@ def arranged(source: Source, axes: Sequence[str], wanted: Sequence[str]) -> list
     return found
 
 
-def _usual(source: Source, axes: Sequence[str]) -> list[str]:
+def drivers_of(
+    source: Source,
+    names: Sequence[str],
+    columns: Mapping[str, np.ndarray],
+    field: Arranged,
+    wanted: Sequence[str],
+    parts: Mapping[str, slice],
+) -> dict[str, np.ndarray]:
+    """Drivers `[n or 1, T or 1, *x or 1s]` of a source, of a part of the places along some axes of a field.
+
+    Names are those of columns, of series and of fields, or of the time of the day and year.
+    """
+    path, axes = source.path, ("trajectory", "time", *SPACE[: len(field.shape) - 2])
+    sizes = dict(zip(axes, field.shape, strict=True))
+    found: dict[str, np.ndarray] = {}
+    for name in names:
+        if name == TIME:
+            cycles = cycles_of(placed(source, wanted, field.name).get(TIME, np.empty(0)))
+            found |= {key: driver(key, turns[None], field.shape, where=path) for key, turns in cycles.items()}
+            continue
+        if name in source.fields:
+            values, given = source.fields[name].values, source.fields[name].axes
+            values = values[(slice(None),) * values.ndim]
+        elif name in source.columns:
+            values, given = source.columns[name].values[(slice(None),)], source.columns[name].axes
+        elif name in columns:
+            values, given = columns[name], ("trajectory",)
+        else:
+            raise source.lacks(name)
+        if given is None:
+            found[name] = driver(name, values, field.shape, where=path)
+            continue
+        own = tuple(AXES.get(axis, axis) for axis in given)
+        kept = [i for i, axis in enumerate(own) if axis in sizes or values.shape[i] > 1]
+        own, values = tuple(own[i] for i in kept), values.reshape([values.shape[i] for i in kept])
+        if [values.shape[i] for i in range(len(own))] != [sizes.get(axis) for axis in own]:
+            raise EnmaError(
+                f"{path}: {name} has the axes {', '.join(given)} of {list(values.shape)}; {field.name} has "
+                f"{', '.join(f'{axis} {size}' for axis, size in sizes.items())}: a driver has some of these axes"
+            )
+        values = values.transpose([own.index(axis) for axis in axes if axis in own])
+        found[name] = values.reshape([sizes[axis] if axis in own else 1 for axis in axes]).astype(np.float32)
+    return part_of(found, [parts.get(axis, slice(None)) for axis in axes[1:]])
+
+
+def _usual(source: Source, axes: Sequence[str], known: Sequence[str]) -> list[str]:
     """Names of the fields that are imported where none are asked for."""
-    names = [name for name in source.fields if name not in source.bounds] or list(source.fields)
+    there = [name for name in source.fields if name not in known]
+    names = [name for name in there if name not in source.bounds] or there
+    if not names:
+        raise EnmaError(f"{source.path}: holds no field beside {', '.join(known)}; name fewer by --known")
     varying = [name for name in names if not _static(source.fields[name], axes)]
     if varying and (left := [name for name in names if name not in varying]):
         log.warning("%s: without an axis of time, so left out: %s", source.path, ", ".join(left))

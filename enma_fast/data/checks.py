@@ -55,17 +55,28 @@ def narrowed(path: Path, channels: Sequence[str], values: np.ndarray) -> np.ndar
 
 
 def check_values(data: FieldFile) -> None:
-    """Raise `EnmaError` if a value is missing."""
-    wrong = ~np.isfinite(data.u) | ~present(data.u)
+    """Raise `EnmaError` if a value is missing, but for those of a mask, which are missing in all frames."""
+    wrong, mask = ~np.isfinite(data.u) | ~present(data.u), data.mask
+    if mask is not None:
+        wrong[:, :, ~mask] = ~np.isnan(data.u[:, :, ~mask])
+        if not mask.any(axis=tuple(range(mask.ndim - 1))).all():
+            raise EnmaError(f"{data.path}: a channel has no values at all; {_LEAVE_OUT}")
     if wrong.any():
         row, frame = np.argwhere(wrong)[0, :2]
         raise EnmaError(
             f"{data.path}: {data.channels[int(np.argwhere(wrong)[0, -1])]} holds {int(wrong.sum()):,} missing or "
-            f"infinite values, first at trajectory {row}, frame {frame}; fill them, for example by interpolation, or "
-            + _LEAVE_OUT
+            f"infinite values, first at trajectory {row}, frame {frame}, not in place in all frames as those of land; "
+            f"fill them, for example by interpolation, or {_LEAVE_OUT}"
         )
+    everywhere = None if mask is None else mask.all(-1)
+    for name, values in data.known.items():
+        gaps = np.isnan(values).any(axis=(0, 1))
+        if np.isinf(values).any() or (gaps & (True if everywhere is None else everywhere)).any():
+            raise EnmaError(
+                f"{data.path}: {name}, which is told, is missing or infinite where there are fields; fill it"
+            )
     for c, channel in enumerate(data.channels):
-        values = data.u[..., c]
+        values = data.u[..., c] if mask is None else data.u[:, :, mask[..., c], c]
         if (fill := undeclared_fill(values)) is not None:
             there = values == fill
             row, frame = np.argwhere(there)[0, :2]
@@ -78,7 +89,7 @@ def check_values(data: FieldFile) -> None:
 
 def constant_channels(data: FieldFile) -> dict[str, float]:
     """Channels that have one value everywhere, and that value."""
-    low, high = (of(data.u, axis=tuple(range(data.u.ndim - 1))) for of in (np.min, np.max))
+    low, high = (of(data.u, axis=tuple(range(data.u.ndim - 1))) for of in (np.nanmin, np.nanmax))
     return {name: float(a) for name, a, b in zip(data.channels, low, high, strict=True) if a == b}
 
 

@@ -16,7 +16,8 @@ from ..errors import EnmaError
 from ..utils.bounds import MOST_POINTS
 from ..utils.untrusted import Limits, require_memory
 from . import hdf5
-from .missing import FILL_ATTRIBUTES, present
+from .drivers import rows_of
+from .missing import FILL_ATTRIBUTES, in_place, present
 
 # Steps of an even grid may differ by this part of their mean.
 _EVEN = 1e-2
@@ -29,7 +30,8 @@ class FieldFile:
     Attributes
     ----------
     path, name : file and `dataset_name`
-    u : float32 [n, T, x.., c], all values finite; of readings [n, T, P, c]
+    u : float32 [n, T, x.., c]; of readings [n, T, P, c]. Values are finite but for the places of a mask, where they are
+        NaN in all frames of all trajectories
     points : float32 [n, T, P, d], coordinates of readings, NaN where a frame has fewer than P; None on a grid
     channels : names of the c channels; the components of a vector field `v` are `v_x`, `v_y`, `v_z`
     times : float64 [T]
@@ -41,6 +43,8 @@ class FieldFile:
     environment : int64 [n], equal where the PDE and its parameters are; None if the file does not say
     environment_by : names of the columns whose values are equal where the environment is, if the file says; those of
         numbers are parameters, and with one of text the number of an environment is the same in every file
+    known : drivers by name, [n or 1, T or 1, x or 1..], which models are told (`data.drivers`); those that vary in time
+        may have more frames than there are times, for forecasts
     numbers : int64 [n], of the trajectories in the file, of what `read_numbered` reads; None for 0, 1, ..., the numbers
         that `read` gives, also to what it selects
     total : trajectories of the file; None for n
@@ -61,9 +65,16 @@ class FieldFile:
     units: dict[str, str] = field(default_factory=dict)
     points: np.ndarray | None = None
     environment_by: tuple[str, ...] = ()
+    known: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.u)
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """True where there are values, [x.., c]; None if they are everywhere."""
+        there = ~np.isnan(self.u[0, 0])
+        return None if self.points is not None or there.all() else there
 
     @property
     def domain(self) -> Domain:
@@ -102,6 +113,7 @@ class FieldFile:
             numbers=None,
             total=None,
             points=None if self.points is None else self.points[places],
+            known=rows_of(self.known, places),
         )
 
     def parts(self) -> dict[str, Any]:
@@ -129,10 +141,20 @@ class FieldArray:
     dim_varying: tuple[bool, ...]
     unit: str = "1"
 
+    def frames(self, count: int) -> int:
+        """Frames of the dataset, of a file of so many: a driver may have more."""
+        if not self.time_varying:
+            return 1
+        place = int(self.sample_varying)
+        return max(count, self.dataset.shape[place]) if self.dataset.ndim > place else count
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class FieldSource:
-    """An open, checked field file: everything but the values, which `load` reads for some trajectories."""
+    """An open, checked field file: everything but the values, which `load` reads for some trajectories.
+
+    Drivers are the arrays `known`, and the parameters that are `told`.
+    """
 
     path: Path
     layout: str
@@ -145,6 +167,8 @@ class FieldSource:
     environment: np.ndarray | None
     environment_by: tuple[str, ...] = ()
     arrays: tuple[FieldArray, ...]
+    known: tuple[FieldArray, ...] = ()
+    told: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_trajectories < 1 or not self.channels:
@@ -153,12 +177,14 @@ class FieldSource:
                 "give at least one of each and list the fields in t0_fields@field_names"
             )
         for array in self.arrays:
-            self._check(array)
+            self._check(array, len(self.times))
+        for array in self.known:
+            self._check(array, array.frames(len(self.times)))
 
-    def _check(self, array: FieldArray) -> None:
+    def _check(self, array: FieldArray, frames: int) -> None:
         shape = (
             *((self.num_trajectories,) if array.sample_varying else ()),
-            *((len(self.times),) if array.time_varying else ()),
+            *((frames,) if array.time_varying else ()),
             *(size for size, varies in zip(self.grid, array.dim_varying, strict=True) if varies),
             *((len(array.channels),) if array.vector else ()),
         )
@@ -203,6 +229,10 @@ class FieldSource:
             last = first + len(array.channels)
             u[..., first:last] = self._load_array(array, rows)
             first = last
+        dims = len(self.grid)
+        known = {name: self.parameters[name][rows].reshape(-1, *[1] * (dims + 1)) for name in self.told}
+        for array in self.known:
+            known |= dict(zip(array.channels, np.moveaxis(self._load_array(array, rows), -1, 0), strict=True))
         return FieldFile(
             path=self.path,
             name=self.name,
@@ -216,6 +246,7 @@ class FieldSource:
             parameters={key: value[rows] for key, value in self.parameters.items()},
             environment=None if self.environment is None else self.environment[rows],
             environment_by=self.environment_by,
+            known={name: np.asarray(values, np.float32) for name, values in known.items()},
         )
 
     def _load_array(self, array: FieldArray, rows: np.ndarray) -> np.ndarray:
@@ -223,7 +254,7 @@ class FieldSource:
         dataset = array.dataset
         full = (
             len(rows) if array.sample_varying else 1,
-            len(self.times) if array.time_varying else 1,
+            array.frames(len(self.times)),
             *(size if varies else 1 for size, varies in zip(self.grid, array.dim_varying, strict=True)),
             len(array.channels),
         )
@@ -235,12 +266,15 @@ class FieldSource:
             (np.isfinite(values), "a NaN or an infinity"),
             (present(values, fills), "a missing value"),
         ):
-            if not good.all():
+            if not good.all() and in_place(good) and not np.isinf(values).any():
+                # A mask, such as land.
+                values = np.where(good, values, np.float32(np.nan))
+            elif not good.all():
                 row, frame = np.argwhere(~good)[0, :2]
                 raise EnmaError(
                     f"{self.path}: {array.where} holds {what}, first at trajectory "
                     f"{rows[row] if array.sample_varying else 0}, frame {frame}; "
-                    "compute that trajectory again or leave it out"
+                    "compute that trajectory again or leave it out, unless it is missing in all frames of all of them"
                 )
         return values
 

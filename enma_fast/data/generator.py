@@ -1,4 +1,4 @@
-"""Generate a data set: environments from `splits`, solutions from the equation, layout from `well`."""
+"""Generate a data set: environments from `splits`, solutions from the equation, layout from `well_writing`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..utils.extras import load_extra
 from ..utils.files import read_file, remove, write_file
 from ..utils.untrusted import read_arrays, reason
 from . import equation as protocol
-from . import equations, hdf5, spectral, splits, well
+from . import equations, hdf5, spectral, splits, well_writing
 from .equation import Equation, Values
 from .equations import EQUATIONS
 
@@ -108,7 +108,7 @@ def generate(
     ]
     files = [_part(parts, origin, chunk, values) for chunk in chunks]
     with hdf5.create_file(path) as file, _helped(workers - 1, equation, split, seed, chunks, values, files):
-        well.write_header(
+        well_writing.write_header(
             file,
             name=path.stem,
             times=problem.times,
@@ -271,8 +271,8 @@ def _create_fields(file: Any, problem: Equation, num_trajectories: int) -> list[
     """One empty scalar field for each channel."""
     shape, dims = (num_trajectories, problem.num_frames, *problem.grid), len(problem.grid)
     shapes = dict.fromkeys(problem.channels, shape)
-    fields = well.create_fields(file, shapes, rank=0, num_spatial_dims=dims, units=problem.channels)
-    well.create_fields(file, {}, rank=1, num_spatial_dims=dims)
+    fields = well_writing.create_fields(file, shapes, rank=0, num_spatial_dims=dims, units=problem.channels)
+    well_writing.create_fields(file, {}, rank=1, num_spatial_dims=dims)
     return fields
 
 

@@ -15,13 +15,15 @@ from ..errors import EnmaError
 from ..utils.names import SPACE, check_names
 from ..utils.text import shown
 from . import hdf5
-from .arranging import arranged, placed
+from .arranging import arranged, drivers_of, placed
 from .checks import check_store_names, check_values, constant_channels, leave_out, repeated_ends
+from .drivers import TIME, cycles_of, driver, part_of, windows_of
 from .environments import along_trajectories, environments
 from .fields import FieldFile
 from .positions import check_space, descending, positions
 from .sources import AXES, NAMES, open_source
-from .well import channels_of, read, write_fields
+from .well import channels_of, read
+from .well_writing import write_fields
 
 log = logging.getLogger("enma_fast")
 
@@ -45,6 +47,9 @@ class ImportOptions:
     environment : column, or columns with commas between them, that are equal where the physics is
     crop : space axis or time -> first of its places that are kept, and the place after the last; a cropped axis is
         periodic only if `periodic` says so
+    known : parameters, series, maps and fields that models are told, in place of channels; `time` gives the time of the
+        day and of the year, of dates that span these
+    mask : field that is 0 or missing where the fields have no values
     window, stride : frames of each of the trajectories that are cut from longer ones, and frames between their
         beginnings, by default the same
     """
@@ -58,6 +63,8 @@ class ImportOptions:
     periodic: tuple[str, ...] | None = None
     environment: str | None = None
     crop: Mapping[str, tuple[int, int]] | None = None
+    known: tuple[str, ...] = ()
+    mask: str | None = None
     window: int | None = None
     stride: int | None = None
 
@@ -102,6 +109,10 @@ def import_fields(
 def imported(source: Path, options: ImportOptions) -> FieldFile:
     """The fields of such a file."""
     data = _described(source, options) if known_layout(source) else _assembled(source, options)
+    if options.mask is not None:
+        data = _masked(data, options.mask)
+    if data.known:
+        data = _observed(data)
     source_data, data = data, _renamed(data, options)
     check_names(data.parameters, kind="parameter", where=data.path)
     check_values(data)
@@ -110,6 +121,9 @@ def imported(source: Path, options: ImportOptions) -> FieldFile:
     _note_repeated_ends(source_data)
     if options.window is not None:
         data = windows(data, options.window, options.stride or options.window)
+    check_names(data.known, kind="known input", where=data.path)
+    if twice := set(data.known) & set(data.channels):
+        raise EnmaError(f"{data.path}: {twice.pop()} is both a channel and known; rename the channel by --channels")
     check_store_names(data)
     return data
 
@@ -146,7 +160,9 @@ def _described(path: Path, options: ImportOptions) -> FieldFile:
     """A file that says all that is needed, with what is said otherwise."""
     if options.axes:
         raise EnmaError(f"{path}: names its axes itself; leave out --axes")
-    data = _chosen(path, options.fields)
+    if TIME in options.known:
+        raise EnmaError(f"{path}: has no dates; give the time of the day or year as series, or leave --known time out")
+    data = _chosen(path, options.fields, _told(options))
     if options.environment:
         if data.environment is not None:
             raise EnmaError(f"{path}: names its environments itself; leave out --environment")
@@ -158,16 +174,38 @@ def _described(path: Path, options: ImportOptions) -> FieldFile:
     periodic = _boundaries(path, len(coords), options, data.periodic)
     data = replace(data, coords=coords, times=times, periodic=periodic)
     kept = _kept(path, data.u.shape[1:-1], options)
-    return _cropped(replace(data, u=np.ascontiguousarray(data.u[(slice(None), *kept)])), kept, options)
+    u = np.ascontiguousarray(data.u[(slice(None), *kept)])
+    return _cropped(replace(data, u=u, known=part_of(data.known, kept)), kept, options)
 
 
-def _chosen(path: Path, names: Sequence[str]) -> FieldFile:
+def _told(options: ImportOptions) -> tuple[str, ...]:
+    """Names of a source that are drivers, or the mask."""
+    return (*options.known, *([] if options.mask is None else [options.mask]))
+
+
+def _masked(data: FieldFile, name: str) -> FieldFile:
+    """The data without values where a driver, which is none then, is 0 or missing."""
+    known = dict(data.known)
+    there = np.nan_to_num(known.pop(name)) != 0
+    if there.shape[:2] != (1, 1) and not (there == there[:1, :1]).all():
+        raise EnmaError(f"{data.path}: the mask {name} changes over time or trajectories; give one that stays")
+    return replace(data, u=np.where(there[:1, :1, ..., None], data.u, np.float32(np.nan)), known=known)
+
+
+def _observed(data: FieldFile) -> FieldFile:
+    """The data up to the last frame that has values; drivers may go on, for forecasts."""
+    seen = np.flatnonzero(~np.isnan(data.u).all(axis=(0, *range(2, data.u.ndim))))
+    last = seen[-1] + 1 if len(seen) else len(data.times)
+    return data if last == len(data.times) else replace(data, u=data.u[:, :last], times=data.times[:last])
+
+
+def _chosen(path: Path, names: Sequence[str], known: Sequence[str]) -> FieldFile:
     """A file of a known layout, of its fields only those that are named, or components of them."""
     if not names:
-        return read(path)
+        return read(path, known=known)
     held = channels_of(path)
     fields = [name if name in held else next((f for f, c in held.items() if name in c), name) for name in names]
-    data = read(path, fields=list(dict.fromkeys(fields)))
+    data = read(path, fields=list(dict.fromkeys(fields)), known=known)
     channels = [channel for name in names for channel in held.get(name, (name,))]
     if channels == list(data.channels):
         return data
@@ -177,8 +215,10 @@ def _chosen(path: Path, names: Sequence[str]) -> FieldFile:
 
 
 def _assembled(path: Path, options: ImportOptions) -> FieldFile:
-    source = open_source(path, options.fields)
-    fields = arranged(source, options.axes, options.fields)
+    told = _told(options)
+    # All that may be a driver is opened.
+    source = open_source(path, (*options.fields, *told) if options.fields else ())
+    fields = arranged(source, options.axes, options.fields, told)
     if len({field.shape for field in fields}) > 1:
         shapes = ", ".join(f"{field.name} {field.variable.values.shape}" for field in fields)
         raise EnmaError(f"{path}: its fields differ in shape ({shapes}); choose those of one shape by --fields")
@@ -199,8 +239,10 @@ def _assembled(path: Path, options: ImportOptions) -> FieldFile:
         first_place, end, _ = part.indices(size)
         parts[axis] = slice(size - end, size - first_place) if i in turned else part
     u = np.concatenate([field.load(parts) for field in fields], axis=-1)
+    known = drivers_of(source, told, columns, fields[0], options.axes, parts)
     if turned:
         u = np.ascontiguousarray(np.flip(u, axis=tuple(2 + i for i in turned)))
+        known = {name: np.flip(values, axis=tuple(2 + i for i in turned)) for name, values in known.items()}
     whole = FieldFile(
         path=path,
         name=path.stem,
@@ -214,6 +256,7 @@ def _assembled(path: Path, options: ImportOptions) -> FieldFile:
         environment=environment,
         environment_by=by,
         units={name: field.variable.unit for field in fields for name in field.wanted},
+        known=known,
     )
     return _cropped(whole, kept, options)
 
@@ -285,6 +328,14 @@ def _cropped(data: FieldFile, parts: Sequence[slice], options: ImportOptions) ->
     return replace(data, times=data.times[parts[0]], coords=coords, lengths=lengths, periodic=periodic)
 
 
+def with_drivers(data: FieldFile, known: Mapping[str, Any]) -> FieldFile:
+    """The data with drivers of arrays, as `data.drivers.driver` takes them."""
+    sizes, found = data.u.shape[:-1], dict(known)
+    if TIME in found:
+        found |= cycles_of(np.asarray(found.pop(TIME)))
+    return replace(data, known=data.known | {name: driver(name, x, sizes) for name, x in found.items()})
+
+
 def windows(data: FieldFile, window: int, stride: int) -> FieldFile:
     """Windows of each trajectory as trajectories, of its environment; without one, of one of their own.
 
@@ -303,4 +354,5 @@ def windows(data: FieldFile, window: int, stride: int) -> FieldFile:
         parameters={**parameters, SERIES: series, FIRST_FRAME: first},
         environment=None if data.environment is None or stride < window else data.environment[series],
         environment_by=() if stride < window else data.environment_by,
+        known=windows_of(data.known, series, first, window),
     )

@@ -34,6 +34,12 @@ def present(values: np.ndarray, marks: Iterable[Any] = ()) -> np.ndarray:
     return found
 
 
+def in_place(there: np.ndarray) -> bool:
+    """Whether `[n, T, ...]` is False at the same places in all frames of all trajectories, not at all of them."""
+    first = there[:1, :1]
+    return bool(first.any() and (there == first).all())
+
+
 def undeclared_fill(values: np.ndarray) -> np.floating[Any] | None:
     """A usual number of missing values that is farther from all other values than these are from each other."""
     for extreme, other in ((values.min(), np.min), (values.max(), np.max)):

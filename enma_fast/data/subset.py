@@ -9,7 +9,8 @@ import numpy as np
 from ..errors import EnmaError
 from .fields import FieldFile
 from .selection import spread_rows
-from .well import read, write_fields
+from .well import read
+from .well_writing import write_fields
 
 # By default a subset has at most so many environments, of so many trajectories, and no second one beyond so many bytes.
 _MOST_ENVIRONMENTS, _MOST_EACH, _MOST_BYTES = 12, 2, 4_000_000

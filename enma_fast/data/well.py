@@ -3,15 +3,16 @@
     root                   @dataset_name @grid_type @n_spatial_dims @n_trajectories @simulation_parameters
     dimensions             @spatial_dims; time [T], x [X], ...                        float32, or float64 if need be
     boundary_conditions    <dim>_periodic: @bc_type @associated_dims; mask [X]        bool
-    scalars                @field_names; one [n] per PDE parameter                    float32
+    scalars                @field_names; one [n] per PDE parameter, [n, T] per series float32
                            environment [n] @columns                                   int64
     t0_fields              @field_names; scalar fields [n, T, X, ...]                 float32
     t1_fields              @field_names; vector fields [n, T, X, ..., component]      float32
 
 A field may have the attribute `units`, which The Well has not; without it the unit is "1". Trajectories with the
 same `environment` share the PDE and its parameters; `columns`, which The Well has not, names those that it was made
-from. Tensor fields (`t2_fields`) and scalars that vary in time are
-not read.
+from. Scalars and fields with the attribute `known`, which The Well has not, are drivers: models are told them, and they
+are no channels. As in The Well they may be constant in time, over the trajectories and along axes. NaN that stays in
+place in all frames is a mask. Tensor fields (`t2_fields`) and other scalars that vary in time are not read.
 """
 
 from __future__ import annotations
@@ -19,19 +20,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from ..errors import EnmaError
 from ..utils.bounds import MOST_COMPONENTS, MOST_TRAJECTORIES
-from ..utils.extras import load_extra
 from ..utils.names import SPACE
 from ..utils.untrusted import Limits
 from . import hdf5, pdebench
 from .fields import FieldArray, FieldFile, FieldSource, axis, context_number, decimals, select_rows
-from .missing import unmasked
 from .splits import dataset_split
 
 _GROUPS = ("dimensions", "boundary_conditions", "scalars", "t0_fields", "t1_fields")
@@ -43,6 +41,7 @@ def read(
     *,
     select: slice | Sequence[int] | np.ndarray | Callable[[FieldSource], Sequence[int]] | None = None,
     fields: Sequence[str] | None = None,
+    known: Sequence[str] = (),
 ) -> FieldFile:
     """Read a field file of The Well's layout, or a 1-D file of PDEBench.
 
@@ -52,6 +51,7 @@ def read(
     select : trajectories to read, a slice, a list of numbers, or a function of the open file that gives one; all by
         default
     fields : names of scalar and vector fields, in the wanted channel order; by default all, scalars first
+    known : names of parameters, series and fields that models are told; those that the file marks are always
 
     Raises
     ------
@@ -62,7 +62,7 @@ def read(
     path = Path(path)
 
     def work(file: Any, more: Limits) -> dict[str, Any]:
-        source = _source(file, path, fields)
+        source = _source(file, path, fields, known)
         chosen = select(source) if callable(select) else select
         return source.load(select_rows(chosen, source.num_trajectories, path), more).parts()
 
@@ -89,17 +89,21 @@ def channels_of(path: str | Path) -> dict[str, tuple[str, ...]]:
 
 
 def read_numbered(
-    path: str | Path, numbers: Sequence[int] | Callable[[int], Sequence[int]], *, contexts: bool = False
+    path: str | Path,
+    numbers: Sequence[int] | Callable[[int], Sequence[int]],
+    *,
+    contexts: bool = False,
+    known: Sequence[str] = (),
 ) -> FieldFile:
     """Read trajectories of a field file, which keep their numbers, and with `contexts` their context trajectories.
 
-    `numbers` may be a function of how many the file holds. `EnmaError` as `read`; with `contexts`, if a trajectory has
-    none.
+    `numbers` may be a function of how many the file holds, `known` is as that of `read`. `EnmaError` as `read`; with
+    `contexts`, if a trajectory has none.
     """
     path = Path(path)
 
     def work(file: Any, more: Limits) -> dict[str, Any]:
-        source = _source(file, path, None)
+        source = _source(file, path, None, known)
         chosen = numbers(source.num_trajectories) if callable(numbers) else numbers
         every, rows = np.arange(source.num_trajectories), select_rows(chosen, source.num_trajectories, path)
         found = {context_number(path, source.environment, int(i), every) for i in rows if contexts}
@@ -116,7 +120,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     -------
     dict of plain data for JSON: file, layout, name, split (None if the name has none), trajectories, groups (None
     without environments), frames, time [first, last], points, lengths, periodic, channels, units and rms per
-    channel, parameters (name -> [min, max]).
+    channel, parameters (name -> [min, max]), known (names), masked (share of the places that have no values).
 
     Raises
     ------
@@ -132,12 +136,15 @@ def _description(source: FieldSource, more: Limits) -> dict[str, Any]:
     points = [len(x) for x in source.coords]
     values_each = len(source.times) * int(np.prod(points))
     step = max(1, _DESCRIBE_BYTES // (4 * values_each * len(source.channels)))
-    squares = np.zeros(len(source.channels))
+    squares, mask = np.zeros(len(source.channels)), None
     more(source.num_bytes(source.num_trajectories))
     for first in range(0, source.num_trajectories, step):
         u = source.load(np.arange(first, min(first + step, source.num_trajectories))).u
-        squares += np.square(u, dtype=np.float64).reshape(-1, u.shape[-1]).sum(axis=0)
-    rms = np.sqrt(squares / (source.num_trajectories * values_each))
+        mask = np.isfinite(u[0, 0]) if mask is None else mask
+        squares += np.nansum(np.square(u, dtype=np.float64).reshape(-1, u.shape[-1]), axis=0)
+    assert mask is not None
+    there = mask.reshape(-1, mask.shape[-1]).mean(axis=0)
+    rms = np.sqrt(squares / (source.num_trajectories * values_each * there))
     groups = None if source.environment is None else len(np.unique(source.environment))
     return {
         "file": str(source.path),
@@ -155,153 +162,12 @@ def _description(source: FieldSource, more: Limits) -> dict[str, Any]:
         "units": source.units,
         "rms": dict(zip(source.channels, rms.tolist(), strict=True)),
         "parameters": {key: [float(v.min()), float(v.max())] for key, v in source.parameters.items()},
+        "known": [*source.told, *(name for array in source.known for name in array.channels)],
+        "masked": float(1 - there.min()),
     }
 
 
-def write(
-    path: str | Path,
-    *,
-    t0_fields: Mapping[str, np.ndarray],
-    t1_fields: Mapping[str, np.ndarray] | None = None,
-    units: Mapping[str, str] | None = None,
-    environment_by: Sequence[str] = (),
-    **header: Any,
-) -> Path:
-    """Write a field file in one step: it appears complete or not at all.
-
-    Parameters
-    ----------
-    t0_fields, t1_fields : name -> [n, T, x..] and [n, T, x.., component]
-    units : name of a field -> its unit, where it has one
-    environment_by : names of the columns by whose values the environments are numbered
-    header : `name`, the `dataset_name`; `times` [T]; `coords` and `periodic`, one per space dimension; `scalars`, name
-        -> [n], of which `environment` is stored as int64 and the others as float32
-
-    Raises
-    ------
-    EnmaError
-        If a field's shape does not fit the axes, or the file cannot be written.
-    """
-    path = Path(path)
-    axes = (*list(header["scalars"].values())[:1], header["times"], *header["coords"])
-    sizes = tuple(map(len, axes))
-    with hdf5.create_file(path) as file:
-        write_header(file, **header)
-        if environment_by:
-            file["scalars/environment"].attrs["columns"] = _string_array(environment_by)
-        for rank, fields in enumerate((t0_fields, t1_fields or {})):
-            for key, value in fields.items():
-                if value.shape[: len(sizes)] != sizes or value.ndim != len(sizes) + rank:
-                    component = ", component" if rank else ""
-                    raise EnmaError(
-                        f"{path}: t{rank}_fields/{key} has shape {value.shape}; the axes ask for {sizes}{component}"
-                    )
-            shapes = {key: value.shape for key, value in fields.items()}
-            datasets = create_fields(file, shapes, rank=rank, num_spatial_dims=len(header["coords"]), units=units or {})
-            for dataset, value in zip(datasets, fields.values(), strict=True):
-                dataset[...] = unmasked(f"{path}: {dataset.name.strip('/')}", value)
-    return path
-
-
-def write_fields(path: str | Path, data: FieldFile, *, name: str) -> Path:
-    """Write what a `FieldFile` holds by `write`, each channel as a scalar field.
-
-    Without environments, every trajectory is one of its own.
-    """
-    environment = np.arange(len(data)) if data.environment is None else data.environment
-    return write(
-        path,
-        name=name,
-        times=data.times,
-        coords=data.coords,
-        periodic=data.periodic,
-        # A parameter of that name would be taken for the environments.
-        scalars={"environment": environment, **{k: v for k, v in data.parameters.items() if k != "environment"}},
-        t0_fields={channel: data.u[..., c] for c, channel in enumerate(data.channels)},
-        units=data.units,
-        environment_by=data.environment_by,
-    )
-
-
-def write_header(
-    file: Any,
-    *,
-    name: str,
-    times: np.ndarray,
-    coords: Sequence[np.ndarray],
-    periodic: Sequence[bool],
-    scalars: Mapping[str, np.ndarray],
-) -> None:
-    """Write everything but the fields to an open `h5py.File`: attributes, dimensions, boundaries, scalars."""
-    dims = SPACE[: len(coords)]
-    counts = {len(value) for value in scalars.values()}
-    if len(counts) != 1:
-        raise EnmaError(f"{name}: scalars must hold one value per trajectory each; their lengths are {sorted(counts)}")
-    file.attrs["dataset_name"] = name
-    file.attrs["grid_type"] = "cartesian"
-    file.attrs["n_spatial_dims"] = len(coords)
-    file.attrs["n_trajectories"] = counts.pop()
-    # The Well keeps here what is constant over the file; our parameters vary and are scalars.
-    file.attrs["simulation_parameters"] = _string_array(())
-
-    dimensions = file.create_group("dimensions")
-    dimensions.attrs["spatial_dims"] = _string_array(dims)
-    _create_dataset(dimensions, "time", _stored_axis(times), sample_varying=False)
-    for dim, x in zip(dims, coords, strict=True):
-        _create_dataset(dimensions, dim, _stored_axis(x), sample_varying=False, time_varying=False)
-
-    boundaries = file.create_group("boundary_conditions")
-    for dim, x, wraps in zip(dims, coords, periodic, strict=True):
-        group = boundaries.create_group(f"{dim}_{'periodic' if wraps else 'open'}")
-        group.attrs["associated_dims"] = _string_array((dim,))
-        group.attrs["associated_fields"] = _string_array(())
-        group.attrs["bc_type"] = "PERIODIC" if wraps else "OPEN"
-        group.attrs["sample_varying"] = False
-        group.attrs["time_varying"] = False
-        mask = np.zeros(len(x), dtype=bool)
-        mask[[0, -1]] = True
-        group.create_dataset("mask", data=mask)
-
-    group = file.create_group("scalars")
-    group.attrs["field_names"] = _string_array(scalars)
-    for key, value in scalars.items():
-        value = np.asarray(value, np.int64 if key == "environment" else np.float32)
-        _create_dataset(group, key, value, sample_varying=True, time_varying=False)
-
-
-def _stored_axis(values: np.ndarray) -> np.ndarray:
-    """Positions as float32, or as they are where that would move them by a thousandth of a step."""
-    exact = np.asarray(values, np.float64)
-    short = exact.astype(np.float32)
-    if len(exact) > 1 and np.abs(short - exact).max() > 1e-3 * np.abs(np.diff(exact)).min():
-        return exact
-    return short
-
-
-def create_fields(
-    file: Any,
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    rank: int,
-    num_spatial_dims: int,
-    units: Mapping[str, str] = MappingProxyType({}),
-) -> list[Any]:
-    """Create the float32 datasets of `t<rank>_fields` and return them, to be filled piece by piece."""
-    group = file.create_group(f"t{rank}_fields")
-    group.attrs["field_names"] = _string_array(shapes)
-    datasets = []
-    for key, shape in shapes.items():
-        dataset = group.create_dataset(key, shape=shape, dtype=np.float32)
-        dataset.attrs["dim_varying"] = np.ones(num_spatial_dims, dtype=bool)
-        dataset.attrs["sample_varying"] = True
-        dataset.attrs["time_varying"] = True
-        if units.get(key, "1") != "1":
-            dataset.attrs["units"] = units[key]
-        datasets.append(dataset)
-    return datasets
-
-
-def _source(file: Any, path: Path, fields: Sequence[str] | None) -> FieldSource:
+def _source(file: Any, path: Path, fields: Sequence[str] | None, known: Sequence[str] = ()) -> FieldSource:
     if pdebench.is_pdebench(file):
         if fields is not None and list(fields) != ["u"]:
             raise EnmaError(f"{path}: PDEBench's 1-D files hold one field, named 'u' here; ask for fields=['u']")
@@ -327,6 +193,12 @@ def _source(file: Any, path: Path, fields: Sequence[str] | None) -> FieldSource:
         if np.ndim(value) == 0 and isinstance(value, np.number) and np.isfinite(value)
     }
     environment = scalars.pop("environment", None)
+    series, found = _series(groups["scalars"], dims), _arrays(groups, dims, path)
+    told = _told(groups["scalars"], scalars, known)
+    drivers = _drivers({**series, **found}, known)
+    if lacking := [key for key in known if key not in {*told, *drivers}]:
+        held = ", ".join([*constants, *scalars, *series, *found]) or "nothing"
+        raise EnmaError(f"{path}: has no '{lacking[0]}' that a model could be told; it holds {held}")
     columns: tuple[str, ...] = ()
     if environment is not None and "columns" in groups["scalars"]["environment"].attrs:
         columns = tuple(hdf5.names(groups["scalars"]["environment"], "columns"))
@@ -341,8 +213,46 @@ def _source(file: Any, path: Path, fields: Sequence[str] | None) -> FieldSource:
         parameters={**constants, **scalars},
         environment=environment,
         environment_by=columns,
-        arrays=_arrays(groups, dims, fields, path),
+        arrays=_chosen(path, found, [key for key in found if key not in drivers] if fields is None else fields),
+        known=tuple(drivers.values()),
+        told=told,
     )
+
+
+def _told(group: Any, scalars: Mapping[str, np.ndarray], known: Sequence[str]) -> tuple[str, ...]:
+    """Names of the parameters that models are told."""
+    marked = [key for key in scalars if hdf5.flag(group[key], "known", default=False)]
+    return tuple(dict.fromkeys([*marked, *(key for key in known if key in scalars)]))
+
+
+def _drivers(arrays: Mapping[str, FieldArray], known: Sequence[str]) -> dict[str, FieldArray]:
+    """The series and fields that models are told."""
+    marked = [key for key, array in arrays.items() if hdf5.flag(array.dataset, "known", default=False)]
+    return {key: arrays[key] for key in dict.fromkeys([*marked, *known]) if key in arrays}
+
+
+def _chosen(path: Path, found: Mapping[str, FieldArray], wanted: Sequence[str]) -> tuple[FieldArray, ...]:
+    """The fields that are channels."""
+    for key in wanted:
+        if key not in found:
+            raise EnmaError(f"{path}: has no field '{key}'; it holds {', '.join(found) or 'none'}")
+    return tuple(found[key] for key in wanted)
+
+
+def _series(group: Any, dims: Sequence[str]) -> dict[str, FieldArray]:
+    """Scalars that vary in time."""
+    found = {}
+    for key in hdf5.names(group, "field_names"):
+        dataset = hdf5.get(group, key, "dataset")
+        if hdf5.flag(dataset, "time_varying", default=False):
+            found[key] = FieldArray(
+                dataset=dataset,
+                where=f"scalars/{key}",
+                channels=(key,),
+                sample_varying=hdf5.flag(dataset, "sample_varying", default=True),
+                dim_varying=(False,) * len(dims),
+            )
+    return found
 
 
 def _periodic_dims(boundaries: Any) -> set[str]:
@@ -383,9 +293,8 @@ def _scalars(group: Any, num_trajectories: int, path: Path) -> dict[str, np.ndar
     return scalars
 
 
-def _arrays(
-    groups: Mapping[str, Any], dims: list[str], fields: Sequence[str] | None, path: Path
-) -> tuple[FieldArray, ...]:
+def _arrays(groups: Mapping[str, Any], dims: list[str], path: Path) -> dict[str, FieldArray]:
+    """All scalar and vector fields."""
     found = {}
     for rank in (0, 1):
         group = groups[f"t{rank}_fields"]
@@ -415,18 +324,4 @@ def _arrays(
                 dim_varying=dim_varying,
                 unit=hdf5.text(dataset, "units") if "units" in dataset.attrs else "1",
             )
-    wanted = list(found) if fields is None else list(fields)
-    for key in wanted:
-        if key not in found:
-            raise EnmaError(f"{path}: has no field '{key}'; it holds {', '.join(found) or 'none'}")
-    return tuple(found[key] for key in wanted)
-
-
-def _create_dataset(group: Any, key: str, value: np.ndarray, **attributes: bool) -> None:
-    dataset = group.create_dataset(key, data=value)
-    for attribute, flag in attributes.items():
-        dataset.attrs[attribute] = flag
-
-
-def _string_array(names: Any) -> np.ndarray:
-    return np.array(list(names), dtype=load_extra("h5py", "data").string_dtype())
+    return found

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import EnmaError
 from .metrics import SCORES, PartSums, Scores
-from .metrics.arrays import Array, float64
+from .metrics.arrays import Array, float64, where_there
 
 # A mean of so many times the changes of a field hides them in relative errors, and a channel of so many times the RMS
 # of another one hides that.
@@ -35,15 +35,23 @@ class ChannelScores:
         # Of the truth: number of values, mean, and sum of squared distances from it.
         self._moments = np.zeros((len(self.channels), 3))
 
-    def update(self, ensemble: Array, truth: Array, observed: Array | None = None) -> None:
-        """Add a batch of trajectories that `Scores.update` has taken."""
+    def update(
+        self, ensemble: Array, truth: Array, observed: Array | None = None, *, mask: np.ndarray | None = None
+    ) -> None:
+        """Add a batch of trajectories that `Scores.update` has taken; `mask [*x, c]` is True where there are values."""
+
+        def of(values: Array, i: int, c: int) -> Any:
+            if mask is None:
+                return values[i : i + 1, ..., c : c + 1]
+            return where_there(values[i : i + 1], mask & (np.arange(mask.shape[-1]) == c))
+
         for c, scores in enumerate(self._scores):
             for i in range(len(truth)):
-                field = truth[i : i + 1, ..., c : c + 1]
+                field = of(truth, i, c)
                 self._moments[c] = _joined(self._moments[c], _moments(float64(field).numpy(force=True)))
                 if bool((field != 0).any()):
-                    seen = None if observed is None else observed[i : i + 1, ..., c : c + 1]
-                    scores.update(ensemble[i : i + 1, ..., c : c + 1], field, seen)
+                    seen = None if observed is None else of(observed, i, c)
+                    scores.update(of(ensemble, i, c), field, seen)
 
     def update_in_parts(
         self, parts: Iterable[ChannelPart], num_frames: int, amplitudes: Sequence[float | None]

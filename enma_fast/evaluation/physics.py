@@ -68,7 +68,8 @@ class Physics:
     ) -> None:
         """Add a trajectory: blocks of its members `[k, T, *x, c]`, the truth, and the observed frames if any.
 
-        The unit is `amplitude`, the RMS of what was observed: by default of the observed frames, or else of the truth.
+        A trajectory without values at some places is left out, since waves are of whole grids. The unit is `amplitude`,
+        the RMS of what was observed: by default of the observed frames, or else of the truth.
         """
         truth = np.asarray(truth_TX, np.float64)
         seen = None if observed_LX is None or not len(observed_LX) else np.asarray(observed_LX, np.float64)

@@ -27,7 +27,7 @@ from ..data.fields import FieldSource
 from ..errors import EnmaError
 from ..forecasting.channels import report_unit
 from ..models.checkpoint import read_tensors, sha256, write_tensors
-from ..store.layout import OUTSIDE, POINTS
+from ..store.layout import MASKED, OUTSIDE, POINTS
 from ..store.metadata import READINGS
 from ..store.read import is_missing, read_forecast, zarr_errors
 from ..utils.names import SPACE
@@ -224,7 +224,8 @@ def _same_places(found: np.ndarray, expected: np.ndarray, *, axis: np.ndarray) -
 
 
 def _close(values: np.ndarray, expected: np.ndarray) -> bool:
-    return np.allclose(values, expected, rtol=1e-5, atol=1e-5 * np.ptp(expected))
+    size = np.nanmax(expected) - np.nanmin(expected)
+    return np.allclose(values, expected, rtol=1e-5, atol=1e-5 * size, equal_nan=True)
 
 
 def _observed(path: Path, dataset: Any, data: FieldFile, place: int) -> bool:
@@ -262,9 +263,12 @@ def _parts(path: Path, dataset: Any, place: int, truth_of: _Truth) -> Iterator[C
         members_KTX, truth_TX = dataset[name][place], truth_of(place, channel)
         for frames, rows in _blocks(members_KTX.shape, _BLOCK):
             block_KTP = _values(path, number, members_KTX[:, frames, rows])
-            _require_finite(path, dataset, name, place, block_KTP)
             block_KTP = block_KTP.reshape(*block_KTP.shape[:2], -1)
             block_TP = _values(path, number, truth_TX[frames, rows]).reshape(block_KTP.shape[1:])
+            if MASKED in dataset.attrs:
+                there = ~np.isnan(block_TP[0])
+                block_KTP, block_TP = block_KTP[..., there], block_TP[:, there]
+            _require_finite(path, dataset, name, place, block_KTP)
             if not np.isfinite(block_TP).all():
                 raise EnmaError(f"{path}: {name}_truth of trajectory {number} is not finite; give the truth by --truth")
             nonzero = nonzero or bool(block_TP.any())
@@ -289,8 +293,8 @@ def _amplitudes(path: Path, dataset: Any, place: int) -> list[float | None]:
         seen_TX = dataset[name][place]
         for frames, rows in _blocks((1, *seen_TX.shape), _BLOCK):
             values = _values(path, number, seen_TX[frames, rows])
-            if READINGS in dataset.sizes:
-                # A frame may have fewer than others.
+            if READINGS in dataset.sizes or MASKED in dataset.attrs:
+                # A frame may have fewer than others, and land none.
                 values = values[~np.isnan(values)]
             square = float(np.square(values, dtype=np.float64).sum())
             total, count, own = total + square, count + values.size, own + square

@@ -15,7 +15,7 @@ from ..data import dataset_split
 from ..forecasting.file_forecast import FileForecast
 from .channel_scores import ChannelScores
 from .metrics import SCORES, Scores
-from .metrics.arrays import Array
+from .metrics.arrays import Array, where_there
 from .physics import Physics
 
 # In a state, the names of what belongs to single channels begin so.
@@ -64,6 +64,7 @@ class FileScores(TaskScores):
         data = forecast.data
         equation, _ = dataset_split(data.name)
         super().__init__(data.channels, Physics(equation, data.domain, len(data.channels)))
+        self._mask = data.mask
         self._forecast, self._places = forecast, data.places(forecast.trajectories)
         # Of generated trajectories the first members, `[T, *x, c]`.
         self.first_members: list[np.ndarray] = []
@@ -73,10 +74,14 @@ class FileScores(TaskScores):
         field, seen = self._forecast.data.u[self._places[trajectory]], self._forecast.num_observed
         truth, on_cpu = field[seen : self._forecast.num_total], values.cpu()
         observed = field[None, :seen] if seen else None
-        self.all.update(values[None], truth[None], observed)
-        self.of_channels.update(on_cpu[None], truth[None], observed)
         assert self.physics is not None
         self.physics.add([on_cpu.numpy(force=True)], truth, field[:seen])
+        members_1KTx, truth_1Tx = values[None], truth[None]
+        self.of_channels.update(on_cpu[None], truth_1Tx, observed, mask=self._mask)
+        if self._mask is not None:
+            members_1KTx, truth_1Tx = (where_there(u, self._mask) for u in (members_1KTx, truth_1Tx))
+            observed = None if observed is None else where_there(observed, self._mask)
+        self.all.update(members_1KTx, truth_1Tx, observed)
         if not self._forecast.request.task.has_truth:
             self.first_members.append(on_cpu[0].numpy())
 

@@ -6,7 +6,7 @@ d space dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,8 @@ def forecast(
     points: np.ndarray | Tensor | None = None,
     context_points: np.ndarray | Tensor | None = None,
     query: np.ndarray | Tensor | None = None,
+    known: Mapping[str, Array] | None = None,
+    context_known: Mapping[str, Array] | None = None,
     observation_error: float | Sequence[float] = ForecastRequest.observation_error,
     settings: SamplingConfig | None = None,
     trajectories: Sequence[int] | None = None,
@@ -91,6 +93,13 @@ def forecast(
     query
         ``[Q, d]`` coordinates of the output, in the domain; by default the model's grid. A model without an
         interpolation of its own gives the sum of waves that has its values on the grid.
+    known
+        What a model is told beside the fields, by the names of its training (``model.config.known``): a parameter is a
+        number, or ``[B]``; a series ``[T]`` or ``[B, T]``, a map ``[*grid]``, a forcing ``[T, *grid]``, likewise with
+        ``B`` before them where trajectories differ. T are the observed frames and all that are forecast, or more.
+        The times of day and year go on by themselves.
+    context_known
+        The same of the context; by default that of the history.
     observation_error
         Standard deviation of the error of values at scattered points, in the units of the field: one number, or one for
         each channel (models without an interpolation). The more there is of it, the less members follow the values.
@@ -152,6 +161,8 @@ def forecast(
         points=points,
         context_points=context_points,
         query=query,
+        known=known,
+        context_known=context_known,
         num_frames=num_frames,
         num_members=num_members,
         first_member=first_member,
@@ -181,6 +192,8 @@ def stream(
     points: np.ndarray | Tensor | None = None,
     context_points: np.ndarray | Tensor | None = None,
     query: np.ndarray | Tensor | None = None,
+    known: Mapping[str, Array] | None = None,
+    context_known: Mapping[str, Array] | None = None,
     observation_error: float | Sequence[float] = ForecastRequest.observation_error,
     settings: SamplingConfig | None = None,
     trajectories: Sequence[int] | None = None,
@@ -203,6 +216,8 @@ def stream(
         points=points,
         context_points=context_points,
         query=query,
+        known=known,
+        context_known=context_known,
         num_frames=num_frames,
         num_members=num_members,
         first_member=first_member,
@@ -234,7 +249,7 @@ def _read(model: Model, request: ForecastRequest) -> tuple[ForecastRequest, Labe
     expected = Channels.of_model(model)
 
     def read(argument: str, given: Fields, expected: Channels) -> LabelledField:
-        found = replace(read_field(argument, given.values, space=space), points=given.points)
+        found = replace(read_field(argument, given.values, space=space), points=given.points, known=given.known)
         names = _channel_names(found)
         return found.ordered(expected.places(argument, names, found.units, strict=request.strict))
 

@@ -20,6 +20,7 @@ from ..config import ModelConfig
 from ..data import NETCDF_FILL, unmasked
 from ..errors import EnmaError
 from ..models.codecs.native import NativeCodec, native_codec
+from ..models.drivers import Drivers
 from ..models.layers import own_dtype
 from ..models.model import Model
 from ..sampling.batch_invariant import BLOCKS, map_alone, map_rows
@@ -28,6 +29,8 @@ from ..sampling.noise import trajectory_seed
 from ..sampling.shifts import View, shifted, views
 from ..utils.text import counted
 from .analysis import CONTEXT, HISTORY, Draw, analyse
+from .cautions import outside, report_outside, warn_if_long, warn_if_uneven, warn_of_context
+from .known import told
 from .request import Fields, ForecastRequest
 from .scattered import coordinates, moved, require_errors
 
@@ -59,6 +62,7 @@ class EncodedInputs:
     graphs : true if the codec's work may be launched as CUDA graphs
     views : how each shift shows the field; member k takes that of k modulo their number
     places : of the history of (trajectory, shift) in `history_BTNC`
+    told, context_told : drivers of each row of these two, of models that are told some
     own_histories : tokens ``[rows, T, N, C]`` of what each row continues, where these differ: its earlier frames, or a
         frame 0 that is drawn as a field where none is observed
     earlier : ``[B, K, T0, *grid, c]``, frames of the members that come before those of the forecast
@@ -77,6 +81,8 @@ class EncodedInputs:
     graphs: bool
     views: list[View]
     places: dict[tuple[int, int], int]
+    told: Drivers | None = None
+    context_told: Drivers | None = None
     own_histories: Callable[[Sequence[tuple[int, int]]], Tensor] | None = None
     earlier: Tensor | None = None
     observed_latents: int | None = None
@@ -155,6 +161,8 @@ def encode_inputs(
         reasons = outside(model, [u for u in (known, other) if u is not None], scattered=where is not None)
         report_outside(model, numbers, reasons, strict=request.strict)
     shown, ring = views(config, request.sampling), config.codec.periodic
+    if config.is_told and len(shown) > 1:
+        raise EnmaError(f"shifts is {len(shown)}; what {config.name} is told does not move with fields: leave it out")
     drawn = where is not None and not tok.at_points
     require_errors(request.errors, tok, scattered=where is not None)
     if drawn:
@@ -216,7 +224,14 @@ def encode_inputs(
         def own_histories(rows: Sequence[tuple[int, int]]) -> Tensor:
             return latents(torch.cat(map_alone(drawn_field, list(rows))))
 
+    index = torch.arange(B).repeat_interleave(len(used))
+    drivers = told(model, leading.known, count=B, frames=num_frames, argument="known")
+    of_context = None
+    if other is not None and context is not None:
+        of_context = told(model, context.known, count=B, frames=other.shape[1], argument="context_known")
     return EncodedInputs(
+        told=drivers and drivers[index],
+        context_told=of_context and of_context[index],
         own_histories=own_histories,
         earlier=earlier,
         observed_latents=None if earlier is None else known_latents,
@@ -242,7 +257,8 @@ def _earlier(request: ForecastRequest, model: Model, B: int, where: Tensor | Non
         raise EnmaError("earlier: frames at scattered points are not continued; forecast anew")
     u = torch.as_tensor(request.earlier, dtype=torch.float32, device=model.latent_mean.device)
     u = u if u.ndim == tok.dims + 4 else u[None]
-    if (*u.shape[:2], *u.shape[3:]) != (B, K, *tok.grid, tok.field_channels) or not torch.isfinite(u).all():
+    finite = u.shape[3:] == (*tok.grid, tok.field_channels) and torch.isfinite(model.codec.without_gaps(u)).all()
+    if (*u.shape[:2], *u.shape[3:]) != (B, K, *tok.grid, tok.field_channels) or not finite:
         raise EnmaError(
             f"earlier has shape {tuple(u.shape)}; finite frames [{B}, {K}, T0, {', '.join(map(str, tok.grid))}, "
             f"{tok.field_channels}] of all members are expected"
@@ -361,6 +377,7 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
         absent = points.isnan().any(-1).expand(u.shape[:-1])
         first = absent.int().argmin(2)[..., None, None].expand(-1, -1, -1, u.shape[-1])
         u = torch.where(absent[..., None], u.gather(2, first), u)
+    u = u if points is not None else model.codec.without_gaps(u)
     # One number says it for nearly all fields; it is not finite where a value is not.
     if u.abs().amax().item() < float(NETCDF_FILL):
         return u
@@ -386,43 +403,6 @@ def _way_to_other_points(name: str, model: Model, points: Tensor | None, *, whol
     return f"; values at other points are {given}, with coordinates in {argument}= and those of the forecast in query="
 
 
-def warn_of_context(config: ModelConfig, name: str, frames: int) -> None:
-    """Warn if a context of this many frames is longer or shorter than those of the training, or not used whole."""
-    used, least = config.context_frames(frames), config.shortest_context or config.num_frames
-    if frames > used:
-        log.warning("%s: of its %d frames the first %d are used, as in training", name, frames, used)
-    if frames < least:
-        log.warning(
-            "%s: has %s; %s was trained on contexts of at least %d, and may forecast far worse from fewer",
-            name,
-            counted(frames, "frame"),
-            config.name,
-            least,
-        )
-
-
-def warn_if_long(config: ModelConfig, frames: int) -> None:
-    """Warn if trajectories of this many frames, observed and forecast, are longer than those of the training."""
-    if frames > config.num_frames:
-        log.warning("frames beyond %d were not seen in training of %s", config.num_frames, config.name)
-
-
-def warn_if_uneven(config: ModelConfig, observed: int) -> None:
-    """Warn if the last of so many observed frames fill no latent frame, so that the model does not see them."""
-    factor, used = config.codec.time_factor, config.codec.whole_frames(observed)
-    if observed > used > 0:
-        log.warning(
-            "history: of its %d frames the first %d are used; %s joins frames after the first in groups of %d, so give "
-            "%d or %d",
-            observed,
-            used,
-            config.name,
-            factor,
-            used,
-            used + factor,
-        )
-
-
 def require_fp32(model: Model) -> None:
     """Raise `EnmaError` for weights that were converted: the number format of the sampler is an argument."""
     own = own_dtype(model)
@@ -430,39 +410,6 @@ def require_fp32(model: Model) -> None:
         name = str(own).removeprefix("torch.")
         remedy = " and pass dtype=torch.bfloat16" if own == torch.bfloat16 else ""
         raise EnmaError(f"model has {name} weights, fp32 is needed; call model.float(){remedy}")
-
-
-def outside(model: Model, given: Sequence[np.ndarray | Tensor], *, scattered: bool) -> list[str]:
-    """Return, for each trajectory, why its observed frames `[B, T, *x, c]` lie outside the training data, or "".
-
-    `given` are observed frames and contexts; one context serves all. The list is empty where the
-    model's checkpoint does not say what it was trained on.
-    """
-    if model.envelope is None:
-        return []
-    arrays = (u.numpy(force=True) if isinstance(u, Tensor) else u for u in given)
-    parts = [model.envelope.reasons(u, scattered=scattered) for u in arrays]
-    count = max(map(len, parts), default=0)
-    parts = [reasons * count if len(reasons) == 1 else reasons for reasons in parts]
-    return [next(filter(None, reasons), "") for reasons in zip(*parts, strict=True)]
-
-
-def report_outside(
-    model: Model, numbers: Sequence[int], reasons: Sequence[str], *, strict: bool, where: str = ""
-) -> None:
-    """Warn which trajectories lie outside the training data, or refuse them."""
-    found = [(number, reason) for number, reason in zip(numbers, reasons, strict=False) if reason]
-    if not found:
-        return
-    number, reason = found[0]
-    more = f" (and of {len(found) - 1} more)" if len(found) > 1 else ""
-    text = (
-        f"{where}the observed frames of trajectory {number}{more} lie outside what {model.config.name} was trained on: "
-        f"{reason}"
-    )
-    if strict:
-        raise EnmaError(f"{text}; check unit and physics, or leave out strict")
-    log.warning("%s", text)
 
 
 def _encode(

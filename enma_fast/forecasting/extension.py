@@ -49,7 +49,7 @@ class StoredMembers:
         for c, name in enumerate(data.channels if seen else ()):
             with zarr_errors(self.path, f"{name}_observed"):
                 known = store[f"{name}_observed"].values[places]
-            if not np.array_equal(known, data.u[data.places(trajectories), :seen, ..., c]):
+            if not np.array_equal(known, data.u[data.places(trajectories), :seen, ..., c], equal_nan=True):
                 raise EnmaError(f"{self.path}: its observed frames of {name} are not those of {data.path}")
 
     def frames(self, trajectories: Sequence[int], members: range) -> np.ndarray:

@@ -27,15 +27,17 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..data import SPACING_TOLERANCE, FieldFile, is_even
+from ..data.drivers import rows_of
 from ..domain import Domain
 from ..errors import EnmaError
 from ..models.codecs.interpolation import grid_points
 from ..models.model import Model
 from ..utils.names import SPACE
 from ..utils.text import boundaries, times
+from .cautions import outside, report_outside, warn_if_long, warn_if_uneven, warn_of_context
 from .channels import Channels
-from .encoding import outside, report_outside, warn_if_long, warn_if_uneven, warn_of_context
 from .extension import StoredMembers
+from .known import check_mask, told
 from .members import Stop, sample_members
 from .request import INITIAL_VALUE, TEMPORAL, Fields, ForecastRequest
 from .scattered import drawn_places, require_errors, require_scattered, require_together
@@ -141,6 +143,9 @@ class FileForecast:
             drawn_places(config.codec.grid, (), count=request.points, num_frames=1, seed=request.seed)
         scattered = request.points is not None or data.points is not None
         require_errors(request.errors, config.codec, scattered=scattered)
+        check_mask(self.model, data)
+        every, count = range(len(data.u)), len(data.u)
+        told(self.model, self._known(data, every), count=count, frames=self.num_total, argument=str(data.path))
         warn_if_long(config, self.num_total)
         warn_if_uneven(config, self.num_observed)
         request.check_memory(config, self.num_frames, at_once=at_once)
@@ -176,6 +181,9 @@ class FileForecast:
             )
         check_file(config, other)
         check_channels(expected, other, strict=self.request.strict)
+        check_mask(self.model, other)
+        known = self._known(other, range(len(other.u)))
+        told(self.model, known, count=len(other.u), frames=len(other.times), argument=str(other.path))
         warn_of_context(config, str(other.path), len(other.times))
         if other.num_trajectories not in (1, self.data.num_trajectories):
             raise EnmaError(
@@ -189,7 +197,8 @@ class FileForecast:
             return
         source, index = self.context_places(self.trajectories)
         first = zip(self.trajectories, self.data.places(self.trajectories), index, strict=True)
-        own = [row for row, place, other in first if np.array_equal(self.data.u[place, 0], source.u[other, 0])]
+        u, others = self.data.u, source.u
+        own = [row for row, place, other in first if np.array_equal(u[place, 0], others[other, 0], equal_nan=True)]
         if own:
             several = f" (and those of {len(own) - 1} more)" if len(own) > 1 else ""
             log.warning(
@@ -277,16 +286,24 @@ class FileForecast:
         if not self.num_observed:
             return None
         places = self.data.places(trajectories)
+        known = self._known(self.data, places)
         if self.data.points is not None:
-            return Fields(self.data.u[places], self.data.points[places])
-        return self._as_seen(self.data.u[places, : self.num_observed], trajectories)
+            return Fields(self.data.u[places], self.data.points[places], known)
+        return replace(self._as_seen(self.data.u[places, : self.num_observed], trajectories), known=known)
 
     def _contexts(self, trajectories: Sequence[int]) -> Fields | None:
         """Contexts `[B, T, *x, c]` of these trajectories; None where the task has none."""
         if not self.request.task.needs_context:
             return None
         source, index = self.context_places(trajectories)
-        return self._as_seen(source.u[index, : self.model.config.num_frames], trajectories, context=True)
+        seen = self._as_seen(source.u[index, : self.model.config.num_frames], trajectories, context=True)
+        return replace(seen, known=self._known(source, index))
+
+    def _known(self, data: FieldFile, places: Sequence[int]) -> dict[str, np.ndarray]:
+        """What a file says of the drivers that the model is told, of trajectories by their places."""
+        names = [driver.name for driver in self.model.config.known]
+        found = {name: data.parameters[name][list(places)] for name in names if name in data.parameters}
+        return found | rows_of({name: data.known[name] for name in names if name in data.known}, list(places))
 
     def _as_seen(self, fields: np.ndarray, trajectories: Sequence[int], *, context: bool = False) -> Fields:
         """Fields `[B, L, *x, c]` whole, or `[B, L, P, c]` at the points `[B, L, P, d]` that the request draws."""
@@ -324,9 +341,10 @@ def check_file(config: ModelConfig, data: FieldFile, *, reads_points: bool = Fal
             f"{data.path}: the grid is {times(domain.grid)} points; {config.name} expects {times(tok.grid)}; {remedy}"
         )
     if len(data.channels) != tok.field_channels:
+        told = [driver.name for driver in config.known if driver.name in data.channels]
         raise EnmaError(
             f"{data.path}: holds {len(data.channels)} channels ({', '.join(data.channels)}); {config.name} expects "
-            f"{tok.field_channels}"
+            f"{tok.field_channels}" + "".join(f"; import it with --known {name}" for name in told)
         )
     if domain.periodic != tok.periodic:
         raise EnmaError(

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..config import CodecConfig
 from ..errors import EnmaError
 from ..models.covariance import at_points
+from ..models.drivers import Told
 from ..models.model import Model
 from ..sampling.batch_invariant import BLOCKS, map_alone, map_rows
 from ..sampling.cuda_graphs import codec_recordings
@@ -239,9 +240,10 @@ def _latents(
     place = {row: i for i, row in enumerate(which)}
     groups = [place[row] for row in of_rows] if history is None else list(range(len(rows)))
     device = inputs.history_BTNC.device
-    contexts = [] if inputs.context_BTNC is None else [inputs.context_BTNC[which]]
+    pairs = [] if inputs.context_BTNC is None else [(inputs.context_BTNC[which], inputs.context_told)]
+    pairs.append((inputs.history_BTNC[which] if history is None else history, inputs.told))
     return engine.trajectory(
-        [*contexts, inputs.history_BTNC[which] if history is None else history],
+        [frames if told is None else Told(frames, told[which]) for frames, told in pairs],
         num_latents=inputs.num_latents,
         seeds=torch.tensor([inputs.seeds[b] for b, _ in rows], device=device),
         members=torch.tensor([k for _, k in rows], device=device),

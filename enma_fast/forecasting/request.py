@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..config import ModelConfig, SamplingConfig, check_sampling
@@ -77,10 +77,12 @@ class Fields:
     values : ``[L, *grid, c]`` or ``[B, L, *grid, c]``, or ``[..., L, P, c]`` at points
     points : their coordinates ``[P, d]``, or ``[L, P, d]`` or ``[B, L, P, d]`` where each frame has its own; None on
         the grid
+    known : drivers of the trajectories by name, for models that are told some
     """
 
     values: Any
     points: Any = None
+    known: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,15 +182,25 @@ class ForecastRequest:
 
     @classmethod
     def of_arrays(
-        cls, history: Any, context: Any = None, *, points: Any = None, context_points: Any = None, **entries: Any
+        cls,
+        history: Any,
+        context: Any = None,
+        *,
+        points: Any = None,
+        context_points: Any = None,
+        known: Mapping[str, Any] | None = None,
+        context_known: Mapping[str, Any] | None = None,
+        **entries: Any,
     ) -> ForecastRequest:
-        """A request for forecasts of arrays; context and history are at `points` unless the context has its own."""
+        """A request for forecasts of arrays; points and drivers of a context are those of the history by default."""
         if history is None and context_points is None:
             context_points = points
         if context is None and context_points is not None:
             raise EnmaError("context_points: there is no context; leave this out")
-        observed = None if history is None else Fields(history, points)
-        return cls(observed=observed, context=None if context is None else Fields(context, context_points), **entries)
+        own, others = known or {}, context_known or known or {}
+        observed = None if history is None else Fields(history, points, own)
+        other = None if context is None else Fields(context, context_points, others)
+        return cls(observed=observed, context=other, **entries)
 
     @property
     def errors(self) -> tuple[float, ...]:

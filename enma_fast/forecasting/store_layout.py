@@ -12,10 +12,11 @@ import numpy as np
 
 from ..config import ModelConfig, SamplingConfig
 from ..data import EQUATIONS, dataset_split
+from ..data.drivers import rows_of
 from ..errors import EnmaError
 from ..models.checkpoint import CONFIG, COVARIANCE, WEIGHTS, hashes, sha256
 from ..sampling.engine import PRECISIONS
-from ..store.layout import POINTS, TOGETHER, Layout
+from ..store.layout import MASKED, POINTS, TOGETHER, Layout
 from ..store.location import is_store
 from ..store.metadata import read_metadata
 from ..utils.names import check_names
@@ -33,6 +34,7 @@ def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
     check_names(data.parameters, kind="parameter", where=data.path)
     index, seen, last = data.places(forecast.trajectories), forecast.num_observed, forecast.num_total
     observed = data.u[index, :seen] if seen else None
+    mask = forecast.model.codec.mask
     where = None if data.points is None else data.points[index]
     count = request.points if where is None else where.shape[2]
     if observed is not None and where is not None:
@@ -65,6 +67,7 @@ def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
                 TOGETHER: config.codec.time_factor,
                 "data_name": data.name,
                 **({} if count is None else {POINTS: count}),
+                **({} if mask is None else {MASKED: round(1 - float(mask.float().mean()), 6)}),
                 **({"observation_error": list(request.errors)} if request.errors else {}),
                 **attributes,
             },
@@ -141,6 +144,7 @@ def _input_sha256(forecast: FileForecast) -> str:
         if has_context:
             digest.update(source.u[other].tobytes())
     columns = [data.times, *(values[places] for _, values in sorted(data.parameters.items()))]
+    columns += [values for _, values in sorted(rows_of(data.known, places).items())]
     if data.environment is not None:
         columns.append(data.environment[places])
     for values in columns:

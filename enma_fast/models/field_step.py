@@ -1,9 +1,10 @@
 """Frames decided in field space: a floor's forecast, and what gated convolutions add to it.
 
-    x_{t+1} = floor(x_t) + s network(x_t, x_t - x_{t-1}, x_t - 2 x_{t-1} + x_{t-2}, floor(x_t) - x_t; condition, noise)
+    x_{t+1} = floor(x_t) + s network(x_t, x_t - x_{t-1}, x_t - 2 x_{t-1} + x_{t-2}, floor(x_t) - x_t, k; condition, ...)
 
-Each input is in units of its own root mean square over the training data, `s` is that of the floor's error. Without a
-floor the last frame stands for its forecast. White noise at each step and numbers that a member keeps make members.
+Each input is in units of its own root mean square over the training data, `s` is that of the floor's error, and `k` is
+what is told of the step (`models.drivers`). Without a floor the last frame stands for its forecast. White noise at each
+step and numbers that a member keeps make members.
 
 Legend: B trajectories (times members), C channels, F views of a floor, Z numbers of a condition, M numbers of a member;
 `*x` space.
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FieldConfig
+from .drivers import Drivers, Known
 from .floors.ladder import known_share
 from .grid_layers import (
     Double,
@@ -39,6 +41,8 @@ Forecast = Callable[[Tensor], tuple[Tensor, Tensor]]
 PAST, PATTERNS = 3, 8
 # Frames stay within the range of the training data and the observed frames, prolonged by this share of it.
 _MARGIN = 0.5
+# Part of the known shares of training data below which a network that is told drivers counts less.
+_TOLD = 0.75
 _TINY = 1e-12
 
 
@@ -163,9 +167,10 @@ class FieldStep(nn.Module):
         *,
         condition: int,
         views: int = 0,
+        told: int = 0,
     ) -> None:
         super().__init__()
-        self.config, self.channels = config, channels
+        self.config, self.channels, self.told = config, channels, told > 0
         self.scales = Scales(channels, views)
         # Least known share that is usual: of a trajectory's own windows, and of another one's.
         self.register_buffer("usual", torch.zeros(2))
@@ -174,7 +179,7 @@ class FieldStep(nn.Module):
         self.register_buffer("spread", torch.ones(2))
         # Errors of single steps, of which members draw sums where they are too much alike without.
         self.register_buffer("residuals", torch.zeros(PATTERNS, *grid, channels))
-        self.network = FieldNetwork(grid, edges, channels * (PAST + views), channels, config, condition)
+        self.network = FieldNetwork(grid, edges, channels * (PAST + views) + told, channels, config, condition)
         self.member = nn.Linear(config.member, condition, bias=False) if config.member else None
         if self.member is not None:
             nn.init.normal_(self.member.weight, std=0.1 * config.member**-0.5)
@@ -191,6 +196,7 @@ class FieldStep(nn.Module):
         views: Tensor | None,
         condition_BZ: Tensor | None,
         noise: Tensor | None = None,
+        known: Known | None = None,
     ) -> Tensor:
         """What is added to the floor's forecast, from `past [B, 3, *x, C]` and the floor's `views [B, *x, C, F]`."""
         s = self.scales
@@ -198,37 +204,62 @@ class FieldStep(nn.Module):
         parts = [(x2 - s.mean) / s.std, (x2 - x1) / s.change, (x2 - 2 * x1 + x0) / s.bend]
         if views is not None:
             parts.append(((views - x2[..., None]) / s.view).flatten(-2))
+        if known is not None:
+            parts.append(known.inputs.to(x2.dtype))
         made = self.network(torch.cat(parts, -1), condition_BZ, noise)
-        return made.to(torch.promote_types(made.dtype, torch.float32)) * s.error
+        made = made.to(torch.promote_types(made.dtype, torch.float32)) * s.error
+        return made if known is None or known.mask is None else made * known.mask
 
-    def share(self, windows: Tensor, condition_BZ: Tensor, forecast: Forecast, *, first: bool, own: bool) -> Tensor:
+    def share(
+        self,
+        windows: Tensor,
+        condition_BZ: Tensor,
+        forecast: Forecast,
+        *,
+        first: bool,
+        own: bool,
+        told: Sequence[Drivers | None] | None = None,
+    ) -> Tensor:
         """How much of the correction counts for each trajectory, `[B]`: less where it is of less use than usual.
 
         Arguments are those of :meth:`known_share`; `own` says that the windows are of the trajectory itself.
         """
         usual = self.usual[0 if own else 1]
-        share = self.known_share(windows, condition_BZ, forecast, first=first) / usual.clamp_min(_TINY)
+        share = self.known_share(windows, condition_BZ, forecast, first=first, told=told) / usual.clamp_min(_TINY)
         return self.size * share.clamp(max=1)
 
-    def known_share(self, windows: Tensor, condition_BZ: Tensor, forecast: Forecast, *, first: bool) -> Tensor:
+    def known_share(
+        self,
+        windows: Tensor,
+        condition_BZ: Tensor,
+        forecast: Forecast,
+        *,
+        first: bool,
+        told: Sequence[Drivers | None] | None = None,
+    ) -> Tensor:
         """Share `[B]` of the correction with which the frames of its windows are forecast best.
 
         The last frame of each of the windows `[B, W, 3, *x, C]` is forecast, and the second one if `first`, for floors
-        whose step reads one frame.
+        whose step reads one frame. What is `told` of a window begins with its first frame.
         """
         frames = [([0, 0, 1], 2)] + ([([0, 0, 0], 1)] if first else [])
         added, off = [], []
-        for window in windows.unbind(1):
+        each = told or [None] * windows.shape[1]
+        for window, drivers in zip(windows.unbind(1), each, strict=True):
             for past, truth in frames:
                 base, views = forecast(window[:, past])
-                added.append(self.correction(window[:, past], views, condition_BZ))
+                known = None if drivers is None else drivers.at(truth)
+                added.append(self.correction(window[:, past], views, condition_BZ, known=known))
                 off.append(window[:, truth] - base)
         return known_share(torch.stack(added, 1), torch.stack(off, 1))
 
     @torch.no_grad()
     def learn_usual(self, shares: Tensor, *, own: bool) -> None:
-        """Remember what nine of ten known shares `[B]` of trajectories like those of training exceed."""
-        self.usual[0 if own else 1] = shares.quantile(0.1)
+        """Remember what nine of ten known shares `[B]` of trajectories like those of training exceed.
+
+        Of one that is told what drives it, three quarters of the least: it need not find out from the known frames.
+        """
+        self.usual[0 if own else 1] = _TOLD * shares.min() if self.told else shares.quantile(0.1)
 
     def bounds(self, observed: Tensor) -> tuple[Tensor, Tensor]:
         """Least and greatest value of forecasts after frames `[B, T, *x, C]`, for each channel."""
@@ -248,6 +279,7 @@ class FieldStep(nn.Module):
         corrected: bool = True,
         factor: Tensor | None = None,
         noise: Tensor | None = None,
+        known: Known | None = None,
     ) -> Tensor:
         """The frame after `past [B, 3, *x, C]` within bounds.
 
@@ -255,7 +287,7 @@ class FieldStep(nn.Module):
         multiplies what is added to it.
         """
         base, views = (past[:, -1], None) if floor is None else floor(past)
-        added = self.correction(past, views, condition_BZ, noise) if corrected else torch.zeros_like(base)
+        added = self.correction(past, views, condition_BZ, noise, known) if corrected else torch.zeros_like(base)
         if factor is not None:
             added = added * on_grid(factor[:, None], added)
         return torch.minimum(torch.maximum(base + added, bounds[0]), bounds[1])
@@ -270,14 +302,16 @@ class FieldStep(nn.Module):
         factor: Tensor | None = None,
         generator: torch.Generator | None = None,
         noisy: bool = False,
+        told: Drivers | None = None,
     ) -> Tensor:
-        """The frames `[B, steps, *x, C]` after `past [B, 3, *x, C]`, by :meth:`frame`."""
+        """The frames `[B, steps, *x, C]` after `past [B, 3, *x, C]`, by :meth:`frame`; the first is told of as 0."""
         bounds, made = self.bounds(past), []
-        for _ in range(steps):
+        for step in range(steps):
             noise = None
             if noisy and self.config.noise:
                 noise = torch.randn(self.network.noise_shape(len(past)), generator=generator).to(past.device)
-            frame = self.frame(past, condition_BZ, floor, bounds, factor=factor, noise=noise)
+            known = None if told is None else told.at(step)
+            frame = self.frame(past, condition_BZ, floor, bounds, factor=factor, noise=noise, known=known)
             made.append(frame)
             past = torch.cat([past[:, 1:], frame[:, None]], 1)
         return torch.stack(made, 1)

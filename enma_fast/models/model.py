@@ -5,6 +5,7 @@ Legend: B batch, T latent frames, N tokens per frame, C token channels, D width,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..utils.devices import to_device
 from .codecs.codec import Codec
 from .covariance import FieldCovariance
 from .decoders.decoder import Decoder, Draws, Noise, with_past
+from .drivers import Drivers, DriverScales
 from .envelope import Envelope
 from .masked_transformer import MaskedTransformer
 from .patches import patchify, unpatchify
@@ -154,6 +156,11 @@ class Model(nn.Module):
         channels = config.codec.latent_channels
         self.register_buffer("latent_mean", torch.zeros(channels))
         self.register_buffer("latent_std", torch.ones(channels))
+        self.drivers = DriverScales(config) if config.is_told else None
+
+    def told(self, arrays: Mapping[str, Any], count: int) -> Drivers | None:
+        """What it is told of so many trajectories, by arrays `[n or 1, T or 1, *x or 1s]`; None of fields alone."""
+        return None if self.drivers is None else self.drivers(arrays, count, self.codec.mask)
 
     @property
     def reads_points(self) -> bool:

@@ -167,7 +167,7 @@ class Run:
                     for part, samples in self.sampler.parts(block, missing):
                         if not self.layout.statistics:
                             # Statistics name theirs.
-                            warn_of_infinite(part, samples, self.layout)
+                            warn_of_infinite(part, self._without_gaps(samples), self.layout)
                         writer.put(part, samples)
                         sampled += samples.shape[0] * samples.shape[1]
                     writer.release(block)
@@ -230,7 +230,7 @@ class Run:
                     values = self.sampler.sample(Block(b=b, b_end=b + 1, k=k, k_end=k_end, num_members=K))[0]
                     sampled += len(values)
                 try:
-                    fold.update(values)
+                    fold.update(self._without_gaps(values))
                 except NotFiniteError as error:
                     number = self.layout.trajectories[b]
                     member = self.layout.first_member + k + error.number
@@ -253,11 +253,24 @@ class Run:
         kinds = {"mean": fold.mean, "spread": fold.spread, "quantile": fold.quantile, "exceedance": fold.exceedance}
         kept = self.layout.kept_statistics()
         if fold.num_members == self.layout.num_members:
-            return {kind: kinds[kind]() for kind in kept}
+            made = {kind: kinds[kind]() for kind in kept}
+            mask = self._mask
+            return made if mask is None else {kind: np.where(mask, x, np.float32(np.nan)) for kind, x in made.items()}
         return {
             kind: np.full((*(() if size is None else (size,)), *fold.shape), np.nan, np.float32)
             for kind, size in kept.items()
         }
+
+    @property
+    def _mask(self) -> np.ndarray | None:
+        """True where fields have values, `[*x, c]`; None if they are everywhere."""
+        mask = self.sampler.forecast.model.codec.mask
+        return None if mask is None else mask.numpy(force=True)
+
+    def _without_gaps(self, samples: np.ndarray) -> np.ndarray:
+        """Samples with zeros where there are no values."""
+        mask = self._mask
+        return samples if mask is None else np.where(mask, samples, np.float32(0))
 
     def _blocks(self) -> Blocks:
         """The blocks that ranks share; of a store of statistics alone, whole trajectories."""

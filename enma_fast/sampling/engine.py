@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..config import ModelConfig, SamplingConfig
 from ..errors import EnmaError
+from ..models.drivers import Segment, frames_of
 from ..models.layers import own_dtype, prepared
 from ..models.model import Dynamics
 from ..ops import choose, rates
@@ -124,7 +125,7 @@ class Engine:
     @torch.inference_mode()
     def trajectory(
         self,
-        segments: Sequence[Tensor],
+        segments: Sequence[Segment],
         *,
         num_latents: int,
         seeds: Tensor,
@@ -139,7 +140,8 @@ class Engine:
         ----------
         segments
             The history, observed latent frames ``[G, T0, N, C]``, alone or after a context ``[G, Tc, N, C]``, which is
-            another trajectory of the same environment; beside one T0 may be 0.
+            another trajectory of the same environment; beside one T0 may be 0. Of models that are told drivers they
+            are `Told`.
         num_latents
             Latent frames of the whole trajectory, the observed ones included.
         seeds, members
@@ -182,7 +184,8 @@ class Engine:
                 chunk=chunk,
             )
         else:
-            yield from self._static(list(segments), num_latents, seeds, members, groups, settings, chunk.rows)
+            frames = [frames_of(segment) for segment in segments]
+            yield from self._static(frames, num_latents, seeds, members, groups, settings, chunk.rows)
 
     def planned_bytes(self) -> dict[str, int]:
         """Planned memory of the last chunk in bytes, by purpose; empty before the first chunk."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..config import ModelConfig, SamplingConfig
 from ..errors import EnmaError
+from ..models.drivers import Segment, frames_of
 from ..models.field_step import FieldNetwork
 from ..models.layers import RMSNorm
 from ..models.model import Dynamics
@@ -71,7 +72,7 @@ class NativeSampler:
 
     def trajectory(
         self,
-        segments: Sequence[Tensor],
+        segments: Sequence[Segment],
         *,
         num_latents: int,
         seeds: Tensor,
@@ -85,13 +86,13 @@ class NativeSampler:
 
         Where frames may be made ahead, several of a few rows are made before the first of them is yielded.
         """
-        first = segments[-1].shape[1]
-        config = self.dynamics.config
-        size = size_of(config, segments, rows=len(seeds), num_latents=num_latents, settings=settings)
+        frames = [frames_of(segment) for segment in segments]
+        first, config = frames[-1].shape[1], self.dynamics.config
+        size = size_of(config, frames, rows=len(seeds), num_latents=num_latents, settings=settings)
         key, session = self.session(size, first=first, threads=threads)
         try:
             session.reset()
-            for number, segment in enumerate(segments):
+            for number, segment in enumerate(frames):
                 session.start_segment(number)
                 for z_GNC in segment.float().unbind(1):
                     session.read(z_GNC.contiguous())
@@ -151,7 +152,7 @@ class NetworkSampler:
 
     def trajectory(
         self,
-        segments: Sequence[Tensor],
+        segments: Sequence[Segment],
         *,
         num_latents: int,
         seeds: Tensor,

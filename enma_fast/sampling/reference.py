@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ..config import SamplingConfig
 from ..models.decoders.decoder import Noise, first_past, next_past
+from ..models.drivers import Segment, frames_of
 from ..models.model import Dynamics
 
 
 @torch.inference_mode()
 def trajectory(
     dynamics: Dynamics,
-    segments: list[Tensor],
+    segments: list[Segment],
     *,
     num_latents: int,
     seeds: Tensor,
@@ -31,9 +32,10 @@ def trajectory(
     Arguments are those of `engine.Engine.trajectory`; each row has segments ``[B, T, N, C]`` of its own.
     """
     settings = settings or dynamics.config.sampling
-    first = segments[-1].shape[1]
+    history = frames_of(segments[-1])
+    first = history.shape[1]
     read = dynamics.context.begin(segments, room=num_latents - first, observed=observed)
-    past = first_past(segments[-1], dynamics.past)
+    past = first_past(history, dynamics.past)
     for t in range(first, num_latents):
         z = dynamics.decide(dynamics.context.condition(read), past, Noise(seeds, members, t), settings)
         yield z

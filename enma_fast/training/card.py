@@ -130,8 +130,9 @@ def tell_training(model: Model, path: Path) -> None:
     data = read(path, select=slice(None, None, -(-count(path) // _TOLD)))
     units = tuple(data.units.get(channel, "1") for channel in data.channels)
     # Without any unit the file stays as it was before units were kept.
-    model.envelope = Envelope.of(data.u, data.channels, units if set(units) != {"1"} else ())
-    if not model.config.codec.at_points:
+    u = model.codec.without_gaps(torch.from_numpy(data.u)).numpy()
+    model.envelope = Envelope.of(u, data.channels, units if set(units) != {"1"} else ())
+    if not (model.config.codec.at_points or model.config.codec.masked):
         some = data.u[:: -(-len(data) // _VARIED)]
         model.covariance = FieldCovariance.of(some, lengths=data.lengths, periodic=data.periodic)
 

@@ -19,12 +19,14 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
+from ..data.drivers import rows_of
 from ..data.selection import spread_rows
 from ..errors import EnmaError
 from ..forecasting.members import sample_fields
 from ..models.checkpoint import load_tensors, read_tensors, write_tensors
-from ..models.contexts.physics import PhysicsContext
+from ..models.contexts.physics import PhysicsContext, window_starts
 from ..models.decoders.field import FieldDecoder
+from ..models.drivers import Drivers
 from ..models.fair_score import fair_score
 from ..models.field_step import PAST
 from ..models.floors.choice import learn
@@ -81,12 +83,31 @@ class FieldStage(Stage):
 
 
 @dataclass(frozen=True)
+class _Physics:
+    """What is read of trajectories or of their companions.
+
+    Attributes
+    ----------
+    rows : whose windows are read
+    windows, starts : of three frames, and the numbers of their first ones
+    state, numbers : what the floor infers, and the numbers of floor and drivers
+    """
+
+    rows: Tensor
+    windows: Tensor
+    starts: list[int]
+    state: Any
+    numbers: Tensor
+
+
+@dataclass(frozen=True)
 class _Batch:
     past: Tensor
     truth: Tensor
     windows: Tensor
     state: Any
-    told: Tensor
+    numbers: Tensor
+    told: Drivers | None
 
 
 class FieldTask(Task):
@@ -104,7 +125,12 @@ class FieldTask(Task):
         self.module, self.step, self.floor = model.dynamics, decoder.model, cast(Any, self.context.floor)
         for part in (self.context.encoder, self.step):
             part.requires_grad_(True)
-        self.val, self.val_contexts = material.val, material.val_contexts
+        self.material, self.val = material, material.val
+        model.codec.take_mask(data.mask)
+        if model.drivers is not None:
+            model.drivers.learn(data.known)
+        self.told = model.told(data.known, len(data))
+        self.told_numbers = None if self.told is None else self.told.numbers()
         self.fields = model.codec.standardised(torch.from_numpy(data.u).to(model.latent_std))
         if self.fields.shape[1] < PAST + 1:
             raise EnmaError(f"{data.path}: trajectories have {self.fields.shape[1]} frames; {PAST + 1} are needed")
@@ -116,9 +142,9 @@ class FieldTask(Task):
         self._learn_floor(material, shared)
         edges = self.context.fields.edges
         moves = self.floor.moves and found(stage.augment, Shift) is not None
-        self.shifts = shift_axes(self.fields[torch.from_numpy(apart(data))], edges) if moves else []
+        self.shifts = shift_axes(self.fields[torch.from_numpy(apart(data))], edges, model.codec.mask) if moves else []
         # What a floor infers from fields is not that of their mirror images.
-        self.mirrors = mirrors(self.fields, edges) if moves and not self.floor.num_features else {}
+        self.mirrors = mirrors(self.fields, edges, self.told) if moves and not self.floor.num_features else {}
         self._measure()
         self._seconds_each: float | None = None
 
@@ -161,7 +187,7 @@ class FieldTask(Task):
             step.spread.zero_()
             none, chosen, best = self._errors_of(0.0, count), 0.0, math.inf
             # Windows of a series share frames.
-            frames = len(self.val.flatten(0, 1).flatten(1).unique(dim=0))
+            frames = len(self.model.codec.without_gaps(self.val).flatten(0, 1).flatten(1).unique(dim=0))
             independent = round(frames / self.val.shape[1])
             for size in _SIZES:
                 errors = self._errors_of(size, count)
@@ -174,11 +200,13 @@ class FieldTask(Task):
     def _errors_of(self, size: float, count: int) -> Tensor:
         """Relative errors `[count]` of forecasts of validation trajectories with this size of the correction."""
         self.step.size.fill_(size)
-        rows = torch.from_numpy(spread_rows(len(self.val), count))
+        material, rows = self.material, spread_rows(len(self.val), count)
         val, standardised = self.val[rows], self.model.codec.standardised
-        given: list[dict[str, Any]] = [{"history": val[:, :PAST]}]
-        if self.val_contexts is not None:
-            given.append({"history": val[:, :1], "context": self.val_contexts[rows]})
+        given: list[dict[str, Any]] = [{"history": val[:, :PAST], "known": rows_of(material.val_known, rows)}]
+        if material.val_contexts is not None:
+            of_context = rows_of(material.val_context_known, rows)
+            context = {"context": material.val_contexts[rows], "context_known": of_context}
+            given.append({**given[0], "history": val[:, :1], **context})
         errors = torch.zeros(len(rows))
         for one in given:
             made = standardised(sample_fields(self.model, **one, num_members=1)[:, 0])
@@ -188,7 +216,7 @@ class FieldTask(Task):
 
     def _calibrate(self, count: int) -> float:
         """Choose the factors of the spread with which it is as large as the error; returns the ratio of the two."""
-        spread, tasks = self.step.spread, ("", "_ivp") if self.val_contexts is not None else ("",)
+        spread, tasks = self.step.spread, ("", "_ivp") if self.material.val_contexts is not None else ("",)
         best = dict.fromkeys(tasks, (math.inf, 1.0, 0.0))
         spread.fill_(1.0)
         for _ in range(_TURNS):
@@ -209,9 +237,10 @@ class FieldTask(Task):
     def _add_residuals(self, count: int) -> None:
         """Let members differ by errors of a step on validation data too."""
         residuals = self.step.residuals
-        val = self.val[torch.from_numpy(spread_rows(len(self.val), len(residuals)))]
+        rows = spread_rows(len(self.val), len(residuals))
+        val, known = self.val[rows], rows_of(self.material.val_known, rows)
         still = replace(self.model.config.sampling, temperature=0.0)
-        made = sample_fields(self.model, history=val[:, :PAST], num_members=1, settings=still)[:, 0]
+        made = sample_fields(self.model, history=val[:, :PAST], known=known, num_members=1, settings=still)[:, 0]
         off = self.model.codec.standardised(val[:, PAST]) - self.model.codec.standardised(made[:, 0])
         residuals[: len(val)] = off / len(val) ** 0.5
         for _ in range(_TURNS):
@@ -221,9 +250,16 @@ class FieldTask(Task):
             residuals /= ratio
 
     def _scores(self, count: int, members: int, rank: Rank = ALONE) -> dict[str, float]:
-        rows = torch.from_numpy(spread_rows(len(self.val), count))
-        contexts = None if self.val_contexts is None else self.val_contexts[rows]
-        return rollout_scores(self.model, self.val[rows], contexts, members=members, rank=rank)
+        material, rows = self.material, spread_rows(len(self.val), count)
+        return rollout_scores(
+            self.model,
+            self.val[rows],
+            None if material.val_contexts is None else material.val_contexts[rows],
+            members=members,
+            rank=rank,
+            known=rows_of(material.val_known, rows),
+            context_known=rows_of(material.val_context_known, rows),
+        )
 
     def _affordable(self, share: float, members: int) -> int:
         """Validation trajectories that take this share of the seconds with so many members each; all without."""
@@ -242,9 +278,14 @@ class FieldTask(Task):
         """Measure how much of the correction usually counts; before a model is used."""
         for own in (True, False) if self.companions is not None else (True,):
             rows = self._some_rows(_USUAL, own)
-            windows, state, told = self._physics(rows, own, torch.Generator().manual_seed(0))
-            numbers = self.context.encoder(windows, told)
-            shares = self.step.known_share(windows, numbers, forecaster(self.floor, state), first=self.floor.reads == 1)
+            read = self._physics(rows, own, torch.Generator().manual_seed(0))
+            shares = self.step.known_share(
+                read.windows,
+                self.context.encoder(read.windows, read.numbers),
+                forecaster(self.floor, read.state),
+                first=self.floor.reads == 1,
+                told=[self.told and self.told[read.rows].since(t) for t in read.starts],
+            )
             self.step.learn_usual(shares, own=own)
         if self.companions is None:
             self.step.learn_usual(self.step.usual[:1], own=False)
@@ -275,8 +316,8 @@ class FieldTask(Task):
         generator = torch.Generator().manual_seed(0)
         start = _random(self.fields.shape[1] - PAST, len(rows), generator)
         frames = self._frames(rows, start, PAST + 1)
-        _, state, _ = self._physics(rows, True, generator)
-        self.step.scales.learn_floor(frames[:, :PAST], frames[:, PAST], forecaster(self.floor, state))
+        floor = forecaster(self.floor, self._physics(rows, True, generator).state)
+        self.step.scales.learn_floor(frames[:, :PAST], frames[:, PAST], floor)
 
     def _some_rows(self, most: int, own: bool) -> Tensor:
         rows = torch.arange(len(self.fields))
@@ -303,7 +344,8 @@ class FieldTask(Task):
         rows, last = rows[mine], last.clamp(max=T - 1 - frames)[mine].to(self.fields.device)
         taken = self._frames(rows, last - 2, PAST + frames)
         past, truth = taken[:, :PAST], taken[:, PAST:]
-        windows, state, told = self._physics(rows, own, generator)
+        read = self._physics(rows, own, generator)
+        windows, state, told = read.windows, read.state, self.told and self.told[rows].since(last + 1)
         if not own and bool((last == 0).any()):
             before = self.floor.before(past[:, -1], state)
             begins = (last == 0).view(-1, *(1,) * (before.ndim - 1))
@@ -311,17 +353,20 @@ class FieldTask(Task):
         for axis in self.shifts:
             by = int(_random(self.fields.shape[2 + axis], 1, generator))
             past, truth, windows = past.roll(by, 2 + axis), truth.roll(by, 2 + axis), windows.roll(by, 3 + axis)
+            told = told and told.rolled(axis, by)
         for drawn, (axis, signs) in zip(coin[2 * count + 1 :].tolist(), self.mirrors.items(), strict=True):
             if drawn < 0.5:
-                sign = self.fields.new_tensor(signs)
+                sign = self.fields.new_tensor(signs[: self.fields.shape[-1]])
                 past, truth, windows = (
                     x.flip(dim) * sign for x, dim in ((past, 2 + axis), (truth, 2 + axis), (windows, 3 + axis))
                 )
-        return _Batch(past, truth, windows, state, told)
+                told = told and told.mirrored(axis, signs[self.fields.shape[-1] :])
+        return _Batch(past, truth, windows, state, read.numbers, told)
 
     @torch.no_grad()
-    def _physics(self, rows: Tensor, own: bool, generator: torch.Generator) -> tuple[Tensor, Any, Tensor]:
-        """Windows, what the floor infers from them and its numbers: of the rows' first frames, or of companions."""
+    def _physics(self, rows: Tensor, own: bool, generator: torch.Generator) -> _Physics:
+        """What is read of the rows' first frames, or of companions."""
+        numbers = None if self.told_numbers is None else self.told_numbers[rows]
         if not own:
             assert self.companions is not None
             others = [self.companions[row] for row in rows.tolist()]
@@ -331,7 +376,10 @@ class FieldTask(Task):
                 for c, p, row in zip(others, pick.tolist(), rows.tolist(), strict=True)
             ]
             rows = torch.tensor(chosen)
-        return self._windows(rows, own), *self._inferred(rows, own)
+        state, features = self._inferred(rows, own)
+        told = features if numbers is None else torch.cat([features, numbers.to(features)], -1)
+        starts = [0] if own else window_starts(self.fields.shape[1])
+        return _Physics(rows, self._windows(rows, own), starts, state, told)
 
     def _windows(self, rows: Tensor, own: bool) -> Tensor:
         frames = self.fields[rows]
@@ -344,23 +392,26 @@ class FieldTask(Task):
             if len(part):
                 windows = self._windows(part, own)
                 state = self.floor.infer(windows, own=own)
-                told = self.floor.features(state, windows)
-                known |= {row: (state[i : i + 1], told[i : i + 1]) for i, row in enumerate(part.tolist())}
-        states, told = zip(*(known[row] for row in rows.tolist()), strict=True)
-        return type(states[0]).join(states), torch.cat(told)
+                numbers = self.floor.features(state, windows)
+                known |= {row: (state[i : i + 1], numbers[i : i + 1]) for i, row in enumerate(part.tolist())}
+        states, features = zip(*(known[row] for row in rows.tolist()), strict=True)
+        return type(states[0]).join(states), torch.cat(features)
 
     def _loss(self, batch: _Batch, *, members: bool, generator: torch.Generator) -> Tensor:
         """Mean relative error of forecasts, or the fair CRPS of two members relative to the size of the fields."""
-        past, truth, state = batch.past, batch.truth, batch.state
+        past, truth, state, told = batch.past, batch.truth, batch.state, batch.told
         scales = self.step.scales
-        condition = self.context.encoder(batch.windows, batch.told)
+        condition = self.context.encoder(batch.windows, batch.numbers)
         if members:
             twice = torch.arange(len(past), device=past.device).repeat_interleave(2)
             past, state, condition = past[twice], state[twice], condition[twice]
+            told = told and told[twice]
             drawn = torch.randn(len(past), self.step.config.member, generator=generator).to(past.device)
             condition = self.step.condition(condition, drawn)
         floor = forecaster(self.floor, state)
-        made = self.step.roll(past, condition, truth.shape[1], floor=floor, noisy=members, generator=generator)
+        made = self.step.roll(
+            past, condition, truth.shape[1], floor=floor, noisy=members, generator=generator, told=told
+        )
         size = ((truth - scales.mean) / scales.std).square().flatten(1).mean(1).sqrt() + _LEAST_SIZE
         if members:
             score = fair_score((made / scales.std).unflatten(0, (-1, 2)), truth / scales.std, torch.abs)

@@ -28,6 +28,7 @@ from ..data import (
     leave_out,
     read,
 )
+from ..data.drivers import differing, joined
 from ..data.importing import imported, known_layout, windows
 from ..data.selection import share_of
 from ..errors import EnmaError
@@ -78,8 +79,8 @@ def split_files(source: Path) -> dict[Path, str]:
     return {path: split for path, split in named.items() if split in SPLITS}
 
 
-def load_splits(source: Path) -> dict[str, FieldFile]:
-    """Training, validation and test data.
+def load_splits(source: Path, options: ImportOptions | None = None) -> dict[str, FieldFile]:
+    """Training, validation and test data, with the drivers and masks of some options.
 
     Files of a folder whose names end in `-train`, `-val` and `-test-in` (or `-test`) are these splits, files without
     such an end training data, of which splits that are lacking are taken. Longer trajectories are cut into windows as
@@ -88,7 +89,7 @@ def load_splits(source: Path) -> dict[str, FieldFile]:
     """
     parts: dict[str, list[FieldFile]] = {}
     for path, split in split_files(source).items():
-        parts.setdefault(split, []).append(_opened(path))
+        parts.setdefault(split, []).append(_opened(path, options or ImportOptions()))
     count = sum(map(len, parts[TRAIN]))
     frames = min(len(data.times) for data in parts[TRAIN])
     if count + len(parts) <= len(SPLITS) and frames >= len(SPLITS) * FEWEST_FRAMES:
@@ -100,22 +101,22 @@ def load_splits(source: Path) -> dict[str, FieldFile]:
         _agree(first, data)
         _note_other_places(first, data)
         check_values(data)
-    joined = {split: _joined(found) for split, found in parts.items()}
-    lacking = [split for split in SPLITS if split not in joined]
+    whole = {split: _joined(found) for split, found in parts.items()}
+    lacking = [split for split in SPLITS if split not in whole]
     if lacking:
-        whole = joined[TRAIN]
-        joined |= {split: whole.rows(rows) for split, rows in divide(whole, lacking).items()}
-    splits = {split: joined[split] for split in SPLITS}
+        divided = divide(whole[TRAIN], lacking)
+        whole |= {split: whole[TRAIN].rows(rows) for split, rows in divided.items()}
+    splits = {split: whole[split] for split in SPLITS}
     _check_constants(splits)
     return splits
 
 
-def _opened(path: Path) -> FieldFile:
+def _opened(path: Path, options: ImportOptions) -> FieldFile:
     """The fields of a file; what a file of another format does not say must be told when it is imported."""
-    if known_layout(path):
+    if known_layout(path) and options == ImportOptions():
         return read(path)
     try:
-        return imported(path, ImportOptions())
+        return imported(path, options)
     except EnmaError as error:
         raise EnmaError(f"{error}; options are those of: enma-fast data import {path} --out {path.stem}.h5") from None
 
@@ -140,6 +141,11 @@ def _check_constants(splits: dict[str, FieldFile]) -> None:
         fix = "train on more trajectories in which it varies, or " if varying else ""
         fix += leave_out(data, constant, f"enma-fast data import {data.path} --out NEW.h5 ")
         raise EnmaError(f"{data.path}: {name} is {value:g} {where}; {fix}")
+    told = splits[TRAIN].known
+    if same := [name for name in told if name not in differing(told)]:
+        raise EnmaError(
+            f"{splits[TRAIN].path}: {same[0]}, which is told, is the same in all training data; leave it out of --known"
+        )
 
 
 def divide(data: FieldFile, lacking: Sequence[str]) -> dict[str, np.ndarray]:
@@ -255,6 +261,8 @@ def _agree(first: FieldFile, data: FieldFile) -> None:
         "points": [of.u.shape[2:-1] for of in (first, data)],
         "frames": [of.u.shape[1] for of in (first, data)],
         "boundaries": [of.periodic for of in (first, data)],
+        "known inputs": [sorted(of.known) for of in (first, data)],
+        "places without values": [int(np.isnan(of.u[0, 0]).sum()) for of in (first, data)],
     }
     for what, (one, other) in facts.items():
         if one != other:
@@ -299,6 +307,7 @@ def _joined(parts: list[FieldFile]) -> FieldFile:
         environment=environment,
         environment_by=columns,
         parameters=parameters,
+        known=joined([data.known for data in parts], [len(data) for data in parts]),
         numbers=None,
         total=None,
     )

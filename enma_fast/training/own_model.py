@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import FieldFile, read, write_fields
+from ..data import FieldFile, ImportOptions, read, write_fields
+from ..data.importing import imported, with_drivers
 from ..data.selection import spread_rows
 from ..drawing.training import TrainingCurve
 from ..errors import EnmaError
 from ..evaluation.baselines import Method, Observations, baselines
 from ..evaluation.metrics import Scores
+from ..evaluation.metrics.arrays import where_there
 from ..evaluation.scoring import score_forecast
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest, task_named
@@ -54,11 +57,10 @@ def train_fields(
     out: str | Path,
     *,
     minutes: float = MINUTES,
-    size: str = "small",
-    seed: int = 0,
-    shift: bool = True,
+    known: Sequence[str] | Mapping[str, Any] = (),
     plot: str | Path | bool = False,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Model:
     """Train a field model on your own data for some minutes, and return it, as `enma-fast train FILE` does.
 
@@ -66,19 +68,25 @@ def train_fields(
     ----------
     data : file or folder of fields, or fields in memory
     out : run folder for splits, model, scores and card; the same call goes on with one that was stopped
-    size : "small", or "base" with wider layers
-    shift : training may move fields along periodic axes where they look the same
+    known : what the model is told beside the fields: names of parameters, series, maps and fields of the data; or
+        arrays by name, with a value for each trajectory, each frame, each place, or for several of these in this order
     plot : picture of loss and validation that is drawn again while it trains; True to show it in a notebook
     progress : called with what is done, all of it, and a note
+    options : further entries of the request: `size`, "small", or "base" with wider layers; `seed`; `shift`, whether
+        training may move fields along periodic axes where they look the same; and `mask`, the name of a field that is 0
+        where there are no values
 
     Raises
     ------
     EnmaError
         If the data cannot be trained on, or `out` was begun otherwise.
     """
-    out, request = Path(out), Request(size=size, minutes=minutes, seed=seed, shift=shift)
+    out, names = Path(out), () if isinstance(known, Mapping) else tuple(known)
+    if isinstance(known, Mapping) and known:
+        data = with_drivers(data if isinstance(data, FieldFile) else imported(Path(data), ImportOptions()), known)
     if isinstance(data, FieldFile):
         data = write_fields(out / DATA / f"{data.name}.h5", data, name=data.name)
+    request = Request(minutes=minutes, known=names, **options)
     plan = prepare_own(Path(data), out, request)
     if plot:
         progress = drawn(progress, plan, out, None if plot is True else Path(plot))
@@ -166,8 +174,15 @@ def linear_methods(plan: Plan, train: FieldFile) -> dict[str, Method]:
     """Damped persistence, and the best linear floor that was tried, learned from the training data."""
     config = plan.recipe.model
     codec = Model(config).codec
+    codec.take_mask(train.mask)
     fields, environments = training_fields(plan.recipe, train)
-    made = kinds(fields.shape[2:-1], Edge.of(train.periodic), fields.shape[-1], spacings=config.codec.spacings)
+    made = kinds(
+        fields.shape[2:-1],
+        Edge.of(train.periodic),
+        fields.shape[-1],
+        spacings=config.codec.spacings,
+        masked=config.codec.masked,
+    )
 
     def method(floor: Floor) -> Method:
         @torch.no_grad()
@@ -217,7 +232,7 @@ def _scores(model: Model, data: FieldFile, methods: dict[str, Method], task: str
 
     def errors(forecasts: np.ndarray) -> np.ndarray:
         axes = tuple(range(truth.ndim - 1))
-        return np.sqrt(np.square(forecasts - truth, dtype=np.float64).mean(axis=axes))
+        return np.sqrt(np.nanmean(np.square(forecasts - truth, dtype=np.float64), axis=axes))
 
     each_method = {"rmse": errors(torch.stack(means).numpy())}
     each_method |= {f"{name}_rmse": errors(forecasts[:, 0]) for name, forecasts in made.items()}
@@ -243,6 +258,8 @@ def _forecast(model: Model, data: FieldFile, task: str, count: int) -> FileForec
 
 def _summary(forecasts: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Errors of one forecast of each trajectory; its CRPS is the mean of its absolute error."""
+    if not (there := ~np.isnan(truth[0, 0])).all():
+        forecasts, truth = where_there(forecasts, there), where_there(truth, there)
     scores = Scores()
     scores.update(forecasts, truth)
     found = scores.result()

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import BlocksConfig
-from ..data import FIRST_FRAME, SERIES, SPACING_TOLERANCE, FieldFile, is_even
+from ..config import BlocksConfig, KnownInput
+from ..data import FIRST_FRAME, SERIES, SPACING_TOLERANCE, FieldFile, ImportOptions, is_even
 from ..data.selection import spread_rows
 from ..errors import EnmaError
 from ..models.checkpoint import sha256, write_tensors
@@ -57,12 +57,17 @@ SIMPLE = ("persistence", "damped persistence")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The request of a user, beside the data: size, time, seed, and whether fields may be shifted."""
+    """The request of a user, beside the data: size, time, seed, and whether fields may be shifted.
+
+    `known` names the drivers that the model is told, and `mask` the field that is 0 where there are no values.
+    """
 
     size: str = "small"
     minutes: float = MINUTES
     seed: int = 0
     shift: bool = True
+    known: tuple[str, ...] = ()
+    mask: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes <= _MOST_MINUTES:
@@ -73,9 +78,10 @@ class Request:
     def command(self, source: Path) -> str:
         """The command that makes the same run of these data."""
         options = ["--size", self.size, "--minutes", f"{self.minutes:g}", "--seed", str(self.seed)]
-        return shlex.join(
-            ["enma-fast", "train", source.name, "--out", "RUN", *options, *([] if self.shift else ["--no-shift"])]
-        )
+        options += [] if self.shift else ["--no-shift"]
+        options += [word for name in self.known for word in ("--known", name)]
+        options += [] if self.mask is None else ["--mask", self.mask]
+        return shlex.join(["enma-fast", "train", source.name, "--out", "RUN", *options])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +160,7 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
 
     `EnmaError` if the data cannot be trained on.
     """
-    splits = load_splits(source)
+    splits = load_splits(source, ImportOptions(known=request.known, mask=request.mask))
     frames, train = distinct_frames(splits), splits[TRAIN]
     steps = np.diff(train.times)
     if len(steps) and not np.allclose(steps, steps.mean(), rtol=SPACING_TOLERANCE, atol=0.0):
@@ -170,6 +176,7 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         field_channels=len(scale),
         field_mean=tuple(mean),
         field_scale=tuple(scale),
+        masked=train.mask is not None,
         block=1,
         frames=1,
     )
@@ -181,6 +188,10 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         frame_interval=float(steps.mean()) if len(steps) else 1.0,
         shift=request.shift,
         seed=request.seed,
+        known=tuple(
+            KnownInput(name=name, in_time=values.shape[1] > 1, in_space=max(values.shape[2:]) > 1)
+            for name, values in train.known.items()
+        ),
     )
     plan = Plan(
         request=request,
@@ -202,14 +213,15 @@ def with_floor(plan: Plan, train: FieldFile, folder: Path, *, begun: float) -> P
     `begun` is when the plan was, by `time.monotonic`.
     """
     fields, environments = training_fields(plan.recipe, train)
-    edges = Edge.of(train.periodic)
-    shifted = bool(plan.recipe.stage[0].augment and shift_axes(fields[torch.from_numpy(apart(train))], edges))
+    edges, mask = Edge.of(train.periodic), None if train.mask is None else torch.from_numpy(train.mask)
+    shifted = bool(plan.recipe.stage[0].augment and shift_axes(fields[torch.from_numpy(apart(train))], edges, mask))
     choice = choose(
         fields,
         edges=edges,
         environments=environments,
         spacings=plan.recipe.model.codec.spacings,
         folds=window_folds(train),
+        masked=mask is not None,
         shifted=shifted,
         seconds=60 * _CHOOSING * plan.request.minutes,
     )
@@ -245,7 +257,9 @@ def window_folds(data: FieldFile) -> list[tuple[Tensor, Tensor]] | None:
 def training_fields(recipe: Recipe, train: FieldFile) -> tuple[Tensor, Tensor | None]:
     """Standardised training fields `[B, T, *x, c]`, and their environments, if some have companions."""
     assert train.environment is not None
-    fields = Model(recipe.model).codec.standardised(torch.from_numpy(train.u))
+    codec = Model(recipe.model).codec
+    codec.take_mask(train.mask)
+    fields = codec.standardised(torch.from_numpy(train.u))
     environments = torch.from_numpy(train.environment)
     return fields, environments if len(environments.unique()) < len(environments) else None
 
@@ -253,9 +267,13 @@ def training_fields(recipe: Recipe, train: FieldFile) -> tuple[Tensor, Tensor | 
 def _moments(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel in fp64, without a copy of all fields ``[n, T, *grid, c]``."""
     axes = tuple(range(u.ndim - 1))
-    mean = u.mean(axis=axes, dtype=np.float64)
-    squares = [np.square(part - mean).sum(axis=axes) for part in np.array_split(u, -(-len(u) // _AT_ONCE))]
-    return mean, np.sqrt(sum(squares) / (u.size / u.shape[-1]))
+    there = 1 - np.isnan(u[0, 0]).mean(axis=tuple(range(u.ndim - 3)))
+    if (there == 1).all():
+        mean = u.mean(axis=axes, dtype=np.float64)
+    else:
+        mean = np.nanmean(u, axis=axes, dtype=np.float64)
+    squares = [np.nansum(np.square(part - mean), axis=axes) for part in np.array_split(u, -(-len(u) // _AT_ONCE))]
+    return mean, np.sqrt(sum(squares) / (u.size / u.shape[-1]) / there)
 
 
 def _hashes(source: Path) -> dict[str, str]:

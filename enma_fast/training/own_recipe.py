@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..config import BlocksConfig, FieldConfig, ModelConfig, PhysicsConfig
+from ..config import BlocksConfig, FieldConfig, KnownInput, ModelConfig, PhysicsConfig
 from ..errors import EnmaError
 from ..utils.bounds import FEWEST_FRAMES
 from .augment import Shift
@@ -30,6 +30,7 @@ def derived_recipe(
     size: str,
     shift: bool = True,
     seed: int = 0,
+    known: tuple[KnownInput, ...] = (),
 ) -> Recipe:
     """A field model for fields of any grid, with its stage.
 
@@ -41,6 +42,7 @@ def derived_recipe(
     size : "small", or "base" with wider layers
     shift : training may move the fields around periodic axes, where the data are the same everywhere
     seed : of the training
+    known : what the model is told
 
     Raises
     ------
@@ -62,6 +64,7 @@ def derived_recipe(
             codec=codec,
             context=PhysicsConfig(patch=(1,) * len(grid), block=block),
             step=step,
+            known=known,
         ),
         stage=(
             FieldStage(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.drivers import rows_of
 from ..errors import EnmaError
 from ..evaluation.metrics import Scores
 from ..forecasting.members import sample_fields
@@ -49,11 +53,14 @@ def rollout_scores(
     members: int,
     points: int | None = None,
     rank: Rank = ALONE,
+    known: Mapping[str, np.ndarray] = MappingProxyType({}),
+    context_known: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Scores of standardised forecasts from 3 frames and, given contexts, from 1 frame and a context (``_ivp``).
 
     ``val`` and ``contexts`` are fields ``[n, T, *grid, c]``. Given a number of ``points``, also of those from 3 frames
-    each seen at so many points of its own (``_points``). Scores of forecasts that are not finite are NaN. Each rank
+    each seen at so many points of its own (``_points``). ``known`` are drivers of the fields, and those of the contexts
+    (:mod:`enma_fast.data.drivers`). Scores of forecasts that are not finite are NaN. Each rank
     makes forecasts of a part of the trajectories; the first one scores all of them, and the others return nothing.
     """
     names = ("rel_l2", "rel_l2_member", "spread_skill", "crps")
@@ -68,20 +75,24 @@ def rollout_scores(
     for name, given in inputs.items():
         forecast = torch.empty(0)
         if mine.start < mine.stop:
-            part = {key: value[mine] for key, value in given.items()}
+            part: dict[str, Any] = {key: value[mine] for key, value in given.items()}
+            part["known"] = rows_of(known, mine)
+            if "context" in given:
+                part["context_known"] = rows_of(context_known, mine)
             forecast = sample_fields(
                 model, **part, trajectories=range(mine.start, mine.stop), num_members=members, seed=0
             )
         samples = rank.gathered(forecast)
         if samples is None:
             continue
+        device, truth = model.codec.device, val[:, given["history"].shape[1] :]
+        # Both are 0 where fields have no values.
+        samples, truth = (standardised(u.to(device)).cpu() for u in (samples, truth))
         if not torch.isfinite(samples).all():
             out |= {f"{key}{name}": math.nan for key in names}
             continue
         scores = Scores()
-        device = model.codec.device
-        truth = val[:, given["history"].shape[1] :]
-        scores.update(*(standardised(u.to(device)).cpu().numpy() for u in (samples, truth)))
+        scores.update(samples.numpy(), truth.numpy())
         result = scores.result()
         out |= {f"{key}{name}": float(result[key]) for key in names}
     return out

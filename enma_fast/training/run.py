@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..data import EQUATIONS, FieldFile, generate, read
+from ..data.drivers import rows_of
 from ..data.selection import spread_rows
 from ..errors import EnmaError
 from ..forecasting.file_forecast import check_file
@@ -146,6 +147,8 @@ def _train(stage: Stage, model: Model, options: RunOptions, rank: Rank, *, train
                 train=lambda: _read(train, model.config),
                 val=_fields(val, rows),
                 val_contexts=None if contexts is None else _fields(val, contexts),
+                val_known=rows_of(val.known, rows),
+                val_context_known={} if contexts is None else rows_of(val.known, contexts),
                 folder=options.out,
                 seconds=options.seconds,
                 seed=options.seed,

@@ -7,11 +7,12 @@ A kind is one class in a file of its name, with the settings that it has and no 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,6 +57,7 @@ class Material:
     ----------
     train : reads the training data
     val, val_contexts : held-out fields ``[n, T, *grid, c]``, and those of their contexts, if they have some
+    val_known, val_context_known : drivers of these by name
     folder : of the stage, for what it computes once
     seconds : for the stage, where steps are not what ends it
     tell : takes messages on the way
@@ -65,6 +67,8 @@ class Material:
     val: Tensor
     val_contexts: Tensor | None
     folder: Path
+    val_known: Mapping[str, np.ndarray] = field(default_factory=dict)
+    val_context_known: Mapping[str, np.ndarray] = field(default_factory=dict)
     seconds: float | None = None
     seed: int = 0
     rank: Rank = ALONE

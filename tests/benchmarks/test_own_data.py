@@ -23,12 +23,18 @@ def test_kuramoto_sivashinsky_agrees_with_half_the_step():
 
 
 def test_burgers_agrees_with_half_the_step_and_keeps_its_momentum():
-    coarse, fine = (burgers(3, np.random.default_rng(0), frames=6, steps=steps) for steps in (32, 64))
+    (coarse, known), (fine, _) = (burgers(3, np.random.default_rng(0), frames=6, steps=n) for n in (32, 64))
     assert coarse.shape == (3, 6, 128)
     np.testing.assert_allclose(coarse, fine, atol=1e-5)
     # Every fourth point of waves far below the 64th has their mean.
     np.testing.assert_allclose(fine.mean(-1), 0, atol=1e-3)
     assert np.abs(fine[:, -1] - fine[:, 0]).max() > 0.1
+    # Euler's small steps with what is told are the equation.
+    u, k = fine[:, 0], np.arange(65)
+    for _ in range(4000):
+        slope, bend = (np.fft.irfft(factor * np.fft.rfft(u), n=128) for factor in (1j * k, -(k**2)))
+        u = u + 0.1 / 4000 * (-u * slope + known["nu"][:, 0] * bend + known["f"][:, 0])
+    np.testing.assert_allclose(u, fine[:, 1], atol=2e-3)
 
 
 def test_shallow_water_keeps_its_mass_and_agrees_with_half_the_step():
@@ -71,6 +77,20 @@ def test_networks_learn_a_moving_wave(kind, grid, periodic):
     persistence = held[:, 2:3].expand(-1, 5, *grid, 1)
     error = relative_errors(made, held[:, HISTORY:]).mean()
     assert error < 0.3 * relative_errors(persistence, held[:, HISTORY:]).mean()
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_networks_use_the_maps_that_they_are_told(kind):
+    draws = torch.Generator().manual_seed(0)
+    force = torch.randn(24, 1, 1, 1, generator=draws) * torch.sin(2 * math.pi * torch.arange(48)[:, None] / 48)
+    fields = force * torch.arange(8.0).reshape(8, 1, 1) + 0.1 * torch.randn(24, 1, 48, 1, generator=draws)
+    clock = itertools.count().__next__
+    model = fit(kind, fields, (True,), seconds=60, learning_rate=4e-3, seed=0, clock=clock, told_Bxk=force[:, 0])
+    # Three equal frames say nothing of the force.
+    still = fields[:, :1].expand(-1, HISTORY, -1, -1)
+    with torch.no_grad():
+        apart = model(still, 1, force[:, 0]) - model(still, 1, -force[:, 0])
+    assert float((apart[:, 0] * force[:, 0]).mean()) > 0.1 * float(force.square().mean())
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -98,3 +98,35 @@ def test_options_may_stand_before_the_file(enma: Callable, tmp_path: Path) -> No
     # A folder may have the name of a recipe.
     for out in (tmp_path / "new", "run", "combined-fast"):
         assert enma("train", "--out", out, tmp_path / "no.h5").error().startswith(f"{tmp_path / 'no.h5'}: no such file")
+
+
+def test_what_is_known_is_told_and_land_is_left_out(enma: Callable, tmp_path: Path) -> None:
+    """Fields that a forcing drives, which no forecast of fields alone knows; with land in the middle."""
+    rng = np.random.default_rng(0)
+    force = rng.normal(size=(60, 8, 1)) * np.sin(2 * np.pi * np.arange(16) / 16)
+    gain = rng.uniform(0.5, 1.5, 60)
+    u = np.cumsum(gain[:, None, None] * force, axis=1).astype(np.float32)
+    u[..., 7:9] = np.nan
+    path = save(tmp_path / "driven.h5", u, force.astype(np.float32), columns={"gain": gain})
+    out = tmp_path / "run"
+    command = ("train", path, "--out", out, "--minutes", 0.15, "--known", "v", "--known", "gain", "--json")
+    found = enma(*command).json
+    (row,) = found["rows"]
+    assert row["rel_l2"] < 0.7 * min(method["rel_l2"] for method in row["methods"].values())
+    assert Path(found["report"]).read_text().startswith("<!doctype html>")
+    test = out / "data" / "driven-test-in.h5"
+    again = enma("score", test, "--checkpoint", out, "--members", row["num_members"], "--json").json
+    assert again["rel_l2"] == pytest.approx(row["rel_l2"], rel=1e-5)
+    store = tmp_path / "run.zarr"
+    assert enma("forecast", test, "--checkpoint", out, "--members", 2, "--out", store, "--json").status == 0
+    assert enma("score", store, "--json").json["num_trajectories"] == row["num_trajectories"]
+    said = enma("forecast", path, "--checkpoint", out, "--out", tmp_path / "no.zarr").error()
+    assert "holds 2 channels (u, v); driven expects 1; import it with --known v" in said
+    shown = enma("data", "info", test, "--json").json
+    assert (shown["known"], shown["masked"]) == (["gain", "v"], 2 / 16)
+    assert "begun with known" in enma("train", path, "--out", out, "--minutes", 0.15).error()
+    assert (
+        "--known: is an option for your own data"
+        in enma("train", "combined-fast", "--out", out, "--known", "v").error()
+    )
+    assert "driven.h5: has no 'w'" in enma("train", path, "--out", tmp_path / "no", "--known", "w").error()

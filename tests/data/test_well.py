@@ -217,6 +217,8 @@ def test_describe_tells_shape_ranges_and_rms(field_path: Path, plane: tuple, mon
         "channels": ["u"],
         "units": {"u": "1"},
         "parameters": {"alpha": [0.25, 0.75]},
+        "known": [],
+        "masked": 0.0,
     }
     told = describe(plane[0])
     assert (told["split"], told["groups"], told["points"]) == (None, None, [NX, NY])

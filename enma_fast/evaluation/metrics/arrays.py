@@ -38,6 +38,13 @@ def checked(ensemble: Array, truth: Array, *, min_members: int = 1) -> tuple[Ten
     return members.flatten(3), fields.flatten(2).to(members.device)
 
 
+def where_there(values: Array, mask: np.ndarray) -> Any:
+    """Values `[..., *x, c]` at the places where a mask `[*x, c]` has some, `[..., P, 1]`."""
+    places = torch.from_numpy(np.flatnonzero(mask))
+    flat = values.reshape(*values.shape[: values.ndim - mask.ndim], mask.size)
+    return flat[..., places if isinstance(values, Tensor) else places.numpy(), None]
+
+
 def require_finite(name: str, values: Tensor) -> None:
     finite = torch.isfinite(values)
     if finite.all():

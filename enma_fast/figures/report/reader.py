@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from ...data import EQUATIONS, dataset_split, read
+from ...data.missing import in_place
 from ...drawing.calibration import SpreadErrorBins
 from ...drawing.forecast import Forecast
 from ...drawing.plots import forecast_figure, save_movie
 from ...drawing.style import labelled
 from ...errors import EnmaError
 from ...evaluation.metrics import SCORES, Scores
+from ...evaluation.metrics.arrays import where_there
 from ...evaluation.physics import Physics
 from ...evaluation.store_scores import check_truth_file
 from ...evaluation.task_scores import leave_out_errors
@@ -318,7 +320,11 @@ class PooledScores:
             if trajectory.readings is not None:
                 there = ~np.isnan(trajectory.readings).any(-1)
                 seen = trajectory.readings[there][None, None, ..., self._channels]
-            _score(single, wide[..., self._channels], truth[..., self._channels], seen)
+            made, came = wide[..., self._channels], truth[..., self._channels]
+            if in_place(~np.isnan(came[None])) and not (mask := ~np.isnan(came[0])).all():
+                made, came = where_there(made, mask), where_there(came, mask)
+                seen = None if seen is None else where_there(seen, mask)
+            _score(single, made, came, seen)
         except EnmaError as error:
             self.left_out[trajectory.number] = str(error)
             return None

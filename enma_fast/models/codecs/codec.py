@@ -9,6 +9,7 @@ frame, C latent channels, c physical channels, d space dimensions.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,17 +24,33 @@ class Codec(nn.Module):
 
     field_mean: Tensor | None
     field_scale: Tensor | None
+    mask: Tensor | None
     place: Tensor
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.config = config
+        # True where fields have values, `[*x, c]`; None of fields that have them everywhere.
+        has_values = torch.ones(*config.grid, config.field_channels, dtype=torch.bool) if config.masked else None
+        self.register_buffer("mask", has_values)
         for name in ("field_mean", "field_scale"):
             values = getattr(config, name)
             # They belong to the config, not to the weights, so a checkpoint holds them once.
             self.register_buffer(name, None if values is None else torch.tensor(values), persistent=False)
         # It goes where the codec goes, also where there are no weights.
         self.register_buffer("place", torch.empty(0), persistent=False)
+
+    def take_mask(self, mask: Any) -> None:
+        """Take the places `[*x, c]` at which fields have values, of a masked codec; None of one that is not."""
+        if self.mask is not None:
+            self.mask.copy_(torch.as_tensor(mask))
+
+    def without_gaps(self, u: Tensor) -> Tensor:
+        """Fields ``[..., *x, c]`` with the mean of each channel where they have no values."""
+        if self.mask is None:
+            return u
+        mean = torch.zeros(()) if self.field_mean is None else self.field_mean
+        return torch.where(self.mask.to(u.device), u, mean.to(u))
 
     @property
     def device(self) -> torch.device:
@@ -51,12 +68,14 @@ class Codec(nn.Module):
         return next(self.parameters(), None) is not None
 
     def standardised(self, u: Tensor) -> Tensor:
-        """Fields ``[..., c]`` less the mean of each channel, over its scale, as latent frames hold them."""
-        return u if self.field_mean is None or self.field_scale is None else (u - self.field_mean) / self.field_scale
+        """Fields ``[..., c]`` less the mean of each channel, over its scale, as latent frames hold them: 0 on land."""
+        x = u if self.field_mean is None or self.field_scale is None else (u - self.field_mean) / self.field_scale
+        return x if self.mask is None else torch.where(self.mask, x, 0.0)
 
     def in_units(self, u: Tensor) -> Tensor:
-        """Inverse of :meth:`standardised`."""
-        return u if self.field_mean is None or self.field_scale is None else u * self.field_scale + self.field_mean
+        """Inverse of :meth:`standardised`; NaN on land."""
+        x = u if self.field_mean is None or self.field_scale is None else u * self.field_scale + self.field_mean
+        return x if self.mask is None else torch.where(self.mask, x, math.nan)
 
     def encode(self, u: Tensor, points: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """Latent frames ``[B, T', N, C]``.

@@ -2,11 +2,11 @@
 
 A window is three successive frames, of the observed ones or of a context trajectory. A floor is fitted to all of them.
 Convolutions look at the last frame of each, its last change and the change of that, each in units of its root mean
-square. The means and the logarithms of the energies of their channels, with what the floor tells, go through a small
-network; attention weighs the windows.
+square. The means and the logarithms of the energies of their channels, with what the floor and the drivers tell, go
+through a small network; attention weighs the windows.
 
 Legend: B rows, W windows, T frames, N tokens per frame, C channels of a token, c physical channels, F numbers of a
-floor, Z numbers of the context; `*x` space.
+floor and of drivers, Z numbers of the context; `*x` space.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...config import ModelConfig, PhysicsConfig
 from ...errors import EnmaError
+from ..drivers import Drivers, Segment, drivers_of, frames_of, num_numbers, until
 from ..field_step import PAST, Forecast, Scales
 from ..floors.choice import kinds
 from ..floors.ladder import Floor, forecaster
@@ -46,6 +47,8 @@ class Physics:
     observed : [R, L, *x, c], the last frames that were observed, 3 at most
     own : whether these are of the trajectory itself
     frames : known and decided frames of the trajectory
+    told : drivers of the trajectory
+    told_windows : those of each window, from its first frame on
     kept : what the decoder draws and infers once
     """
 
@@ -57,6 +60,8 @@ class Physics:
     own: bool
     index: Tensor
     frames: int
+    told: Drivers | None
+    told_windows: list[Drivers | None]
     kept: dict[str, Any] = field(default_factory=dict)
 
     def forecast(self) -> Forecast:
@@ -65,12 +70,12 @@ class Physics:
 
 
 class PhysicsEncoder(nn.Module):
-    """Windows `[B, W, 3, *x, c]`, and numbers of a floor `[B, F]`, to `[B, Z]`."""
+    """Windows `[B, W, 3, *x, c]`, and numbers of a floor and of drivers `[B, F]`, to `[B, Z]`."""
 
     _marks: Tensor | None
 
     def __init__(
-        self, grid: Sequence[int], edges: Sequence[Edge], channels: int, own: PhysicsConfig, floor: int
+        self, grid: Sequence[int], edges: Sequence[Edge], channels: int, own: PhysicsConfig, told: int
     ) -> None:
         super().__init__()
         self.grid, self.edges, self.block = tuple(grid), tuple(edges), own.block
@@ -80,7 +85,7 @@ class PhysicsEncoder(nn.Module):
         marks = marks if marks is None else to_blocks(self._prolonged(marks), own.block)
         self.register_buffer("_marks", marks, persistent=False)
         inward = PAST * channels * own.block ** len(self.grid) + (0 if marks is None else marks.shape[-1])
-        width = 2 * own.width + floor
+        width = 2 * own.width + told
         self.stem = GridConvolution(inward, own.width, edges)
         self.stack = GatedStack(own.layers, own.width, edges)
         self.norm = nn.LayerNorm(width)
@@ -88,7 +93,7 @@ class PhysicsEncoder(nn.Module):
         self.attention = nn.Linear(own.hidden, 1)
         self.read = nn.Sequential(nn.Linear(own.hidden, own.hidden), nn.SiLU(), nn.Linear(own.hidden, NUMBERS))
 
-    def forward(self, windows: Tensor, floor_BF: Tensor) -> Tensor:
+    def forward(self, windows: Tensor, told_BF: Tensor) -> Tensor:
         B, W = windows.shape[:2]
         x0, x1, x2 = windows.flatten(0, 1).unbind(1)
         s = self.scales
@@ -98,7 +103,7 @@ class PhysicsEncoder(nn.Module):
             h = torch.cat([h, self._marks.to(h.dtype).expand(len(h), *self._marks.shape[1:])], -1)
         h = self.stack(self.stem(h)).flatten(1, -2)
         h = h.to(torch.promote_types(h.dtype, torch.float32))
-        parts = [h.mean(1), (h.square().mean(1) + _TINY).log(), floor_BF.to(h.dtype).repeat_interleave(W, 0)]
+        parts = [h.mean(1), (h.square().mean(1) + _TINY).log(), told_BF.to(h.dtype).repeat_interleave(W, 0)]
         f = self.features(self.norm(torch.cat(parts, -1)).clamp(-_LIMIT, _LIMIT)).unflatten(0, (B, W))
         read: Tensor = self.read((f * self.attention(f).softmax(1)).sum(1))
         return read.to(h.dtype)
@@ -117,23 +122,25 @@ class PhysicsContext(nn.Module):
         own, codec = config.context, config.codec
         assert isinstance(own, PhysicsConfig)
         self.fields = FieldTokens(config)
-        found = kinds(codec.grid, self.fields.edges, codec.field_channels, spacings=codec.spacings)
+        found = kinds(codec.grid, self.fields.edges, codec.field_channels, spacings=codec.spacings, masked=codec.masked)
         if own.floor not in found:
             raise EnmaError(f"{config.name}: context.floor is {own.floor!r}; this grid has {', '.join(found)}")
         self.floor = found[own.floor]()
         assert isinstance(self.floor, nn.Module)
-        self.encoder = PhysicsEncoder(codec.grid, self.fields.edges, codec.field_channels, own, self.floor.num_features)
+        told = self.floor.num_features + num_numbers(config)
+        self.encoder = PhysicsEncoder(codec.grid, self.fields.edges, codec.field_channels, own, told)
 
-    def begin(self, segments: Sequence[Tensor], *, room: int, observed: int | None = None) -> Physics:
+    def begin(self, segments: Sequence[Segment], *, room: int, observed: int | None = None) -> Physics:
         """Read whole segments ``[B, T_i, N, C]``: perhaps a context, then the known frames, at least one.
 
         What was not `observed` of the last one tells nothing of the physics.
         """
         del room
-        *others, own = segments
-        own = own[:, :observed]
-        index, first = shared_rows([*others, own])
-        *others, own = (self.fields.of(segment[first]) for segment in (*others, own))
+        *contexts, last = segments
+        read = [*contexts, until(last, observed)]
+        index, first = shared_rows(read)
+        each = [segment[first] for segment in read]
+        *others, own = (self.fields.of(frames_of(segment)) for segment in each)
         if not own.shape[1]:
             raise EnmaError(
                 "history: frames are None; a field model continues a trajectory of which one frame is known"
@@ -141,10 +148,27 @@ class PhysicsContext(nn.Module):
         source = own if own.shape[1] >= PAST or not others else others[0]
         windows = self.windows_of(source)
         state = self.floor.infer(windows, own=source is own)
-        numbers = self.encoder(windows.to(own.dtype), self.floor.features(state, windows))
-        return Physics(numbers, self.floor, state, windows, own[:, -PAST:], source is own, index, segments[-1].shape[1])
+        told, of_source = drivers_of(each[-1]), drivers_of(each[-1] if source is own else each[0])
+        numbers = self.encoder(windows.to(own.dtype), self.told(state, windows, told))
+        return Physics(
+            numbers,
+            self.floor,
+            state,
+            windows,
+            own[:, -PAST:],
+            source is own,
+            index,
+            frames_of(last).shape[1],
+            told,
+            [None if of_source is None else of_source.since(t) for t in window_starts(source.shape[1])],
+        )
 
-    def begin_members(self, segments: Sequence[Tensor], members: int) -> tuple[Physics, Tensor]:
+    def told(self, state: Any, windows: Tensor, drivers: Drivers | None) -> Tensor:
+        """Numbers `[B, F]` of the floor, and of the drivers of the trajectories."""
+        features = self.floor.features(state, windows)
+        return features if drivers is None else torch.cat([features, drivers.numbers().to(features)], -1)
+
+    def begin_members(self, segments: Sequence[Segment], members: int) -> tuple[Physics, Tensor]:
         """Read whole segments for so many members of each trajectory; also the numbers ``[B, Z]``."""
         read = self.begin(segments, room=0)
         read.index = read.index.repeat_interleave(members)
@@ -161,12 +185,9 @@ class PhysicsContext(nn.Module):
 
     def windows_of(self, frames: Tensor) -> Tensor:
         """Windows `[B, W, 3, *x, c]` of frames `[B, T, *x, c]`, evenly spread; before fewer frames is the first one."""
-        T = frames.shape[1]
-        if T < PAST:
-            frames = torch.cat([frames[:, :1]] * (PAST - T) + [frames], 1)
-            T = PAST
-        starts = torch.linspace(0, T - PAST, min(_WINDOWS, T - PAST + 1)).round().long()
-        return torch.stack([frames[:, t : t + PAST] for t in starts.tolist()], 1)
+        starts, missing = window_starts(frames.shape[1]), max(0, PAST - frames.shape[1])
+        frames = torch.cat([frames[:, :1]] * missing + [frames], 1)
+        return torch.stack([frames[:, t + missing : t + missing + PAST] for t in starts], 1)
 
 
 class FieldTokens:
@@ -190,10 +211,17 @@ class FieldTokens:
         return blocks.flatten(-2).flatten(1, -2)
 
 
-def shared_rows(segments: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def window_starts(frames: int) -> list[int]:
+    """First frames of the windows of so many frames, evenly spread; below 0 where there are too few."""
+    last = frames - PAST
+    return torch.linspace(0, last, min(_WINDOWS, last + 1)).round().long().tolist() if last > 0 else [last]
+
+
+def shared_rows(segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
     """For each row the place of its like among those that differ from the row before, and the rows of these."""
-    B = len(segments[0])
-    new = torch.ones(B, dtype=torch.bool, device=segments[0].device)
-    for row in range(1, B):
-        new[row] = not all(torch.equal(x[row], x[row - 1]) for x in segments)
+    frames, told = [frames_of(segment) for segment in segments], [drivers_of(segment) for segment in segments]
+    new = torch.ones(len(frames[0]), dtype=torch.bool, device=frames[0].device)
+    for row in range(1, len(new)):
+        alike = all(torch.equal(x[row], x[row - 1]) for x in frames)
+        new[row] = not (alike and all(drivers is None or drivers.alike(row, row - 1) for drivers in told))
     return new.cumsum(0) - 1, torch.nonzero(new)[:, 0]

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...config import FieldConfig, ModelConfig, PhysicsConfig, SamplingConfig
 from ...errors import EnmaError
 from ..contexts.physics import NUMBERS, FieldTokens, Physics
+from ..drivers import num_inputs
 from ..field_step import PAST, PATTERNS, FieldStep
 from ..floors.choice import kinds
 from ..floors.ladder import forecaster
@@ -39,11 +40,17 @@ class FieldDecoder(Decoder):
         if not isinstance(context, PhysicsConfig):
             raise EnmaError(f"{config.name}: step is of kind 'field', which reads context 'physics'; give that")
         self.places = FieldTokens(config)
-        floors = kinds(codec.grid, self.places.edges, codec.field_channels)
+        floors = kinds(codec.grid, self.places.edges, codec.field_channels, masked=codec.masked)
         floor = floors[context.floor]()
-        self.native_part = None if floor.native else "step.model.network"
+        self.native_part = None if floor.native and not config.is_told else "step.model.network"
         self.model = FieldStep(
-            codec.grid, self.places.edges, codec.field_channels, own, condition=NUMBERS, views=floor.num_views
+            codec.grid,
+            self.places.edges,
+            codec.field_channels,
+            own,
+            condition=NUMBERS,
+            views=floor.num_views,
+            told=num_inputs(config),
         )
 
     def decide(self, h: Physics, past_BPNC: Tensor, noise: Noise, settings: SamplingConfig) -> Tensor:
@@ -63,6 +70,7 @@ class FieldDecoder(Decoder):
             corrected=kept["corrected"],
             factor=kept["share"],
             noise=drawn,
+            known=kept["told"] and kept["told"].at(h.frames),
         )
         if kept["residuals"]:
             one = torch.zeros(1, dtype=torch.int64, device=past.device)
@@ -82,7 +90,9 @@ class FieldDecoder(Decoder):
     def _begin(self, h: Physics, noise: Noise, settings: SamplingConfig) -> None:
         """What stays through a trajectory: shares, bounds, and the coefficients and numbers of members."""
         index, scale = h.index, settings.temperature * float(self.model.spread[0 if h.own else 1])
-        share = self.model.share(h.windows, h.numbers, h.forecast(), first=h.floor.reads == 1, own=h.own)
+        share = self.model.share(
+            h.windows, h.numbers, h.forecast(), first=h.floor.reads == 1, own=h.own, told=h.told_windows
+        )
         share = share[index]
         first, one = replace(noise, frame=0), torch.zeros(1, dtype=torch.int64, device=index.device)
 
@@ -104,4 +114,5 @@ class FieldDecoder(Decoder):
             "bounds": tuple(bound[index] for bound in self.model.bounds(h.observed)),
             "condition": condition,
             "forecast": forecaster(h.floor, state),
+            "told": None if h.told is None else h.told[index],
         }

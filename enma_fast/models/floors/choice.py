@@ -55,14 +55,25 @@ class Choice:
 
 
 def kinds(
-    grid: Sequence[int], edges: Sequence[Edge], channels: int, *, spacings: Sequence[float] | None = None
+    grid: Sequence[int],
+    edges: Sequence[Edge],
+    channels: int,
+    *,
+    spacings: Sequence[float] | None = None,
+    masked: bool = False,
 ) -> dict[str, Callable[[], Floor]]:
-    """The kinds of floors of a grid, the simplest first."""
+    """The kinds of floors of a grid, the simplest first.
+
+    Those of `masked` fields, which are 0 where they have no values, are laws of single points or of principal
+    components, which stay 0 there.
+    """
     made: dict[str, Callable[[], Floor]] = {
         "persistence": Persistence,
         "damped persistence": lambda: DampedPersistence(grid, channels),
         "linear inverse model": lambda: InverseModel(grid, channels),
     }
+    if masked:
+        return made
     if all(edge is Edge.PERIODIC for edge in edges):
         made["waves"] = lambda: SpectralFloor(grid, channels)
     if min(grid) >= _LEAST_POINTS:
@@ -80,6 +91,7 @@ def choose(
     environments: Tensor | None = None,
     spacings: Sequence[float] | None = None,
     folds: Sequence[tuple[Tensor, Tensor]] | None = None,
+    masked: bool = False,
     shifted: bool = False,
     seconds: float = float("inf"),
 ) -> Choice:
@@ -100,7 +112,7 @@ def choose(
         splits = [(_some(fields[a], None)[0], _few(fields[b]), None) for a, b in folds]
     errors: dict[str, tuple[float, ...]] = {}
     best, taken = "persistence", "persistence"
-    made = kinds(grid, edges, channels, spacings=spacings)
+    made = kinds(grid, edges, channels, spacings=spacings, masked=masked)
     for name, make in made.items():
         floor = make()
         if errors and len(splits) * _seconds(floor, splits[0][1]) > seconds - (time.process_time() - started):
