@@ -12,12 +12,13 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import PhysicsConfig
 from ..data import FieldFile, ImportOptions, read, write_fields
 from ..data.importing import imported, with_drivers
 from ..data.selection import spread_rows
@@ -30,6 +31,7 @@ from ..evaluation.scoring import score_forecast
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest, task_named
 from ..models.checkpoint import IN_RUN, LOG, METRICS, load_model, save_model
+from ..models.contexts.physics import PhysicsContext
 from ..models.floors.choice import KNOWN, kinds, learn
 from ..models.floors.ladder import Floor, roll
 from ..models.grid_layers import Edge
@@ -157,7 +159,7 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
     dataset = plan.recipe.model.dataset
     tell_training(model, data_file(out / DATA, dataset, TRAIN))
     train_data, test_data = (read(data_file(out / DATA, dataset, split)) for split in (TRAIN, TEST))
-    methods = baselines(train_data) | linear_methods(plan, train_data)
+    methods = baselines(train_data) | linear_methods(plan, train_data, model)
     tasks = ("temporal", "initial-value") if plan.contexts else ("temporal",)
     step: Any = model.dynamics.step
     found = {
@@ -170,10 +172,10 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
     return found
 
 
-def linear_methods(plan: Plan, train: FieldFile) -> dict[str, Method]:
-    """Damped persistence, and the best linear floor that was tried, learned from the training data."""
+def linear_methods(plan: Plan, train: FieldFile, model: Model | None = None) -> dict[str, Method]:
+    """Damped persistence, and the best linear floor that was tried; learned from training data unless the model did."""
     config = plan.recipe.model
-    codec = Model(config).codec
+    codec, own = Model(config).codec, config.context
     codec.take_mask(train.mask)
     fields, environments = training_fields(plan.recipe, train)
     made = kinds(
@@ -201,8 +203,13 @@ def linear_methods(plan: Plan, train: FieldFile) -> dict[str, Method]:
 
         return forecast
 
+    def floor_of(kind: str) -> Floor:
+        if model is not None and isinstance(own, PhysicsConfig) and kind == own.floor:
+            return cast(PhysicsContext, model.dynamics.context).floor
+        return learn(made[kind](), fields, environments)
+
     named = {SIMPLE[1]: SIMPLE[1], LINEAR: plan.linear}
-    return {name: method(learn(made[kind](), fields, environments)) for name, kind in named.items() if kind is not None}
+    return {name: method(floor_of(kind)) for name, kind in named.items() if kind is not None}
 
 
 def _scores(model: Model, data: FieldFile, methods: dict[str, Method], task: str, seconds: float) -> dict[str, Any]:
