@@ -70,6 +70,16 @@ void begin(FrameSession& session, const Tensor& seeds, const Tensor& members, co
     session.begin(seed_words.data(), member_words.data(), group.data());
 }
 
+// A frame [B, N, C] that was made before.
+void follow(FrameSession& session, const Tensor& z) {
+    const SamplerSettings& set = session.settings();
+    const void* const values =
+        checked(OP, z, "frame", {set.rows, session.tokens(), session.channels()}, Dtype::float32);
+    expect(session.begun() && session.frames_made() < set.own_frames, OP, ": ", session.frames_made(), " of ",
+           set.own_frames, " frames are made");
+    session.follow(static_cast<const float*>(values));
+}
+
 // The next frame [B, N, C], or the next frames [T, B, N, C].
 void frame(FrameSession& session, const Tensor& out, bool last) {
     const SamplerSettings& set = session.settings();
@@ -113,6 +123,7 @@ void bind_dynamics(py::module_& m) {
         .def("start_segment", &start_segment, arg("segment"), without_lock())
         .def("read", &read_frame, arg("z"), without_lock())
         .def("begin", &begin, arg("seeds"), arg("members"), arg("groups"), without_lock())
+        .def("follow", &follow, arg("z"), without_lock())
         .def("frame", &frame, arg("out"), arg("last"))
         .def("plan", &plan);
 }

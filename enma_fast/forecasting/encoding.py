@@ -63,10 +63,9 @@ class EncodedInputs:
     views : how each shift shows the field; member k takes that of k modulo their number
     places : of the history of (trajectory, shift) in `history_BTNC`
     told, context_told : drivers of each row of these two, of models that are told some
-    own_histories : tokens ``[rows, T, N, C]`` of what each row continues, where these differ: its earlier frames, or a
-        frame 0 that is drawn as a field where none is observed
+    first_frames : of a model that draws frame 0 as a field, where none is observed: its tokens ``[rows, 1, N, C]``
     earlier : ``[B, K, T0, *grid, c]``, frames of the members that come before those of the forecast
-    observed_latents : latent frames of a history that were observed, where it has earlier frames too
+    encode_earlier : their latent frames ``[rows, T, N, C]``, after those of the history
     """
 
     history_BTNC: Tensor
@@ -83,9 +82,13 @@ class EncodedInputs:
     places: dict[tuple[int, int], int]
     told: Drivers | None = None
     context_told: Drivers | None = None
-    own_histories: Callable[[Sequence[tuple[int, int]]], Tensor] | None = None
+    first_frames: Callable[[Sequence[tuple[int, int]]], Tensor] | None = None
     earlier: Tensor | None = None
-    observed_latents: int | None = None
+    encode_earlier: Callable[[Sequence[tuple[int, int]]], Tensor] | None = None
+
+    def earlier_latents(self, rows: Sequence[tuple[int, int]]) -> Tensor | None:
+        """Latent frames of rows that were forecast before, None where there are none."""
+        return None if self.encode_earlier is None else self.encode_earlier(rows)
 
     def history_of(self, row: tuple[int, int]) -> int:
         """Place of the history and context of a trajectory and member."""
@@ -201,19 +204,21 @@ def encode_inputs(
             other = other.expand(B, *other.shape[1:])
         context_BTNC = encoded(other, there, CONTEXT).unflatten(0, (-1, len(used)))
         context_BTNC = context_BTNC.expand(B, -1, -1, -1, -1).flatten(0, 1)
-    own_histories, continues = None, None
+    first_frames, encode_earlier, continues = None, None, None
     if earlier is not None:
         before = earlier if known is None else torch.cat([_of_members(known, earlier), earlier], 2)
         continues, first_member = num_observed + earlier.shape[2], request.first_member
+        drawn_first = known is None and model.draws_fields
+        of_history, whole = 1 if drawn_first else known_latents, tok.whole_latents(continues)
 
         def known_fields(row: tuple[int, int]) -> Tensor:
             b, k = row
             return shifted(before[b, k - first_member, None], shown[k % len(shown)], ring)
 
-        def own_histories(rows: Sequence[tuple[int, int]]) -> Tensor:
-            return latents(torch.cat([known_fields(row) for row in rows]))[:, : tok.whole_latents(continues)]
+        def encode_earlier(rows: Sequence[tuple[int, int]]) -> Tensor:
+            return latents(torch.cat([known_fields(row) for row in rows]))[:, of_history:whole]
 
-    elif known is None and model.draws_fields:
+    if known is None and model.draws_fields:
         first = None if other is None or there is not None else other[:, 0].expand(B, *other.shape[2:])
 
         def drawn_field(row: tuple[int, int]) -> Tensor:
@@ -221,7 +226,7 @@ def encode_inputs(
             u = model.first_fields(seen, torch.tensor([seeds[b]]), torch.tensor([k])).to(model.latent_mean.device)
             return shifted(u[:, None], shown[k % len(shown)], ring)
 
-        def own_histories(rows: Sequence[tuple[int, int]]) -> Tensor:
+        def first_frames(rows: Sequence[tuple[int, int]]) -> Tensor:
             return latents(torch.cat(map_alone(drawn_field, list(rows))))
 
     index = torch.arange(B).repeat_interleave(len(used))
@@ -232,9 +237,9 @@ def encode_inputs(
     return EncodedInputs(
         told=drivers and drivers[index],
         context_told=of_context and of_context[index],
-        own_histories=own_histories,
+        first_frames=first_frames,
         earlier=earlier,
-        observed_latents=None if earlier is None else known_latents,
+        encode_earlier=encode_earlier,
         history_BTNC=history_BTNC,
         context_BTNC=context_BTNC,
         num_observed=num_observed if continues is None else continues,

@@ -133,14 +133,15 @@ def _chunks(engine: Engine, inputs: EncodedInputs, request: ForecastRequest, *, 
     for begin in range(0, len(every), request.rows):
         place = slice(begin, begin + request.rows)
         rows = every[place]
-        if inputs.own_histories is None:
+        if inputs.first_frames is None:
             history = inputs.history_BTNC[[inputs.history_of(row) for row in rows]]
             making = _latents(engine, inputs, request, rows, ahead=ahead)
         else:
             # Each row has a history of its own.
-            history = inputs.own_histories(rows)
+            history = inputs.first_frames(rows)
             making = _latents(engine, inputs, request, rows, ahead=ahead, history=history)
-        chunks.append(_Chunk(place, rows, making, history))
+        earlier = inputs.earlier_latents(rows)
+        chunks.append(_Chunk(place, rows, making, history if earlier is None else torch.cat([history, earlier], 1)))
     return chunks
 
 
@@ -249,7 +250,7 @@ def _latents(
         members=torch.tensor([k for _, k in rows], device=device),
         settings=request.sampling,
         groups=torch.tensor(groups, device=device),
-        chunk=Chunk(request.rows, ahead, inputs.observed_latents),
+        chunk=Chunk(request.rows, ahead, inputs.earlier_latents(rows)),
     )
 
 

@@ -121,11 +121,6 @@ def drivers_of(segment: Segment) -> Drivers | None:
     return segment.drivers if isinstance(segment, Told) else None
 
 
-def until(segment: Segment, count: int | None) -> Segment:
-    """A segment of the first so many of its latent frames; all without a number."""
-    return Told(segment.frames[:, :count], segment.drivers) if isinstance(segment, Told) else segment[:, :count]
-
-
 def num_inputs(config: ModelConfig) -> int:
     """Inputs K of a step."""
     return sum(1 + driver.in_time for driver in config.known) + config.codec.masked

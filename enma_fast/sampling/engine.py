@@ -170,7 +170,7 @@ class Engine:
                 seeds=seeds,
                 members=members,
                 settings=settings,
-                observed=chunk.observed,
+                earlier=chunk.earlier,
             )
             return
         if self._native is not None:
@@ -185,6 +185,10 @@ class Engine:
             )
         else:
             frames = [frames_of(segment) for segment in segments]
+            if chunk.earlier is not None:
+                *others, known = (segment[groups] for segment in frames)
+                frames, groups = [*others, torch.cat([known, chunk.earlier], 1)], torch.arange(len(seeds))
+                groups = groups.to(seeds.device)
             yield from self._static(frames, num_latents, seeds, members, groups, settings, chunk.rows)
 
     def planned_bytes(self) -> dict[str, int]:

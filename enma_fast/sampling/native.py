@@ -86,7 +86,7 @@ class NativeSampler:
 
         Where frames may be made ahead, several of a few rows are made before the first of them is yielded.
         """
-        frames = [frames_of(segment) for segment in segments]
+        frames, chunk = [frames_of(segment) for segment in segments], chunk or Chunk()
         first, config = frames[-1].shape[1], self.dynamics.config
         size = size_of(config, frames, rows=len(seeds), num_latents=num_latents, settings=settings)
         key, session = self.session(size, first=first, threads=threads)
@@ -97,8 +97,11 @@ class NativeSampler:
                 for z_GNC in segment.float().unbind(1):
                     session.read(z_GNC.contiguous())
             session.begin(seeds.contiguous(), members.contiguous(), groups.contiguous())
-            most = max(1, ROWS_AHEAD // len(seeds)) if chunk is not None and chunk.ahead else 1
-            for t in range(first, num_latents, most):
+            most = max(1, ROWS_AHEAD // len(seeds)) if chunk.ahead else 1
+            earlier = [] if chunk.earlier is None else chunk.earlier.float().unbind(1)
+            for z_BNC in earlier:
+                session.follow(z_BNC.contiguous())
+            for t in range(first + len(earlier), num_latents, most):
                 count = min(most, num_latents - t)
                 z_TBNC = torch.empty(count, len(seeds), config.num_tokens, config.token_channels, dtype=torch.float32)
                 session.frame(z_TBNC, t + count == num_latents)
@@ -169,7 +172,7 @@ class NetworkSampler:
             seeds=seeds,
             members=members,
             settings=settings,
-            observed=None if chunk is None else chunk.observed,
+            earlier=None if chunk is None else chunk.earlier,
         )
 
     def planned_bytes(self) -> dict[str, int]:

@@ -25,7 +25,7 @@ def trajectory(
     seeds: Tensor,
     members: Tensor,
     settings: SamplingConfig | None = None,
-    observed: int | None = None,
+    earlier: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Yield the latent frames ``[B, N, C]`` that follow a history, fp32, or float64 with float64 weights.
 
@@ -33,12 +33,15 @@ def trajectory(
     """
     settings = settings or dynamics.config.sampling
     history = frames_of(segments[-1])
-    first = history.shape[1]
-    read = dynamics.context.begin(segments, room=num_latents - first, observed=observed)
+    first, there = history.shape[1], 0 if earlier is None else earlier.shape[1]
+    read = dynamics.context.begin(segments, room=num_latents - first)
     past = first_past(history, dynamics.past)
     for t in range(first, num_latents):
-        z = dynamics.decide(dynamics.context.condition(read), past, Noise(seeds, members, t), settings)
-        yield z
+        if earlier is not None and t - first < there:
+            z = earlier[:, t - first]
+        else:
+            z = dynamics.decide(dynamics.context.condition(read), past, Noise(seeds, members, t), settings)
+            yield z
         past = next_past(past, z)
         if t + 1 < num_latents:
             dynamics.context.advance(read, z)

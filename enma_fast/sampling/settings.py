@@ -26,13 +26,13 @@ class Chunk:
         size, since a captured frame has one size.
     ahead
         Whether frames may be made before they are asked for, which a CPU does faster for few rows.
-    observed
-        Frames of the history that were observed; the others are a forecast that goes on. By default all were.
+    earlier
+        Latent frames ``[B, T, N, C]`` after the history that were forecast before, and are not yielded again.
     """
 
     rows: int | None = None
     ahead: bool = False
-    observed: int | None = None
+    earlier: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ class Mean(Context):
             out.append(self.read(before.cumsum(1) / counts))
         return out
 
-    def begin(self, segments, *, room, observed=None):
+    def begin(self, segments, *, room):
         last = segments[-1]
         wide = torch.promote_types(last.dtype, torch.float32)
         empty = torch.zeros(len(last), self.tokens, self.read.in_features, dtype=wide, device=last.device)

@@ -103,7 +103,7 @@ class CausalTransformer(Context):
         places = sincos(config.token_grid, own.width) if own.positions == "sincos" else None
         self.register_buffer("places", places, persistent=False)
 
-    def begin(self, segments: Sequence[Tensor], *, room: int, observed: int | None = None) -> Past:
+    def begin(self, segments: Sequence[Tensor], *, room: int) -> Past:
         """Read whole segments ``[B, T_i, N, C]``, where T_i may be 0, a frame at a time; `room` is for later frames."""
         frames = room + sum(1 + segment.shape[1] for segment in segments)
         cache = FrameCache(self, segments[0].shape[0], frames)

@@ -18,11 +18,8 @@ class Context(nn.Module):
     one. What was read is an object of the kind's own, and so is what it says of the next frame.
     """
 
-    def begin(self, segments: Sequence[Tensor], *, room: int, observed: int | None = None) -> Any:
-        """Read whole segments, of which the last may be empty; `room` is the number of frames that may follow.
-
-        So many frames of the last one were `observed`, by default all; the others are a forecast that goes on.
-        """
+    def begin(self, segments: Sequence[Tensor], *, room: int) -> Any:
+        """Read whole segments, of which the last may be empty; `room` is the number of frames that may follow."""
         raise NotImplementedError
 
     def begin_members(self, segments: Sequence[Tensor], members: int) -> tuple[Any, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...config import ModelConfig, PhysicsConfig
 from ...errors import EnmaError
-from ..drivers import Drivers, Segment, drivers_of, frames_of, num_numbers, until
+from ..drivers import Drivers, Segment, drivers_of, frames_of, num_numbers
 from ..field_step import PAST, Forecast, Scales
 from ..floors.choice import kinds
 from ..floors.ladder import Floor, forecaster
@@ -130,16 +130,11 @@ class PhysicsContext(nn.Module):
         told = self.floor.num_features + num_numbers(config)
         self.encoder = PhysicsEncoder(codec.grid, self.fields.edges, codec.field_channels, own, told)
 
-    def begin(self, segments: Sequence[Segment], *, room: int, observed: int | None = None) -> Physics:
-        """Read whole segments ``[B, T_i, N, C]``: perhaps a context, then the known frames, at least one.
-
-        What was not `observed` of the last one tells nothing of the physics.
-        """
+    def begin(self, segments: Sequence[Segment], *, room: int) -> Physics:
+        """Read whole segments ``[B, T_i, N, C]``: perhaps a context, then the known frames, at least one."""
         del room
-        *contexts, last = segments
-        read = [*contexts, until(last, observed)]
-        index, first = shared_rows(read)
-        each = [segment[first] for segment in read]
+        index, first = shared_rows(segments)
+        each = [segment[first] for segment in segments]
         *others, own = (self.fields.of(frames_of(segment)) for segment in each)
         if not own.shape[1]:
             raise EnmaError(
@@ -158,7 +153,7 @@ class PhysicsContext(nn.Module):
             own[:, -PAST:],
             source is own,
             index,
-            frames_of(last).shape[1],
+            own.shape[1],
             told,
             [None if of_source is None else of_source.since(t) for t in window_starts(source.shape[1])],
         )

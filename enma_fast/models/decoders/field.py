@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from ..contexts.physics import NUMBERS, FieldTokens, Physics
 from ..drivers import num_inputs
 from ..field_step import PAST, PATTERNS, FieldStep
 from ..floors.choice import kinds
-from ..floors.ladder import forecaster
+from ..floors.ladder import Floor, forecaster
 from ..masked_transformer import MaskedTransformer
 from .decoder import Decoder, Noise
 
@@ -54,7 +55,8 @@ class FieldDecoder(Decoder):
         )
 
     def decide(self, h: Physics, past_BPNC: Tensor, noise: Noise, settings: SamplingConfig) -> Tensor:
-        past = self.completed(self.places.of(past_BPNC), h)
+        missing = max(0, PAST - h.frames)
+        past = self._completed(self.places.of(past_BPNC)[:, missing:], h.floor, h.state[h.index] if missing else None)
         if not h.kept:
             self._begin(h, noise, settings)
         shape, drawn = self.model.network.noise_shape(len(past)), None
@@ -78,14 +80,11 @@ class FieldDecoder(Decoder):
             frame = frame + torch.tensordot(sums, self.model.residuals, 1)
         return self.places.tokens(frame).to(torch.promote_types(past_BPNC.dtype, torch.float32))
 
-    def completed(self, past: Tensor, h: Physics) -> Tensor:
-        """Past frames `[B, 3, *x, c]`, those before the first known one by the floor."""
-        missing = PAST - h.frames
-        if missing <= 0:
-            return past
-        known = past[:, missing:]
-        before = h.floor.before(known[:, 0], h.state[h.index])
-        return torch.cat([before[:, None]] * missing + [known], 1)
+    @staticmethod
+    def _completed(known: Tensor, floor: Floor, state: Any) -> Tensor:
+        """Three frames, those before the known ones `[B, L, *x, c]` by the floor."""
+        missing = PAST - known.shape[1]
+        return known if not missing else torch.cat([floor.before(known[:, 0], state)[:, None]] * missing + [known], 1)
 
     def _begin(self, h: Physics, noise: Noise, settings: SamplingConfig) -> None:
         """What stays through a trajectory: shares, bounds, and the coefficients and numbers of members."""
@@ -111,7 +110,7 @@ class FieldDecoder(Decoder):
             "spread": scale,
             "residuals": settings.temperature if bool(self.model.residuals.any()) else 0.0,
             "corrected": bool(share.any()),
-            "bounds": tuple(bound[index] for bound in self.model.bounds(h.observed)),
+            "bounds": tuple(bound[index] for bound in self.model.bounds(self._completed(h.observed, h.floor, h.state))),
             "condition": condition,
             "forecast": forecaster(h.floor, state),
             "told": None if h.told is None else h.told[index],
