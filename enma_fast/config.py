@@ -323,6 +323,9 @@ class KnownInput:
             return "forcing" if self.in_space else "series"
         return "map" if self.in_space else "parameter"
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.kind})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

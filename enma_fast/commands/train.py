@@ -253,7 +253,7 @@ def _plan_table(plan: Plan) -> Any:
         environments = counted(plan.environments[split], "environment")
         rows.append([split, f"{counted(count, 'trajectory')} in {environments}{few}"])
     if model.known:
-        rows.append(["told", ", ".join(f"{driver.name} ({driver.kind})" for driver in model.known)])
+        rows.append(["known inputs", ", ".join(map(str, model.known))])
     rows.append(["tasks", "temporal, initial value by a context" if plan.contexts else "temporal; no contexts"])
     rows.append(["floor", _floor(plan)])
     rows.append(["time", duration(60 * plan.request.minutes)])

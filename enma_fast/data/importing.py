@@ -83,12 +83,19 @@ class ImportOptions:
 
 
 def import_fields(
-    source: str | Path, out: str | Path, options: ImportOptions | None = None, *, force: bool = False, **facts: Any
+    source: str | Path,
+    out: str | Path,
+    options: ImportOptions | None = None,
+    *,
+    force: bool = False,
+    known: Sequence[str] | Mapping[str, Any] = (),
+    **facts: Any,
 ) -> Path:
     """Write the fields of a NumPy, NetCDF, Zarr or HDF5 file as a field file.
 
     HDF5 may be in The Well's layout, PDEBench's (1-D and 2-D), or have arrays at its root. `facts` are attributes of
-    `ImportOptions`, in place of `options`. With `force` an existing file is replaced.
+    `ImportOptions`, in place of `options`. With `force` an existing file is replaced. `known` are names of what models
+    are told, or arrays by name (:func:`enma_fast.data.drivers.driver`).
 
     Raises
     ------
@@ -101,7 +108,11 @@ def import_fields(
         raise EnmaError(f"{out}: exists; choose another --out, or use --force")
     if out.suffix not in (".h5", ".hdf5"):
         raise EnmaError(f"{out}: is no name of a field file; let it end in .h5")
-    return write_fields(out, imported(source, options or ImportOptions(**facts)), name=out.stem)
+    options = options or ImportOptions(**facts)
+    if isinstance(known, Mapping):
+        return write_fields(out, with_drivers(imported(source, options), known), name=out.stem)
+    options = replace(options, known=(*options.known, *known))
+    return write_fields(out, imported(source, options), name=out.stem)
 
 
 # Values are checked for being finite, so NumPy need not warn of them.

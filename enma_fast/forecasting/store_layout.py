@@ -16,7 +16,7 @@ from ..data.drivers import rows_of
 from ..errors import EnmaError
 from ..models.checkpoint import CONFIG, COVARIANCE, WEIGHTS, hashes, sha256
 from ..sampling.engine import PRECISIONS
-from ..store.layout import MASKED, POINTS, TOGETHER, Layout
+from ..store.layout import KNOWN, MASKED, POINTS, TOGETHER, Layout
 from ..store.location import is_store
 from ..store.metadata import read_metadata
 from ..utils.names import check_names
@@ -67,6 +67,7 @@ def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
                 TOGETHER: config.codec.time_factor,
                 "data_name": data.name,
                 **({} if count is None else {POINTS: count}),
+                **({KNOWN: [driver.name for driver in config.known]} if config.known else {}),
                 **({} if mask is None else {MASKED: round(1 - float(mask.float().mean()), 6)}),
                 **({"observation_error": list(request.errors)} if request.errors else {}),
                 **attributes,

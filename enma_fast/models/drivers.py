@@ -160,7 +160,7 @@ class DriverScales(nn.Module):
         values = []
         for i, driver in enumerate(self.config.known):
             if driver.name not in arrays:
-                raise EnmaError(f"{self.config.name} was told {driver.name} ({driver.kind}), which is not given")
+                raise EnmaError(f"{self.config.name} was told {driver}, which is not given")
             given = torch.as_tensor(arrays[driver.name]).to(self.mean)
             values.append(((given - self.mean[i]) / self.std[i]).nan_to_num(0.0))
         return Drivers(

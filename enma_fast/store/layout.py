@@ -43,8 +43,8 @@ LEDGER, DAMAGED = ".unfinished", ".damaged"
 # that sampled the members, the points, at most, that the model saw of each observed frame, if not all, and how many
 # frames the model decides together.
 OUTSIDE, FINGERPRINT, POINTS, TOGETHER = "outside_training", "fingerprint", "observed_points", "frames_per_latent"
-# Of fields that have no values at some places: the share of these.
-MASKED = "masked"
+# Of fields that have no values at some places: the share of these. What the model was told beside fields, by name.
+MASKED, KNOWN = "masked", "known_inputs"
 
 
 @dataclass(frozen=True, kw_only=True)

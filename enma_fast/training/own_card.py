@@ -26,7 +26,8 @@ def own_card(plan: Plan, metrics: dict[str, Any], command: str) -> str:
         f"A field model of size `{plan.request.size}`, trained by `enma-fast train` on own data: "
         f"{times(tok.grid)} points ({boundaries(tok.periodic)}) of a domain of {times(tok.lengths)}, "
         f"{model.num_frames} frames {model.frame_interval:g} apart, channels {', '.join(plan.channels)}, each "
-        f"standardised. {plan.num_parameters:,} parameters.",
+        f"standardised. {plan.num_parameters:,} parameters."
+        + (f" Known inputs: {', '.join(map(str, model.known))}." if model.known else ""),
         "## Data",
         f"Trajectories of each split: {held}. SHA-256 of the files: "
         + ", ".join(f"`{file}` {digest[:16]}..." for file, digest in plan.data.items())

@@ -154,6 +154,20 @@ def test_names_of_axes_say_what_a_variable_varies_over(tmp_path: Path) -> None:
         imported(path, ImportOptions(known=("salt",)))
 
 
+def test_arrays_are_told_by_their_names(tmp_path: Path) -> None:
+    u = advected(3)
+    np.save(tmp_path / "a.npy", u)
+    nu, force = np.arange(3.0), np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
+    axes = {"axes": ("trajectory", "time", "x"), "dt": 0.05, "spacing": (1.0,)}
+    data = read(import_fields(tmp_path / "a.npy", tmp_path / "a.h5", known={"nu": nu, "f": force}, **axes))
+    np.testing.assert_array_equal(data.known["nu"].ravel(), nu)
+    np.testing.assert_array_equal(data.known["f"], force[None])
+    np.savez(tmp_path / "b.npz", u=u, nu=nu, f=force)
+    again = imported(tmp_path / "b.npz", ImportOptions(known=("f", "nu"), **axes))
+    assert again.channels == ("u",)
+    np.testing.assert_array_equal(again.known["f"], force[None])
+
+
 def test_land_is_a_mask_and_other_gaps_are_refused(tmp_path: Path) -> None:
     u = advected(3)
     u[..., 4:7] = np.nan

@@ -48,6 +48,7 @@ def test_a_store_has_gaps_where_there_is_land_and_is_scored_beside_them(
         gaps = ~np.isfinite(read(file).u[0, 0, ..., 0])
         for name in ("u", "u_mean", "u_spread", "u_quantile", "u_truth", "u_observed"):
             np.testing.assert_array_equal(np.isnan(store[name]), np.broadcast_to(gaps, store[name].shape))
+        assert store.attrs["known_inputs"] == ["nu", "wind", "depth", "heat"]
         assert store.attrs["masked"] == pytest.approx(gaps.mean(), abs=1e-6)
     assert check_store(tmp_path / "a.zarr") == []
     expected = score(load_model(checkpoint), read(file), num_members=3)

@@ -20,7 +20,7 @@ from ...errors import EnmaError
 from ...evaluation.metrics import SCORES
 from ...evaluation.metrics import columns as score_columns
 from ...evaluation.physics import Physics
-from ...store.layout import MASKED, OUTSIDE, POINTS, TOGETHER
+from ...store.layout import KNOWN, MASKED, OUTSIDE, POINTS, TOGETHER
 from ...utils.extras import load_extra
 from ...utils.files import complete_file
 from ...utils.text import counted, times
@@ -40,6 +40,7 @@ _ATTRIBUTES = {
     "observed_frames": "observed frames",
     POINTS: "points observed of each frame",
     MASKED: "share of the places without values",
+    KNOWN: "known inputs",
     TOGETHER: "frames decided together",
     "seed": "seed",
     "sampling": "sampler",
