@@ -37,6 +37,8 @@ class ContextConfig(Slot):
     patch: tuple[int, ...] = (1,)
 
     # Whether the engine in C++, and the static step of a GPU, have it; and whether decoders share a trunk behind it.
+    # Weights of these types are what the engine computes with.
+    formats: ClassVar[tuple[str, ...]] = ("float32", "bfloat16")
     native: ClassVar[bool] = False
     static: ClassVar[bool] = False
     leads_to_trunk: ClassVar[bool] = True
@@ -56,7 +58,7 @@ class ContextConfig(Slot):
         """Why the engine in C++ cannot read it behind `codec`, with weights of this type."""
         if not self.native:
             return f"does not know the kind {self.kind!r}"
-        return None if dtype in ("float32", "bfloat16") else f"takes float32 and bfloat16 weights, these are {dtype}"
+        return None if dtype in self.formats else f"takes {' and '.join(self.formats)} weights, these are {dtype}"
 
     def check(self, name: str, codec: CodecConfig) -> None:
         """Raise `EnmaError` for a config of the model `name` that no context can have behind `codec`."""
@@ -121,6 +123,7 @@ class PhysicsConfig(ContextConfig):
     layers: int = 2
     hidden: int = 96
 
+    formats: ClassVar[tuple[str, ...]] = ("float32",)
     native: ClassVar[bool] = True
     leads_to_trunk: ClassVar[bool] = False
     takes_known: ClassVar[bool] = True
@@ -129,7 +132,7 @@ class PhysicsConfig(ContextConfig):
     def native_problem(self, codec: CodecConfig, dtype: str) -> str | None:
         if codec.dims > 2:
             return "has networks of field models on one or two axes, and this grid has three"
-        return None if dtype == "float32" else f"takes float32 weights of field models, these are {dtype}"
+        return super().native_problem(codec, dtype)
 
     def check(self, name: str, codec: CodecConfig) -> None:
         if codec.time_factor != 1:

@@ -27,6 +27,7 @@ from ..models.drivers import Segment, frames_of
 from ..models.layers import own_dtype, prepared
 from ..models.model import Dynamics
 from ..ops import choose, rates
+from ..ops._checks import dtype_name
 from . import native, reference, static_plan
 from .cuda_graphs import CapturedStep, try_capture
 from .settings import Chunk, Size, chosen_sampling, size_of
@@ -55,7 +56,7 @@ def weights_dtype(
 
     That of the model on a CPU. On a GPU bf16 in place of fp32, which its matrix units multiply and the kernels of the
     flow head take; the reference samples with the model's weights as they are. ``"auto"`` is the faster one of fp32 and
-    bf16 by measurement.
+    bf16 by measurement, of those that the engine computes with.
 
     Raises
     ------
@@ -70,8 +71,10 @@ def weights_dtype(
     if backend == "reference" or own not in PRECISIONS.values():
         return own
     if device.type == "cuda":
-        return torch.bfloat16
-    return own if dtype is None else PRECISIONS[rates.measured(device).sampling]
+        faster = torch.bfloat16
+    else:
+        faster = own if dtype is None else PRECISIONS[rates.measured(device).sampling]
+    return faster if dtype_name(faster) in dynamics.config.context.formats else own
 
 
 def rows_at_once(dynamics: Dynamics) -> int | None:

@@ -23,6 +23,10 @@ CASES = [
     {"floor": "waves", "grid": (15,)},
     {"floor": "waves", "grid": (8, 12), "periodic": (True, True), "channels": 2},
     {"floor": "waves", "grid": (9, 7), "periodic": (True, True)},
+    {"floor": "vibration", "grid": (16,), "periodic": (False,), "channels": 2},
+    {"floor": "vibration", "grid": (8, 11), "periodic": (False, True)},
+    {"floor": "diffusion", "grid": (5, 6), "periodic": (True, False), "channels": 2},
+    {"floor": "diffusion", "grid": (19,)},
 ]
 NAMES = [f"{case['floor']}-{'x'.join(map(str, case['grid']))}" for case in CASES]
 
@@ -104,3 +108,10 @@ def test_weights_that_change_are_packed_again():
     assert engine_for(made.dynamics) is before
     made.dynamics.step.model.size.fill_(0.5)
     assert engine_for(made.dynamics) is not before
+
+
+def test_the_format_is_fp32():
+    made = field_model()
+    assert Engine(made.dynamics, dtype="auto").dtype == torch.float32
+    with pytest.raises(EnmaError, match="float32"):
+        Engine(made.dynamics, dtype=torch.bfloat16)

@@ -192,7 +192,7 @@ FieldSession::Group FieldSession::group_of(int g) const {
     const std::vector<float> values = windows_of(source.data(), static_cast<std::int64_t>(source.size()) / size, size);
     const Windows windows{values.data(), static_cast<int>(values.size() / (PAST_FRAMES * size)), out.own};
     const Floor& floor = model_->floor();
-    out.inferred = floor.infer(windows);
+    out.inferred = floor.infer(windows, settings_.isa);
     std::vector<float> told(floor.features());
     floor.tell(out.inferred.get(), windows, told.data());
     out.numbers = model_->encoder().numbers(windows, told, settings_.isa);
@@ -200,7 +200,9 @@ FieldSession::Group FieldSession::group_of(int g) const {
     // The last frames; those before the first known one by the floor.
     const std::int64_t missing = std::max<std::int64_t>(0, PAST_FRAMES - count);
     out.past.resize(PAST_FRAMES * size);
-    for (std::int64_t i = 0; i < missing; ++i) floor.before(known.data(), out.inferred.get(), &out.past[i * size]);
+    for (std::int64_t i = 0; i < missing; ++i) {
+        floor.before(known.data(), out.inferred.get(), settings_.isa, &out.past[i * size]);
+    }
     std::copy(known.end() - (PAST_FRAMES - missing) * size, known.end(), out.past.begin() + missing * size);
     out.low = model_->scales().low;
     out.high = model_->scales().high;
@@ -243,10 +245,8 @@ FieldSession::Row FieldSession::row_of(std::uint32_t seed, std::uint32_t number,
 void FieldSession::begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups) {
     groups_.clear();
     members_.clear();
-    for (std::int64_t g = 0; g < settings_.groups; ++g) groups_.push_back(group_of(static_cast<int>(g)));
-    for (std::int64_t b = 0; b < settings_.rows; ++b) {
-        members_.push_back(row_of(seeds[b], members[b], groups[b]));
-    }
+    for (int g = 0; g < settings_.groups; ++g) groups_.push_back(group_of(g));
+    for (std::int64_t b = 0; b < settings_.rows; ++b) members_.push_back(row_of(seeds[b], members[b], groups[b]));
     frame_ = static_cast<int>(settings_.first_frame);
     frames_made_ = 0;
     begun_ = true;

@@ -54,13 +54,13 @@ class Floor {
     virtual int draws() const { return 0; }
     virtual std::size_t work_bytes() const { return 0; }
 
-    virtual Inference infer(const Windows&) const { return nullptr; }
+    virtual Inference infer(const Windows&, Isa) const { return nullptr; }
     virtual void tell(const Inferred*, const Windows&, float*) const {}
     virtual Inference draw(const Inference& inferred, const float*) const { return inferred; }
     // [*x, c, views] of the next frame.
     virtual void step(Past past, const Inferred* inferred, Isa isa, char* work, float* views) const = 0;
     // The frame before the first one that is known.
-    virtual void before(const float* first, const Inferred* inferred, float* out) const;
+    virtual void before(const float* first, const Inferred* inferred, Isa isa, float* out) const;
 
    protected:
     explicit Floor(int values) : values_(values) {}

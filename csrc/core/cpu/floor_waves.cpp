@@ -110,7 +110,7 @@ class WavesFloor : public Floor {
         return spectrum_.work_bytes() + (2 * spectrum_.wave_floats() + 2 * waves_.size() + 64) * sizeof(float);
     }
 
-    Inference infer(const Windows& windows) const override {
+    Inference infer(const Windows& windows, Isa) const override {
         auto out = std::make_shared<Waves>();
         const int task = windows.own ? 0 : 1, K = waves_.waves();
         for (int c = 0; c < channels_; ++c) {

@@ -9,10 +9,11 @@
 #include "core/cpu/point_attention_body.h"
 #include "core/cpu/rms_norm_body.h"
 #include "core/cpu/row_sums_body.h"
+#include "core/cpu/second_difference_body.h"
 #include "core/cpu/self_attention_body.h"
 #include "core/cpu/swiglu_body.h"
 #include "core/cpu/tile_convolution_body.h"
 
-#define ENMA_VECTOR_KERNELS                                             \
-    {frame::KERNELS, point::KERNELS, norm::KERNELS, projected::KERNELS, \
-     gated::KERNELS, units::elu,     sums::of_rows, tiled::KERNELS}
+#define ENMA_VECTOR_KERNELS                                                               \
+    {frame::KERNELS, point::KERNELS, norm::KERNELS,  projected::KERNELS,  gated::KERNELS, \
+     units::elu,     sums::of_rows,  tiled::KERNELS, differences::KERNELS}

@@ -6,6 +6,7 @@
 #include "core/cpu/point_attention.h"
 #include "core/cpu/rms_norm.h"
 #include "core/cpu/row_sums.h"
+#include "core/cpu/second_difference.h"
 #include "core/cpu/self_attention.h"
 #include "core/cpu/swiglu.h"
 #include "core/cpu/tile_convolution.h"
@@ -22,6 +23,7 @@ struct VectorKernels {
     void (*elu)(float* values, int64_t count);
     void (*row_sums)(const RowSums& sums);
     TileKernels tiles;
+    DifferenceKernels differences;
 };
 
 extern const VectorKernels vector_kernels_portable, vector_kernels_avx2, vector_kernels_avx512;
