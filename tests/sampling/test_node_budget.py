@@ -22,7 +22,7 @@ from .._tiny import shaken
 
 pytest.importorskip("triton")
 
-# Six mask steps of six layers and the frame fed back; a frame in one pass, fed back. README has these numbers.
+# Six mask steps of six layers and the frame fed back; a frame in one pass, fed back (docs/notes/gpu-launches.md).
 BUDGETS = {"combined-paper": 245, "combined-fast-paper": 66}
 
 
