@@ -301,15 +301,18 @@ class FieldStep(nn.Module):
         floor: Forecast | None = None,
         factor: Tensor | None = None,
         generator: torch.Generator | None = None,
-        noisy: bool = False,
+        spread: float = 0.0,
         told: Drivers | None = None,
     ) -> Tensor:
-        """The frames `[B, steps, *x, C]` after `past [B, 3, *x, C]`, by :meth:`frame`; the first is told of as 0."""
+        """The frames `[B, steps, *x, C]` after `past [B, 3, *x, C]`, by :meth:`frame`, with noise times `spread`.
+
+        The first of them is told of as 0.
+        """
         bounds, made = self.bounds(past), []
         for step in range(steps):
             noise = None
-            if noisy and self.config.noise:
-                noise = torch.randn(self.network.noise_shape(len(past)), generator=generator).to(past.device)
+            if spread and self.config.noise:
+                noise = spread * torch.randn(self.network.noise_shape(len(past)), generator=generator).to(past.device)
             known = None if told is None else told.at(step)
             frame = self.frame(past, condition_BZ, floor, bounds, factor=factor, noise=noise, known=known)
             made.append(frame)

@@ -10,19 +10,14 @@ Legend: B trajectories, T frames, W windows, K frames of a forecast, c channels;
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from ..data.drivers import rows_of
-from ..data.selection import spread_rows
 from ..errors import EnmaError
-from ..forecasting.members import sample_fields
 from ..models.checkpoint import load_tensors, read_tensors, write_tensors
 from ..models.contexts.physics import PhysicsContext, window_starts
 from ..models.decoders.field import FieldDecoder
@@ -34,9 +29,9 @@ from ..models.floors.ladder import forecaster
 from ..models.model import Model
 from .augment import Augmentation, Shift, check_augmentations, found
 from .dynamics import environment_of
+from .field_choices import Choices
 from .measured_symmetries import apart, mirrors, shift_axes
 from .ranks import ALONE, Rank
-from .rollouts import rollout_scores
 from .stage import Material, Stage, Task
 
 # The floor, in the folder of the stage.
@@ -45,24 +40,15 @@ FLOOR = "floor.safetensors"
 _UNROLLS, _POWER = ((0.0, 1), (0.3, 2), (0.5, 4), (0.7, 8)), 0.75
 # From which share on members are scored; shares of the steps that infer the physics from a companion, and of the
 # trajectories that are continued from any frame, not from the third one.
-_MEMBERS_FROM, _COMPANIONS, _LATE = 0.85, 0.3, 0.5
+_MEMBERS_FROM, _COMPANIONS, _LATE = 0.7, 0.3, 0.5
+# Noise on the frames that forecasts of the training begin with, at most, as a share of the floor's error, and less and
+# less of it. Later frames of forecasts are wrong by about as much, and have to be brought back.
+NOISE = 0.1
 # Trajectories whose physics is inferred at a time, that scales are measured on, and usual shares and errors of floors.
 _AT_ONCE, _MEASURED, _USUAL = 200, 400, 80
 # Least size of a trajectory that its error is relative to, as a share of a standard deviation.
 _LEAST_SIZE = 1e-3
 _TINY = 1e-12
-# Members of a validation, and of one of a model that has no members yet; members of a calibration, and its turns.
-_MEMBERS, _ALIKE, _CALIBRATED, _TURNS = 4, 2, 8, 4
-# Shares of the seconds of a stage for one validation, and for the choices at its end, of so many seconds at least, as
-# a floor that is right has none; fewest and most trajectories.
-_VALIDATING, _CHOOSING, _LEAST_SECONDS, _FEWEST, _MOST = 0.015, 0.08, 60.0, 4, 48
-# Ratio of spread and error under which members draw residuals too.
-_ALIKE_BELOW = 0.85
-# Sizes of the correction, and by what share a smaller one has to be better; quantiles of 95 % of Student's distribution
-# with 1, 2, ... degrees of freedom, by which a correction has to be better than none.
-_SIZES, _BETTER, _SURE = (1.0, 0.5, 0.25), 0.01, (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81, 1.65)
-# Bounds of the factor of the spread, and how far from 1 its ratio to the error may be, as a logarithm.
-_SPREAD, _NEAR = (1e-3, 10.0), 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +88,7 @@ class _Physics:
 
 @dataclass(frozen=True)
 class _Batch:
+    own: bool
     past: Tensor
     truth: Tensor
     windows: Tensor
@@ -121,11 +108,10 @@ class FieldTask(Task):
             raise EnmaError(f"stage field: {name} has no context physics with decoder field; leave the stage out")
         check_augmentations(stage.augment, data, model.config, stage=stage.kind, known=stage.augmentations)
         self.context, decoder = cast(PhysicsContext, model.dynamics.context), cast(FieldDecoder, model.dynamics.step)
-        self.model, self.stage, self.seconds = model, stage, material.seconds
+        self.model, self.stage = model, stage
         self.module, self.step, self.floor = model.dynamics, decoder.model, cast(Any, self.context.floor)
         for part in (self.context.encoder, self.step):
             part.requires_grad_(True)
-        self.material, self.val = material, material.val
         model.codec.take_mask(data.mask)
         if model.drivers is not None:
             model.drivers.learn(data.known)
@@ -146,7 +132,7 @@ class FieldTask(Task):
         # What a floor infers from fields is not that of their mirror images.
         self.mirrors = mirrors(self.fields, edges, self.told) if moves and not self.floor.num_features else {}
         self._measure()
-        self._seconds_each: float | None = None
+        self.choices = Choices(model, material)
 
     def loss(
         self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
@@ -155,123 +141,41 @@ class FieldTask(Task):
         del module
         frames = min([count for start, count in _UNROLLS if self.share >= start][-1], self.fields.shape[1] - PAST)
         members = self._has_members
+        if members and not self.step.spread.any():
+            self._begin_members()
         batch = self._batch(frames, members, generator, rank)
         return self._loss(batch, members=members, generator=generator), {"frames": torch.tensor(float(frames))}
 
     def validate(self, rank: Rank = ALONE) -> dict[str, float]:
         """Scores of forecasts, of members once they are trained."""
-        members, spread = self._has_members, self.step.spread
-        if not (members and spread.all()):
-            spread.fill_(float(members))
+        members = self._has_members
+        if not members:
+            self.step.spread.zero_()
         self.learn_usual()
-        count = self._affordable(_VALIDATING, _MEMBERS)
-        scores = self._scores(count, _MEMBERS if members else _ALIKE, rank)
-        for place, task in enumerate(("", "_ivp")):
-            ratio = scores.get(f"spread_skill{task}", math.nan)
-            if members and ratio > 0:
-                spread[place] /= min(max(ratio, 0.5), 2.0)
-        return scores
+        return self.choices.validation(members=members, rank=rank)
 
     def merit(self, scores: dict[str, float]) -> float:
         """Errors of the forecasts as distributions."""
         return sum(scores[name] for name in ("crps", "crps_ivp") if name in scores)
 
+    def finishing(self) -> float:
+        """Seconds that the choices at the end take, by the pace of the last scores."""
+        return self.choices.seconds
+
     @torch.no_grad()
     def finish(self) -> None:
         """Choose the size of the correction and the spread of the members on validation data."""
         self.learn_usual()
-        step = self.step
-        evaluations = len(_SIZES) + 1 + _TURNS * _CALIBRATED
-        count = self._affordable(_CHOOSING, evaluations)
-        if bool(step.network.head.weight.any()):
-            step.spread.zero_()
-            none, chosen, best = self._errors_of(0.0, count), 0.0, math.inf
-            # Windows of a series share frames.
-            frames = len(self.model.codec.without_gaps(self.val).flatten(0, 1).flatten(1).unique(dim=0))
-            independent = round(frames / self.val.shape[1])
-            for size in _SIZES:
-                errors = self._errors_of(size, count)
-                if float(errors.mean()) < (1 - _BETTER) * best and surely_less(errors, none, independent):
-                    chosen, best = size, float(errors.mean())
-            step.size.fill_(chosen)
-        if self._calibrate(count) <= _ALIKE_BELOW:
-            self._add_residuals(count)
+        self.choices.finish()
 
-    def _errors_of(self, size: float, count: int) -> Tensor:
-        """Relative errors `[count]` of forecasts of validation trajectories with this size of the correction."""
-        self.step.size.fill_(size)
-        material, rows = self.material, spread_rows(len(self.val), count)
-        val, standardised = self.val[rows], self.model.codec.standardised
-        given: list[dict[str, Any]] = [{"history": val[:, :PAST], "known": rows_of(material.val_known, rows)}]
-        if material.val_contexts is not None:
-            of_context = rows_of(material.val_context_known, rows)
-            context = {"context": material.val_contexts[rows], "context_known": of_context}
-            given.append({**given[0], "history": val[:, :1], **context})
-        errors = torch.zeros(len(rows))
-        for one in given:
-            made = standardised(sample_fields(self.model, **one, num_members=1)[:, 0])
-            truth = standardised(val[:, one["history"].shape[1] :])
-            errors += ((made - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1).clamp_min(_TINY)).cpu()
-        return errors.nan_to_num(math.inf)
-
-    def _calibrate(self, count: int) -> float:
-        """Choose the factors of the spread with which it is as large as the error; returns the ratio of the two."""
-        spread, tasks = self.step.spread, ("", "_ivp") if self.material.val_contexts is not None else ("",)
-        best = dict.fromkeys(tasks, (math.inf, 1.0, 0.0))
-        spread.fill_(1.0)
-        for _ in range(_TURNS):
-            scores = self._scores(count, _CALIBRATED)
-            for place, task in enumerate(tasks):
-                ratio, factor = scores[f"spread_skill{task}"], float(spread[place])
-                off = abs(math.log(ratio)) if 0 < ratio < math.inf else math.inf
-                best[task] = min(best[task], (off, factor, ratio))
-                # Spread grows about as its factor does; where forecasts are lost it is too large.
-                change = 1 / ratio if 0 < ratio < math.inf else (_SPREAD[1] if ratio == 0 else 0.5)
-                spread[place] = min(max(factor * change, _SPREAD[0]), _SPREAD[1])
-            if all(off < _NEAR for off, *_ in best.values()):
-                break
-        for place in range(len(spread)):
-            spread[place] = best[tasks[min(place, len(tasks) - 1)]][1]
-        return best[""][2]
-
-    def _add_residuals(self, count: int) -> None:
-        """Let members differ by errors of a step on validation data too."""
-        residuals = self.step.residuals
-        rows = spread_rows(len(self.val), len(residuals))
-        val, known = self.val[rows], rows_of(self.material.val_known, rows)
-        still = replace(self.model.config.sampling, temperature=0.0)
-        made = sample_fields(self.model, history=val[:, :PAST], known=known, num_members=1, settings=still)[:, 0]
-        off = self.model.codec.standardised(val[:, PAST]) - self.model.codec.standardised(made[:, 0])
-        residuals[: len(val)] = off / len(val) ** 0.5
-        for _ in range(_TURNS):
-            ratio = self._scores(count, _CALIBRATED)["spread_skill"]
-            if not 0 < ratio < math.inf or abs(math.log(ratio)) < _NEAR:
-                break
-            residuals /= ratio
-
-    def _scores(self, count: int, members: int, rank: Rank = ALONE) -> dict[str, float]:
-        material, rows = self.material, spread_rows(len(self.val), count)
-        return rollout_scores(
-            self.model,
-            self.val[rows],
-            None if material.val_contexts is None else material.val_contexts[rows],
-            members=members,
-            rank=rank,
-            known=rows_of(material.val_known, rows),
-            context_known=rows_of(material.val_context_known, rows),
-        )
-
-    def _affordable(self, share: float, members: int) -> int:
-        """Validation trajectories that take this share of the seconds with so many members each; all without."""
-        if self.seconds is None:
-            return len(self.val)
-        if self._seconds_each is None:
-            started = time.monotonic()
-            self._scores(2, _ALIKE)
-            self._seconds_each = (time.monotonic() - started) / (2 * _ALIKE)
-        seconds = max(self.seconds, _LEAST_SECONDS)
-        count = int(share * seconds / (members * self._seconds_each))
-        return max(_FEWEST, min(_MOST, count, len(self.val)))
+    @torch.no_grad()
+    def _begin_members(self) -> None:
+        """Let members that were never trained differ by as much as they are wrong, so that training begins there."""
+        self.module.eval()
+        with torch.autocast(self.fields.device.type, enabled=False):
+            self.learn_usual()
+            self.choices.begin_members()
+        self.module.train()
 
     @torch.no_grad()
     def learn_usual(self) -> None:
@@ -361,7 +265,7 @@ class FieldTask(Task):
                     x.flip(dim) * sign for x, dim in ((past, 2 + axis), (truth, 2 + axis), (windows, 3 + axis))
                 )
                 told = told and told.mirrored(axis, signs[self.fields.shape[-1] :])
-        return _Batch(past, truth, windows, state, read.numbers, told)
+        return _Batch(own, past, truth, windows, state, read.numbers, told)
 
     @torch.no_grad()
     def _physics(self, rows: Tensor, own: bool, generator: torch.Generator) -> _Physics:
@@ -382,8 +286,7 @@ class FieldTask(Task):
         return _Physics(rows, self._windows(rows, own), starts, state, told)
 
     def _windows(self, rows: Tensor, own: bool) -> Tensor:
-        frames = self.fields[rows]
-        return frames[:, None, :PAST] if own else self.context.windows_of(frames)
+        return self.fields[rows, :PAST][:, None] if own else self.context.windows_of(self.fields[rows])
 
     def _inferred(self, rows: Tensor, own: bool) -> tuple[Any, Tensor]:
         """What the floor infers from the windows of trajectories, and its numbers; inferred once for each."""
@@ -399,18 +302,19 @@ class FieldTask(Task):
 
     def _loss(self, batch: _Batch, *, members: bool, generator: torch.Generator) -> Tensor:
         """Mean relative error of forecasts, or the fair CRPS of two members relative to the size of the fields."""
-        past, truth, state, told = batch.past, batch.truth, batch.state, batch.told
+        past, truth, state, told = self.disturbed(batch.past, generator), batch.truth, batch.state, batch.told
         scales = self.step.scales
-        condition = self.context.encoder(batch.windows, batch.numbers)
+        condition, spread = self.context.encoder(batch.windows, batch.numbers), 0.0
         if members:
             twice = torch.arange(len(past), device=past.device).repeat_interleave(2)
             past, state, condition = past[twice], state[twice], condition[twice]
             told = told and told[twice]
+            spread = float(self.step.spread[0 if batch.own else 1])
             drawn = torch.randn(len(past), self.step.config.member, generator=generator).to(past.device)
-            condition = self.step.condition(condition, drawn)
+            condition = self.step.condition(condition, spread * drawn)
         floor = forecaster(self.floor, state)
         made = self.step.roll(
-            past, condition, truth.shape[1], floor=floor, noisy=members, generator=generator, told=told
+            past, condition, truth.shape[1], floor=floor, spread=spread, generator=generator, told=told
         )
         size = ((truth - scales.mean) / scales.std).square().flatten(1).mean(1).sqrt() + _LEAST_SIZE
         if members:
@@ -419,15 +323,13 @@ class FieldTask(Task):
         error = ((made - truth) / scales.std).square().flatten(1).mean(1)
         return ((error + _TINY).sqrt() / size).mean()
 
-
-def surely_less(errors: Tensor, others: Tensor, independent: int) -> bool:
-    """Whether errors `[n]` are less than others beyond chance, where so many of the n are independent of each other."""
-    gain = (others / errors).log()
-    if len(gain) == 1:
-        return float(gain) > 0
-    independent = max(2, min(len(gain), independent))
-    quantile = _SURE[min(independent - 1, len(_SURE)) - 1]
-    return float(gain.mean()) > quantile * float(gain.std()) / independent**0.5
+    def disturbed(self, past: Tensor, generator: torch.Generator) -> Tensor:
+        """Past frames `[B, 3, *x, C]` with white noise, of an amount of its own for each trajectory."""
+        noise = torch.randn(past.shape, generator=generator)
+        noise *= NOISE * (1 - self.share) * torch.rand(len(past), *(1,) * (past.ndim - 1), generator=generator)
+        disturbed = past + noise.to(past.device) * self.step.scales.error
+        mask = self.model.codec.mask
+        return disturbed if mask is None else torch.where(mask, disturbed, past)
 
 
 def _random(below: int, count: int, generator: torch.Generator) -> Tensor:

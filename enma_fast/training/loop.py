@@ -160,6 +160,7 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
         record({"step": done, "validation": scores})
         if rank.index == 0:
             log.info("step %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+        clock.finishing = task.finishing()
         timed += time.monotonic() - paused
 
     if options.seconds is not None and first == 0:
@@ -227,10 +228,13 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
 
 
 class _Clock:
-    """How much of a stage is over: of its steps, or of the seconds that it has, if these are over before."""
+    """How much of a stage is over: of its steps, or of the seconds that it has, if these are over before.
+
+    Of the seconds some are left for the task to finish.
+    """
 
     def __init__(self, most: int, seconds: float | None, spent: float) -> None:
-        self.most, self.seconds = most, seconds
+        self.most, self.seconds, self.finishing = most, seconds, 0.0
         self.begun = time.monotonic() - spent
         self.validated = int(_VALIDATIONS * self.share(0))
 
@@ -240,7 +244,7 @@ class _Clock:
 
     def share(self, done: int) -> float:
         """From 0 to 1, after so many steps."""
-        by_time = 0.0 if self.seconds is None else self.spent() / max(self.seconds, 1e-9)
+        by_time = 0.0 if self.seconds is None else self.spent() / max(self.seconds - self.finishing, 1e-9)
         return max(done / self.most, by_time)
 
     def steps(self, done: int) -> int:
@@ -249,7 +253,7 @@ class _Clock:
 
     def go_on(self, share: float) -> None:
         """From now on so much is over, and the rest goes on at the same pace."""
-        self.seconds, self.validated = self.spent() / share, int(_VALIDATIONS * share)
+        self.seconds, self.validated = self.spent() / share + self.finishing, int(_VALIDATIONS * share)
 
     def is_time(self, done: int) -> bool:
         """Whether another part of the stage is over, after which there is a validation."""

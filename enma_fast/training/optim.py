@@ -97,7 +97,7 @@ def build(module: nn.Module, config: Optimizer, *, dtype: torch.dtype = torch.fl
         inner = p.ndim >= 2 and _LAYER.search(name) is not None and min(len(p), p[0].numel()) >= 16
         (matrices if config.kind == "muon" and inner else rest).append(p)
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, lr=config.learning_rate, betas=_BETAS, weight_decay=config.weight_decay)
+        torch.optim.AdamW(rest, lr=config.learning_rate, betas=_BETAS, weight_decay=config.weight_decay, fused=True)
     ]
     if matrices:
         optimizers.append(Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay, dtype=dtype))

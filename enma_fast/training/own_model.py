@@ -48,8 +48,8 @@ from .run import Progress, account, data_file, train
 _SAVE_SECONDS, _LOG_EVERY = 60.0, 10
 # Test trajectories that are scored, at least and at most, and the members of each.
 _FEWEST, SCORED, MEMBERS = 4, 64, 16
-# Shares of the time: for floor and stage, and for the scores.
-_TRAINING, _SCORING = 0.76, 0.1
+# Share of the time for the scores.
+_SCORING = 0.05
 # Rows of tables are called so, whatever kind of floor the linear one is.
 LINEAR = "linear"
 
@@ -145,7 +145,7 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
         found: dict[str, Any] = json.loads(done.read_text())
         return found
     total = 60 * plan.request.minutes
-    seconds = 0.0 if plan.right else max(0.0, _TRAINING * total - plan.seconds)
+    seconds = 0.0 if plan.right else max(0.0, (1 - _SCORING) * total - plan.seconds)
     model = train(
         plan.recipe,
         options=RunOptions(out=out, save_seconds=_SAVE_SECONDS, log_every=_LOG_EVERY, seconds=seconds),

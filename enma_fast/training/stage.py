@@ -143,6 +143,10 @@ class Task(Protocol):
     def merit(self, scores: dict[str, float]) -> float:
         """The number by which a validation is better than another: the lower, the better."""
 
+    def finishing(self) -> float:
+        """Seconds that `finish` takes, as far as is known by now; they are of those that end the stage."""
+        return 0.0
+
     def finish(self) -> None:
         """What is left to do once the module holds its last weights; by default nothing."""
         return

@@ -93,15 +93,17 @@ def test_members_differ_by_their_numbers_and_by_noise():
     grid = (8, 8)
     model, x, z = decoder(grid, [P, P], noise=2), past(grid, batch=1), condition(1)
 
-    def roll(seed=0, *, noisy=True, member=None):
+    def roll(seed=0, *, spread=1.0, member=None):
         generator = torch.Generator().manual_seed(seed)
-        return model.roll(x, model.condition(z, member), 2, noisy=noisy, generator=generator)
+        return model.roll(x, model.condition(z, member), 2, spread=spread, generator=generator)
 
     assert torch.equal(roll(0), roll(0))
     assert not torch.equal(roll(0), roll(1))
-    assert torch.equal(roll(0, noisy=False), roll(1, noisy=False))
+    still = roll(0, spread=0.0)
+    assert torch.equal(still, roll(1, spread=0.0))
+    assert (roll(0, spread=0.1) - still).norm() < (roll(0) - still).norm()
     member = torch.ones(1, 4, dtype=torch.float64)
-    assert not torch.equal(roll(0, noisy=False, member=member), roll(0, noisy=False))
+    assert not torch.equal(roll(0, spread=0.0, member=member), still)
 
 
 def test_forecasts_stay_near_the_values_of_training():

@@ -12,7 +12,7 @@ from torch import nn
 
 from enma_fast.models.checkpoint import read_tensors
 from enma_fast.training.loop import RunOptions
-from enma_fast.training.stage import Stage
+from enma_fast.training.stage import Stage, Task
 
 from .._tiny import CONFIGS, dynamics_task, stage, tokenizer_task
 
@@ -52,7 +52,7 @@ def start(*arguments, **environment):
     )
 
 
-class Line:
+class Line(Task):
     """A task whose loss and scores are known: fit w to 3, and report w."""
 
     def __init__(self, *, breaks_at=None, value=float("nan"), best_at=3.0, **changes):

@@ -13,7 +13,8 @@ from enma_fast.models.model import Model
 from enma_fast.sampling.engine import Engine
 from enma_fast.training import field_stage, loop
 from enma_fast.training.augment import Shift
-from enma_fast.training.field_stage import FieldStage, FieldTask, surely_less
+from enma_fast.training.field_choices import Choices, surely_less
+from enma_fast.training.field_stage import FieldStage, FieldTask
 from enma_fast.training.loop import RunOptions, run
 from enma_fast.training.stage import Material, Optimizer
 
@@ -108,11 +109,38 @@ def test_members_are_as_far_apart_as_they_are_wrong(tmp_path):
     step = task.step
     chosen = step.spread.clone()
     assert bool((chosen > 0).all())
-    held = task._scores(20, 8)
+    held = task.choices.scores(20, 8)
     for name in ("spread_skill", "spread_skill_ivp"):
         assert 0.6 < held[name] < 1.6
     step.spread.copy_(3 * chosen)
-    assert task._scores(20, 8)["spread_skill"] > 1.3 * held["spread_skill"]
+    assert task.choices.scores(20, 8)["spread_skill"] > 1.3 * held["spread_skill"]
+
+
+def test_members_are_not_so_far_apart_that_their_mean_is_lost(tmp_path, monkeypatch):
+    made, (u, _) = model(noise=2, member=4), waves(40)
+    task = train(made, u, None, tmp_path, steps=1)
+
+    def scores(self, count, members):
+        factor = float(self.step.spread[0])
+        return {"spread_skill": 0.1 * factor, "crps": 3.0 - factor if factor < 2 else factor}
+
+    monkeypatch.setattr(Choices, "scores", scores)
+    task.step.spread.fill_(1.0)
+    ratio = task.choices.calibrate(8)
+    # As large as the error they would be with a factor of 10.
+    assert 1 < float(task.step.spread[0]) < 2
+    assert ratio == pytest.approx(0.1 * float(task.step.spread[0]))
+
+
+def test_forecasts_of_a_training_begin_with_frames_that_are_a_little_wrong(tmp_path):
+    made, (u, environments) = model("waves"), waves(80)
+    task = train(made, u, environments, tmp_path, steps=1)
+    past = u[:, :3]
+    off = (task.disturbed(past, torch.Generator().manual_seed(0)) - past) / task.step.scales.error
+    each = off.flatten(1).std(1) / field_stage.NOISE
+    assert float(each.max()) < 1.3
+    assert float(each.min()) < 0.2
+    assert float(each.mean()) == pytest.approx(0.5, abs=0.15)
 
 
 def test_before_the_first_step_the_floor_is_a_model(tmp_path):

@@ -65,6 +65,15 @@ def test_a_stage_that_improves_no_more_goes_on_to_its_last_part(tmp_path, monkey
     assert task.share > 0.9
 
 
+def test_seconds_are_left_for_what_a_task_does_at_its_end(tmp_path, monkeypatch):
+    task, ticks = Line(steps=10**6), itertools.count()
+    task.finishing = lambda: 4.0
+    monkeypatch.setattr("time.monotonic", lambda: 0.01 * next(ticks))
+    run(task, options(tmp_path, seconds=10.0))
+    assert 5.5 < 0.01 * next(ticks) < 6.5
+    assert task.share > 0.9
+
+
 @pytest.mark.parametrize("bad", [{4}, {8, 12}, {4, 12}])
 def test_a_validation_that_is_no_number_is_replaced_and_replaces_none(tmp_path, monkeypatch, bad):
     validate, steps = Line.validate, iter((4, 8, 12))
