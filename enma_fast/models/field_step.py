@@ -170,7 +170,7 @@ class FieldStep(nn.Module):
         told: int = 0,
     ) -> None:
         super().__init__()
-        self.config, self.channels, self.told = config, channels, told > 0
+        self.config, self.channels = config, channels
         self.scales = Scales(channels, views)
         # Least known share that is usual: of a trajectory's own windows, and of another one's.
         self.register_buffer("usual", torch.zeros(2))
@@ -254,12 +254,12 @@ class FieldStep(nn.Module):
         return known_share(torch.stack(added, 1), torch.stack(off, 1))
 
     @torch.no_grad()
-    def learn_usual(self, shares: Tensor, *, own: bool) -> None:
+    def learn_usual(self, shares: Tensor, *, own: bool, told: bool = False) -> None:
         """Remember what nine of ten known shares `[B]` of trajectories like those of training exceed.
 
-        Of one that is told what drives it, three quarters of the least: it need not find out from the known frames.
+        Of one that is `told` what drives it, three quarters of the least: it need not find out from the known frames.
         """
-        self.usual[0 if own else 1] = _TOLD * shares.min() if self.told else shares.quantile(0.1)
+        self.usual[0 if own else 1] = _TOLD * shares.min() if told else shares.quantile(0.1)
 
     def bounds(self, observed: Tensor) -> tuple[Tensor, Tensor]:
         """Least and greatest value of forecasts after frames `[B, T, *x, C]`, for each channel."""

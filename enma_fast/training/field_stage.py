@@ -190,7 +190,7 @@ class FieldTask(Task):
                 first=self.floor.reads == 1,
                 told=[self.told and self.told[read.rows].since(t) for t in read.starts],
             )
-            self.step.learn_usual(shares, own=own)
+            self.step.learn_usual(shares, own=own, told=bool(self.model.config.known))
         if self.companions is None:
             self.step.learn_usual(self.step.usual[:1], own=False)
 

@@ -143,3 +143,11 @@ def test_a_coast_forbids_shifts_along_its_axis():
     both = [Edge.PERIODIC, Edge.PERIODIC]
     assert shift_axes(u * mask, both) == [0, 1]
     assert shift_axes(u * mask, both, mask) == [0]
+
+
+def test_a_network_that_is_told_is_heard_though_known_frames_do_not_show_it():
+    step, shares = model().dynamics.step.model, torch.tensor([0.4, 0.8, 1.0])
+    step.learn_usual(shares, own=True)
+    assert float(step.usual[0]) > 0.4
+    step.learn_usual(shares, own=True, told=True)
+    assert float(step.usual[0]) == pytest.approx(0.3)
