@@ -136,7 +136,7 @@ void prepare(SamplerSession& session, const std::vector<float>& history) {
 }
 
 std::vector<float> frames_of(SamplerSession& session, const std::vector<float>& history) {
-    const std::size_t size = static_cast<std::size_t>(ROWS) * session.model().tokens * session.model().channels;
+    const std::size_t size = static_cast<std::size_t>(ROWS) * session.tokens() * session.channels();
     std::vector<float> all;
     prepare(session, history);
     for (int t = 0; t < MADE; ++t) {

@@ -20,6 +20,18 @@ struct FieldDecoder : Decoder {
 
 }  // namespace
 
+FieldConfig read_field_config(Fields& fields) {
+    FieldConfig out;
+    fields.read("block", out.block, 1, 64);
+    fields.read("width", out.width, 1, 4096);
+    fields.read("layers", out.layers, 0, 256);
+    fields.read("middle_layers", out.middle_layers, 0, 256);
+    fields.read("middle_width", out.middle_width, 1, 4096);
+    fields.read("noise", out.noise, 0, 4096);
+    fields.read("member", out.member, 0, 4096);
+    return out;
+}
+
 MakeDecoder read_field_decoder(Fields& fields, const DecoderShape& shape) {
     if (shape.initial) fields.wrong("kind", "'field' continues known frames");
     return [config = read_field_config(fields)](const DecoderSlot&) -> std::unique_ptr<const Decoder> {

@@ -12,18 +12,6 @@ constexpr int FEWEST_TILES = 32;
 
 }  // namespace
 
-FieldConfig read_field_config(Fields& fields) {
-    FieldConfig out;
-    fields.read("block", out.block, 1, 64);
-    fields.read("width", out.width, 1, 4096);
-    fields.read("layers", out.layers, 0, 256);
-    fields.read("middle_layers", out.middle_layers, 0, 256);
-    fields.read("middle_width", out.middle_width, 1, 4096);
-    fields.read("noise", out.noise, 0, 4096);
-    fields.read("member", out.member, 0, 4096);
-    return out;
-}
-
 FieldNetwork::FieldNetwork(const FieldNetworkShape& shape, const TakeParameter& take, const std::string& prefix)
     : shape_(shape),
       fine_(shape.grid, shape.config.block, shape.config.middle_layers > 0 ? 2 : 1),
