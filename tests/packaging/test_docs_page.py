@@ -58,7 +58,10 @@ def test_the_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
             exec(compile(text, str(PAGE), "exec"), session)
     made = {path.name for path in tmp_path.iterdir()}
     stores = {"more.zarr", "run.zarr", "shared.zarr", "sharded.zarr", "statistics.zarr"}
-    assert made == stores | {"observed.h5", "run.png", "run.html", "run.nc"}
+    assert made == stores | {"longer.zarr", "observed.h5", "run.png", "run.html", "run.nc"}
+    longer, shorter = (read_forecast(name)["u"] for name in ("longer.zarr", "run.zarr"))
+    assert longer.sizes["time"] == 40
+    assert longer[0, :, :17].equals(shorter[0, :50])
     assert [len(read_forecast(name)["realization"]) for name in sorted(stores)[:4]] == [int(FEW)] * 4
 
 
