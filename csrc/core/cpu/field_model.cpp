@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <exception>
 
 #include "core/philox.h"
 
@@ -243,9 +244,23 @@ FieldSession::Row FieldSession::row_of(std::uint32_t seed, std::uint32_t number,
 }
 
 void FieldSession::begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups) {
-    groups_.clear();
+    groups_.assign(settings_.groups, {});
     members_.clear();
-    for (int g = 0; g < settings_.groups; ++g) groups_.push_back(group_of(g));
+    // What is inferred allocates, and may throw.
+    std::atomic<int> next{0};
+    std::vector<std::exception_ptr> problems(settings_.groups);
+    parallel(static_cast<int>(std::min<std::int64_t>(settings_.threads, settings_.groups)), [&](int, int) {
+        for (int g = next++; g < settings_.groups; g = next++) {
+            try {
+                groups_[g] = group_of(g);
+            } catch (...) {
+                problems[g] = std::current_exception();
+            }
+        }
+    });
+    for (const std::exception_ptr& problem : problems) {
+        if (problem) std::rethrow_exception(problem);
+    }
     for (std::int64_t b = 0; b < settings_.rows; ++b) members_.push_back(row_of(seeds[b], members[b], groups[b]));
     frame_ = static_cast<int>(settings_.first_frame);
     frames_made_ = 0;
