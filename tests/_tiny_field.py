@@ -66,7 +66,7 @@ def field_model(
         scales.learn(fields)
     step_model.scales.error.mul_(0.1)
     # Small, so that the correction counts; not 0, where a rounding would decide whether it does.
-    step_model.usual.fill_(1e-3)
+    step_model.usual.fill_(1e-2)
     step_model.size.fill_(0.75)
     step_model.residuals.normal_(std=1e-3, generator=generator)
     read = made.dynamics.context.begin([made.encode(fields[:6, :4])], room=0)
