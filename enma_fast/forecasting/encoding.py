@@ -86,10 +86,6 @@ class EncodedInputs:
     earlier: Tensor | None = None
     encode_earlier: Callable[[Sequence[tuple[int, int]]], Tensor] | None = None
 
-    def earlier_latents(self, rows: Sequence[tuple[int, int]]) -> Tensor | None:
-        """Latent frames of rows that were forecast before, None where there are none."""
-        return None if self.encode_earlier is None else self.encode_earlier(rows)
-
     def history_of(self, row: tuple[int, int]) -> int:
         """Place of the history and context of a trajectory and member."""
         b, k = row

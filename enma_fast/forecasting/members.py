@@ -133,14 +133,15 @@ def _chunks(engine: Engine, inputs: EncodedInputs, request: ForecastRequest, *, 
     for begin in range(0, len(every), request.rows):
         place = slice(begin, begin + request.rows)
         rows = every[place]
+        earlier = None if inputs.encode_earlier is None else inputs.encode_earlier(rows)
+        chunk = Chunk(request.rows, ahead, earlier)
         if inputs.first_frames is None:
             history = inputs.history_BTNC[[inputs.history_of(row) for row in rows]]
-            making = _latents(engine, inputs, request, rows, ahead=ahead)
+            making = _latents(engine, inputs, request, rows, chunk)
         else:
             # Each row has a history of its own.
             history = inputs.first_frames(rows)
-            making = _latents(engine, inputs, request, rows, ahead=ahead, history=history)
-        earlier = inputs.earlier_latents(rows)
+            making = _latents(engine, inputs, request, rows, chunk, history=history)
         chunks.append(_Chunk(place, rows, making, history if earlier is None else torch.cat([history, earlier], 1)))
     return chunks
 
@@ -228,8 +229,8 @@ def _latents(
     inputs: EncodedInputs,
     request: ForecastRequest,
     rows: list[tuple[int, int]],
+    chunk: Chunk,
     *,
-    ahead: bool,
     history: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Latent frames of rows ``(trajectory, member)``; history and context are read once for each shift.
@@ -250,7 +251,7 @@ def _latents(
         members=torch.tensor([k for _, k in rows], device=device),
         settings=request.sampling,
         groups=torch.tensor(groups, device=device),
-        chunk=Chunk(request.rows, ahead, inputs.earlier_latents(rows)),
+        chunk=chunk,
     )
 
 
