@@ -36,9 +36,9 @@ class ContextConfig(Slot):
     kind: str
     patch: tuple[int, ...] = (1,)
 
-    # Whether the engine in C++, and the static step of a GPU, have it; and whether decoders share a trunk behind it.
-    # Weights of these types are what the engine computes with.
+    # Types of weights that the engine in C++ computes with.
     formats: ClassVar[tuple[str, ...]] = ("float32", "bfloat16")
+    # Whether the engine in C++, and the static step of a GPU, have it; and whether decoders share a trunk behind it.
     native: ClassVar[bool] = False
     static: ClassVar[bool] = False
     leads_to_trunk: ClassVar[bool] = True
@@ -55,9 +55,7 @@ class ContextConfig(Slot):
         return 0
 
     def native_problem(self, codec: CodecConfig, dtype: str) -> str | None:
-        """Why the engine in C++ cannot read it behind `codec`, with weights of this type."""
-        if not self.native:
-            return f"does not know the kind {self.kind!r}"
+        """Why the engine in C++, which has its kind, cannot read it behind `codec` with weights of this type."""
         return None if dtype in self.formats else f"takes {' and '.join(self.formats)} weights, these are {dtype}"
 
     def check(self, name: str, codec: CodecConfig) -> None:

@@ -72,10 +72,7 @@ def driver(name: str, given: Any, sizes: Sequence[int], *, where: str | Path = "
     Axes may be left out along which it does not vary: all of space, time, trajectories. `EnmaError` if its shape is of
     no driver, or of several.
     """
-    values = np.asarray(given)
-    if values.dtype.kind not in "fiub":
-        raise EnmaError(f"{where}: {name} has dtype {values.dtype}; real numbers are expected")
-    values = values.astype(np.float32)
+    values = real_numbers(name, np.asarray(given), where=where)
     if values.ndim == len(sizes) and all(a in (1, b) for a, b in zip(values.shape, sizes, strict=True)):
         return values
     n, T, grid = sizes[0], sizes[1], tuple(sizes[2:])
@@ -93,6 +90,13 @@ def driver(name: str, given: Any, sizes: Sequence[int], *, where: str | Path = "
         f"{where}: {name} has shape {list(values.shape)}; there are {said}: give a value for each trajectory, each "
         "frame, each place, or for several of these in this order"
     )
+
+
+def real_numbers(name: str, values: np.ndarray, *, where: str | Path) -> np.ndarray:
+    """Values of a driver as float32; `EnmaError` for what are no real numbers."""
+    if values.dtype.kind not in "fiub":
+        raise EnmaError(f"{where}: {name} has dtype {values.dtype}; real numbers are expected")
+    return values.astype(np.float32)
 
 
 def turns_of(dates: np.ndarray) -> dict[str, np.ndarray]:

@@ -233,13 +233,13 @@ class FileForecast:
         `part` is the request for some of the trajectories and members, perhaps of fewer frames; `stop` is as that of
         `enma_fast.forecast`.
         """
-        assert part.trajectories is not None
-        history, context = self._history(part.trajectories), self._contexts(part.trajectories)
+        numbers = part.trajectories
+        assert numbers is not None
+        history, context = self._history(numbers), self._contexts(numbers)
         part = replace(part, observed=history, context=context, num_frames=part.num_frames or self.num_frames)
         # The first frames alone, of which memory and time are measured, are made anew.
         if self.earlier is not None and stop is None and part.num_frames == self.num_frames:
-            earlier = self.earlier.frames(part.trajectories or (), part.members)
-            part = replace(part, earlier=earlier)
+            part = replace(part, earlier=self.earlier.frames(numbers, part.members))
         # `check` and `outside_training` have warned.
         return sample_members(self.model, part, stop=stop, warn=False)
 

@@ -13,7 +13,7 @@ import torch
 
 from ..config import KnownInput, ModelConfig
 from ..data import FieldFile
-from ..data.drivers import TIME, prolonged, turns_of
+from ..data.drivers import TIME, prolonged, real_numbers, turns_of
 from ..errors import EnmaError
 from ..models.drivers import Drivers
 from ..models.model import Model
@@ -62,9 +62,7 @@ def _array(config: ModelConfig, driver: KnownInput, given: Any, argument: str) -
     if dims := [axis for axis in _AXES if axis in getattr(given, "dims", ())]:
         given = given.transpose(*dims)
     values = given.numpy(force=True) if isinstance(given, torch.Tensor) else np.asarray(given)
-    if values.dtype.kind not in "fiub":
-        raise EnmaError(f"{argument}: {driver.name} has dtype {values.dtype}; real numbers are expected")
-    values, space = values.astype(np.float32), config.codec.dims
+    values, space = real_numbers(driver.name, values, where=argument), config.codec.dims
     if values.ndim == 2 + space:
         return values
     own = driver.in_time + space * driver.in_space

@@ -28,8 +28,10 @@ from ..models.layers import own_dtype, prepared
 from ..models.model import Dynamics
 from ..ops import choose, rates
 from ..ops._checks import dtype_name
-from . import native, reference, static_plan
+from . import native, static_plan
 from .cuda_graphs import CapturedStep, try_capture
+from .native import NativeSampler
+from .reference import ReferenceSampler
 from .settings import Chunk, Size, chosen_sampling, size_of
 from .static_plan import chunk_for
 from .static_step import StaticStep
@@ -114,7 +116,12 @@ class Engine:
         if self.dtype != own_dtype(dynamics):
             found["reference"] = f"samples with the model's weights as they are, not with {self.dtype}"
         self.backend = choose("sampler", found, backend)
-        self._native = native.sampler(dynamics, self.dtype) if self.backend == "native" else None
+        # Of a GPU there is a step in its place.
+        self._sampler: NativeSampler | ReferenceSampler | None = None
+        if self.backend == "native":
+            self._sampler = native.sampler(dynamics, self.dtype)
+        elif self.backend == "reference":
+            self._sampler = ReferenceSampler(dynamics)
         # The step of the last chunk; None while a trajectory uses it.
         self._idle: tuple[Size, StaticStep | CapturedStep] | None = None
         self._captured: bool | None = None
@@ -165,19 +172,8 @@ class Engine:
         settings, chunk = chosen_sampling(self.dynamics.config, settings), chunk or Chunk()
         if groups is None:
             groups = torch.arange(len(seeds), device=seeds.device)
-        if self.backend == "reference":
-            yield from reference.trajectory(
-                self.dynamics,
-                [segment[groups] for segment in segments],
-                num_latents=num_latents,
-                seeds=seeds,
-                members=members,
-                settings=settings,
-                earlier=chunk.earlier,
-            )
-            return
-        if self._native is not None:
-            yield from self._native.trajectory(
+        if self._sampler is not None:
+            yield from self._sampler.trajectory(
                 list(segments),
                 num_latents=num_latents,
                 seeds=seeds,
@@ -196,8 +192,8 @@ class Engine:
 
     def planned_bytes(self) -> dict[str, int]:
         """Planned memory of the last chunk in bytes, by purpose; empty before the first chunk."""
-        if self._native is not None:
-            return self._native.planned_bytes()
+        if self._sampler is not None:
+            return self._sampler.planned_bytes()
         if self._idle is None:
             return {}
         plan = self._idle[1].plan

@@ -26,7 +26,7 @@ from ..ops._backend import native, native_problem
 from ..ops._checks import dtype_name
 from ..utils.bounds import most_threads
 from ..utils.dataclass_json import to_json
-from . import reference
+from .reference import ReferenceSampler
 from .settings import Chunk, Size, size_of
 
 # Of all norms; `NORM_EPSILON` of csrc/runtime/dynamics.cpp.
@@ -45,10 +45,15 @@ def problem(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> st
     return config.context.native_problem(config.codec, dtype_name(dtype)) or native_problem(device)
 
 
-def sampler(dynamics: Dynamics, dtype: torch.dtype) -> NativeSampler | NetworkSampler:
-    """What samples from a model of which there is no problem."""
+def sampler(dynamics: Dynamics, dtype: torch.dtype) -> NativeSampler | ReferenceSampler:
+    """The sampler of a model of which there is no problem: the extension, or PyTorch with a packed network."""
     part = dynamics.step.native_part
-    return NativeSampler(dynamics, dtype=dtype) if part is None else NetworkSampler(dynamics, part)
+    if part is None:
+        return NativeSampler(dynamics, dtype=dtype)
+    network = dynamics.get_submodule(part)
+    assert isinstance(network, FieldNetwork)
+    packed = NativeNetwork(network)
+    return ReferenceSampler(with_part(dynamics, part, packed), {"weights": packed.bytes})
 
 
 class NativeSampler:
@@ -142,39 +147,3 @@ class NativeSampler:
 def _as_read(p: Tensor) -> Tensor:
     """Of a checkpoint, as the extension reads it: fp64 as it is, all else in fp32."""
     return (p if p.dtype == torch.float64 else p.float()).contiguous()
-
-
-class NetworkSampler:
-    """The reference sampler of a model, whose network alone runs in the extension."""
-
-    def __init__(self, dynamics: Dynamics, part: str) -> None:
-        network = dynamics.get_submodule(part)
-        assert isinstance(network, FieldNetwork)
-        self._network = NativeNetwork(network)
-        self._dynamics = with_part(dynamics, part, self._network)
-
-    def trajectory(
-        self,
-        segments: Sequence[Segment],
-        *,
-        num_latents: int,
-        seeds: Tensor,
-        members: Tensor,
-        groups: Tensor,
-        settings: SamplingConfig,
-        chunk: Chunk | None = None,
-    ) -> Iterator[Tensor]:
-        """As `NativeSampler.trajectory`; a frame is never made before it is asked for."""
-        yield from reference.trajectory(
-            self._dynamics,
-            [segment[groups] for segment in segments],
-            num_latents=num_latents,
-            seeds=seeds,
-            members=members,
-            settings=settings,
-            earlier=None if chunk is None else chunk.earlier,
-        )
-
-    def planned_bytes(self) -> dict[str, int]:
-        """Bytes of the packed network."""
-        return {"weights": self._network.bytes}

@@ -5,7 +5,9 @@ Legend: B batch x members, T latent frames, N tokens per frame, C token channels
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,31 @@ from ..config import SamplingConfig
 from ..models.decoders.decoder import Noise, first_past, next_past
 from ..models.drivers import Segment, frames_of
 from ..models.model import Dynamics
+from .settings import Chunk
+
+
+class ReferenceSampler:
+    """Samples by :func:`trajectory`, each row from the segments of its group.
+
+    Parameters
+    ----------
+    dynamics : a part of which may be packed for the extension
+    planned : bytes of what is packed, by purpose
+    """
+
+    def __init__(self, dynamics: Dynamics, planned: Mapping[str, int] = MappingProxyType({})) -> None:
+        self.dynamics, self.planned = dynamics, planned
+
+    def trajectory(
+        self, segments: Sequence[Segment], *, groups: Tensor, chunk: Chunk, **given: Any
+    ) -> Iterator[Tensor]:
+        """As `engine.Engine.trajectory`; a frame is never made before it is asked for."""
+        each = [segment[groups] for segment in segments]
+        yield from trajectory(self.dynamics, each, earlier=chunk.earlier, **given)
+
+    def planned_bytes(self) -> dict[str, int]:
+        """Bytes of what is packed, by purpose."""
+        return dict(self.planned)
 
 
 @torch.inference_mode()

@@ -344,3 +344,16 @@ class Session:
 
     def free(self) -> None:
         self.call("free")
+
+
+def assert_restored_goes_on(opened: Model, history: np.ndarray, context: np.ndarray, *, done: int) -> None:
+    """A session that is saved after so many frames, and restored in another one, continues with the same bits."""
+    session = opened.session(num_members=3, seed=4)
+    session.observe(history, context)
+    for _ in range(done):
+        session.step()
+    kept = session.save()
+    expected = session.forecast()
+    other = opened.session(num_members=3, seed=4, threads=2)
+    other.restore(kept)
+    assert np.array_equal(other.forecast(), expected)

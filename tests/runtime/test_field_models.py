@@ -8,7 +8,7 @@ import pytest
 import enma_fast
 
 from .._tiny_field import field_model, waves
-from ._libenma import UNSUPPORTED, Failure, Library, Model, assert_close
+from ._libenma import UNSUPPORTED, Failure, Library, Model, assert_close, assert_restored_goes_on
 from .test_forecast import saved
 
 LINE = {"floor": "waves", "grid": (16,)}
@@ -49,15 +49,7 @@ def test_threads_and_ranges_change_no_bit(case: dict, opened: Model) -> None:
 @pytest.mark.parametrize("done", [0, 1, 4])
 def test_a_restored_session_continues_with_the_same_bits(case: dict, opened: Model, done: int) -> None:
     fields = waves(field_model(**case).config, 2, seed=5).numpy()
-    session = opened.session(num_members=3, seed=4)
-    session.observe(fields[0, :2], fields[1])
-    for _ in range(done):
-        session.step()
-    kept = session.save()
-    expected = session.forecast()
-    other = opened.session(num_members=3, seed=4, threads=2)
-    other.restore(kept)
-    assert np.array_equal(other.forecast(), expected)
+    assert_restored_goes_on(opened, fields[0, :2], fields[1], done=done)
 
 
 def test_members_that_are_stopped_change_no_other(case: dict, opened: Model) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from .._tiny import model, waves
-from ._libenma import Library, Model
+from ._libenma import Library, Model, assert_restored_goes_on
 from .test_forecast import saved
 
 NAME = "plane-local"
@@ -20,15 +20,7 @@ def opened(library: Library, tmp_path: Path) -> Model:
 @pytest.mark.parametrize("done", [0, 1, 3, 4])
 def test_a_restored_session_continues_with_the_same_bits(opened: Model, done: int) -> None:
     fields = waves(2, 1, 8, model(NAME).config.codec).numpy()
-    session = opened.session(num_members=3, seed=4)
-    session.observe(fields[0, :3], fields[1])
-    for _ in range(done):
-        session.step()
-    kept = session.save()
-    expected = session.forecast()
-    other = opened.session(num_members=3, seed=4, threads=2)
-    other.restore(kept)
-    assert np.array_equal(other.forecast(), expected)
+    assert_restored_goes_on(opened, fields[0, :3], fields[1], done=done)
 
 
 def test_threads_and_ranges_change_no_bit(opened: Model) -> None:
