@@ -70,8 +70,8 @@ def field_model(
     step_model.size.fill_(0.75)
     step_model.residuals.normal_(std=1e-3, generator=generator)
     read = made.dynamics.context.begin([made.encode(fields[:6, :4])], room=0)
-    share = step_model.known_share(read.windows, read.numbers, read.forecast(), first=read.floor.reads == 1)
-    if float(share.median()) == 0:
+    if float(made.dynamics.step.reliance(read)[0].median()) == 0:
         # What it adds is wrong as a rule: less of it counts then.
         step_model.network.head.weight.neg_()
+    step_model.misfit.copy_(made.dynamics.step.reliance(read)[1].mean())
     return made

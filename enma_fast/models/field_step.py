@@ -43,6 +43,8 @@ PAST, PATTERNS = 3, 8
 _MARGIN = 0.5
 # Part of the known shares of training data below which a network that is told drivers counts less.
 _TOLD = 0.75
+# To which power the misfit of a trajectory multiplies the spread, and how much more than usual, or less, it counts.
+_POWER, _MISFIT = 0.5, 8.0
 _TINY = 1e-12
 
 
@@ -92,6 +94,11 @@ class Scales(nn.Module):
 def _known(scale: Tensor) -> Tensor:
     """Scales of channels; 1 where one is constant."""
     return torch.where(scale > _TINY, scale, torch.ones_like(scale))
+
+
+def _misfit(share: Tensor, added: Tensor, off: Tensor) -> Tensor:
+    """Root mean square `[B]` of what known forecasts lack with this share of their corrections."""
+    return (off - on_grid(share[:, None], added) * added).flatten(1).square().mean(1).sqrt()
 
 
 class FieldNetwork(nn.Module):
@@ -156,6 +163,7 @@ class FieldStep(nn.Module):
     usual: Tensor
     size: Tensor
     spread: Tensor
+    misfit: Tensor
     residuals: Tensor
 
     def __init__(
@@ -177,6 +185,8 @@ class FieldStep(nn.Module):
         # How much of the correction counts at most, and factors of what members draw, by the same windows.
         self.register_buffer("size", torch.ones(()))
         self.register_buffer("spread", torch.ones(2))
+        # Usual misfit of forecasts of known frames, by the same windows.
+        self.register_buffer("misfit", torch.ones(2))
         # Errors of single steps, of which members draw sums where they are too much alike without.
         self.register_buffer("residuals", torch.zeros(PATTERNS, *grid, channels))
         self.network = FieldNetwork(grid, edges, channels * (PAST + views) + told, channels, config, condition)
@@ -210,7 +220,7 @@ class FieldStep(nn.Module):
         made = made.to(torch.promote_types(made.dtype, torch.float32)) * s.error
         return made if known is None or known.mask is None else made * known.mask
 
-    def share(
+    def reliance(
         self,
         windows: Tensor,
         condition_BZ: Tensor,
@@ -219,16 +229,23 @@ class FieldStep(nn.Module):
         first: bool,
         own: bool,
         told: Sequence[Drivers | None] | None = None,
-    ) -> Tensor:
-        """How much of the correction counts for each trajectory, `[B]`: less where it is of less use than usual.
+    ) -> tuple[Tensor, Tensor]:
+        """How much of the correction counts for each trajectory `[B]`, and the misfit of known frames with it `[B]`.
 
-        Arguments are those of :meth:`known_share`; `own` says that the windows are of the trajectory itself.
+        It counts less where it is of less use than usual. Arguments are those of :meth:`known_forecasts`; `own` says
+        that the windows are of the trajectory itself.
         """
-        usual = self.usual[0 if own else 1]
-        share = self.known_share(windows, condition_BZ, forecast, first=first, told=told) / usual.clamp_min(_TINY)
-        return self.size * share.clamp(max=1)
+        added, off = self.known_forecasts(windows, condition_BZ, forecast, first=first, told=told)
+        usual = self.usual[0 if own else 1].clamp_min(_TINY)
+        share = self.size * (known_share(added, off) / usual).clamp(max=1)
+        return share, _misfit(share, added, off)
 
-    def known_share(
+    def factor(self, misfit: Tensor, *, own: bool) -> Tensor:
+        """What multiplies the draws of members of trajectories with these misfits `[B]`."""
+        place = 0 if own else 1
+        return self.spread[place] * (misfit / self.misfit[place]).clamp(1 / _MISFIT, _MISFIT) ** _POWER
+
+    def known_forecasts(
         self,
         windows: Tensor,
         condition_BZ: Tensor,
@@ -236,8 +253,8 @@ class FieldStep(nn.Module):
         *,
         first: bool,
         told: Sequence[Drivers | None] | None = None,
-    ) -> Tensor:
-        """Share `[B]` of the correction with which the frames of its windows are forecast best.
+    ) -> tuple[Tensor, Tensor]:
+        """Corrections `[B, K, *x, C]` of forecasts of K known frames, and what the floor's forecasts of these lack.
 
         The last frame of each of the windows `[B, W, 3, *x, C]` is forecast, and the second one if `first`, for floors
         whose step reads one frame. What is `told` of a window begins with its first frame.
@@ -251,15 +268,19 @@ class FieldStep(nn.Module):
                 known = None if drivers is None else drivers.at(truth)
                 added.append(self.correction(window[:, past], views, condition_BZ, known=known))
                 off.append(window[:, truth] - base)
-        return known_share(torch.stack(added, 1), torch.stack(off, 1))
+        return torch.stack(added, 1), torch.stack(off, 1)
 
     @torch.no_grad()
-    def learn_usual(self, shares: Tensor, *, own: bool, told: bool = False) -> None:
-        """Remember what nine of ten known shares `[B]` of trajectories like those of training exceed.
+    def learn_usual(self, added: Tensor, off: Tensor, *, own: bool, told: bool = False) -> None:
+        """Remember the known share that nine of ten trajectories like those of training exceed, and their mean misfit.
 
-        Of one that is `told` what drives it, three quarters of the least: it need not find out from the known frames.
+        Both are of their :meth:`known_forecasts`. Of one that is `told` what drives it, three quarters of the least
+        share: it need not find out from the known frames.
         """
-        self.usual[0 if own else 1] = _TOLD * shares.min() if told else shares.quantile(0.1)
+        place, shares = 0 if own else 1, known_share(added, off)
+        self.usual[place] = _TOLD * shares.min() if told else shares.quantile(0.1)
+        heard = self.size * (shares / self.usual[place].clamp_min(_TINY)).clamp(max=1)
+        self.misfit[place] = _misfit(heard, added, off).clamp_min(_TINY).log().mean().exp()
 
     def bounds(self, observed: Tensor) -> tuple[Tensor, Tensor]:
         """Least and greatest value of forecasts after frames `[B, T, *x, C]`, for each channel."""

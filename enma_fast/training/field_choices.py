@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,16 +28,18 @@ _TINY = 1e-12
 _MEMBERS, _ALIKE, _CALIBRATED, _TURNS = 4, 2, 8, 4
 # Shares of the seconds of a stage for one validation, and for the choices at its end, of so many seconds at least, as
 # a floor that is right has none; fewest and most trajectories.
-_VALIDATING, _CHOOSING, _LEAST_SECONDS, _FEWEST, _MOST = 0.015, 0.08, 60.0, 4, 48
+_VALIDATING, _CHOOSING, _LEAST_SECONDS, _FEWEST, _MOST = 0.015, 0.1, 60.0, 4, 48
 # Ratio of spread and error under which members draw residuals too.
 _ALIKE_BELOW = 0.85
 # Sizes of the correction, and by what share a smaller one has to be better; quantiles of 95 % of Student's distribution
 # with 1, 2, ... degrees of freedom, by which a correction has to be better than none.
 _SIZES, _BETTER, _SURE = (1.0, 0.5, 0.25), 0.01, (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81, 1.65)
-# Bounds of the factor of the spread, and how far from 1 its ratio to the error may be, as a logarithm.
-_SPREAD, _NEAR = (1e-3, 10.0), 0.03
-# Forecasts of each trajectory for the choices at the end: sizes, factors of the spread, and residuals.
-_EVALUATIONS = len(_SIZES) + 1 + 2 * _TURNS * _CALIBRATED
+# Bounds of the factor of the spread, how far from 1 its ratio to the error may be, as a logarithm, and by what factor
+# the CRPS may exceed the least for it.
+_SPREAD, _NEAR, _DEARER = (1e-3, 10.0), 0.03, 1.05
+# Forecasts of each trajectory for the choices at the end: sizes, and factors of the spread, of which the third is
+# mostly near enough.
+_EVALUATIONS = len(_SIZES) + 1 + 3 * _CALIBRATED
 
 
 class Choices:
@@ -102,30 +105,24 @@ class Choices:
         return errors.nan_to_num(math.inf)
 
     def calibrate(self, count: int) -> float:
-        """Choose the factors of the spread with the least CRPS, near those with which spread is as large as the error.
+        """Choose the factors of the spread with which it is as large as the error, as far as the CRPS allows.
 
         Returns the ratio of spread and error with the chosen one.
         """
         spread, tasks = self.step.spread, ("", "_ivp") if self.material.val_contexts is not None else ("",)
-        best = dict.fromkeys(tasks, (math.inf, 1.0, 0.0))
+        tried: dict[str, list[_Tried]] = {task: [] for task in tasks}
         spread[spread == 0] = 1.0
         for _ in range(_TURNS):
             scores = self.scores(count, _CALIBRATED)
             for place, task in enumerate(tasks):
-                ratio, crps, factor = scores[f"spread_skill{task}"], scores[f"crps{task}"], float(spread[place])
-                if crps < best[task][0]:
-                    best[task] = crps, factor, ratio
-                    # Spread grows about as its factor does.
-                    factor /= ratio if ratio > 0 else 1 / _SPREAD[1]
-                else:
-                    # Members that are too far apart have a mean that is worse; some forecasts are lost.
-                    factor = (factor * best[task][1]) ** 0.5 if math.isfinite(best[task][0]) else factor / 2
-                spread[place] = min(max(factor, _SPREAD[0]), _SPREAD[1])
-            if all(ratio > 0 and abs(math.log(ratio)) < _NEAR for *_, ratio in best.values()):
+                tried[task].append(_Tried.of(float(spread[place]), scores, task))
+                spread[place] = min(max(_next_factor(tried[task]), _SPREAD[0]), _SPREAD[1])
+            if all(_chosen(of_task).off < _NEAR for of_task in tried.values()):
                 break
+        chosen = [_chosen(of_task) for of_task in tried.values()]
         for place in range(len(spread)):
-            spread[place] = best[tasks[min(place, len(tasks) - 1)]][1]
-        return best[""][2]
+            spread[place] = chosen[min(place, len(tasks) - 1)].factor
+        return chosen[0].ratio
 
     def _add_residuals(self, count: int) -> None:
         """Let members differ by errors of a step on validation data too."""
@@ -136,18 +133,16 @@ class Choices:
         made = sample_fields(self.model, history=val[:, :PAST], known=known, num_members=1, settings=still)[:, 0]
         off = self.model.codec.standardised(val[:, PAST]) - self.model.codec.standardised(made[:, 0])
         off /= len(val) ** 0.5
-        least, chosen, factor = self.scores(count, _CALIBRATED)["crps"], 0.0, 1.0
+        scores = self.scores(count, _CALIBRATED)
+        tried, factor = [_Tried.of(0.0, scores)], 1.0
         for _ in range(_TURNS):
             residuals[: len(val)] = factor * off
             scores = self.scores(count, _CALIBRATED)
-            if scores["crps"] < least:
-                least, chosen, ratio = scores["crps"], factor, scores["spread_skill"]
-                if not ratio > 0 or abs(math.log(ratio)) < _NEAR:
-                    break
-                factor /= ratio
-            else:
-                factor = (factor * chosen) ** 0.5 if chosen else factor / 2
-        residuals[: len(val)] = chosen * off
+            tried.append(_Tried.of(factor, scores))
+            if _chosen(tried).off < _NEAR:
+                break
+            factor = _next_factor(tried)
+        residuals[: len(val)] = _chosen(tried).factor * off
 
     def scores(self, count: int, members: int, rank: Rank = ALONE) -> dict[str, float]:
         material, rows = self.material, spread_rows(len(self.val), count)
@@ -174,6 +169,40 @@ class Choices:
         seconds = max(self.seconds_given, _LEAST_SECONDS)
         count = int(share * seconds / (members * self._seconds_each))
         return max(_FEWEST, min(_MOST, count, len(self.val)))
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A factor of what members draw, the ratio of spread and error with it, and the CRPS."""
+
+    factor: float
+    ratio: float
+    crps: float
+
+    @classmethod
+    def of(cls, factor: float, scores: Mapping[str, float], task: str = "") -> _Tried:
+        crps = scores[f"crps{task}"]
+        return cls(factor, scores[f"spread_skill{task}"], math.inf if math.isnan(crps) else crps)
+
+    @property
+    def off(self) -> float:
+        """How far the ratio is from 1, as a logarithm."""
+        return abs(math.log(self.ratio)) if self.ratio > 0 else math.inf
+
+
+def _chosen(tried: Sequence[_Tried]) -> _Tried:
+    """Of those whose CRPS is about the least the one whose spread is nearest to the error."""
+    least = min(tried, key=lambda one: one.crps)
+    return min((one for one in tried if one.crps <= _DEARER * least.crps), key=lambda one: one.off, default=least)
+
+
+def _next_factor(tried: Sequence[_Tried]) -> float:
+    """A factor to try next; spread grows about as its factor does."""
+    last, chosen = tried[-1], _chosen(tried)
+    if chosen is last:
+        return last.factor / last.ratio if last.ratio > 0 else _SPREAD[1] * last.factor
+    # Members that are too far apart have a mean that is worse; some forecasts are lost.
+    return (last.factor * chosen.factor) ** 0.5 if chosen.factor and math.isfinite(chosen.crps) else last.factor / 2
 
 
 def surely_less(errors: Tensor, others: Tensor, independent: int) -> bool:

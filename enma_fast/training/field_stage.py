@@ -183,16 +183,16 @@ class FieldTask(Task):
         for own in (True, False) if self.companions is not None else (True,):
             rows = self._some_rows(_USUAL, own)
             read = self._physics(rows, own, torch.Generator().manual_seed(0))
-            shares = self.step.known_share(
+            added, off = self.step.known_forecasts(
                 read.windows,
                 self.context.encoder(read.windows, read.numbers),
                 forecaster(self.floor, read.state),
                 first=self.floor.reads == 1,
                 told=[self.told and self.told[read.rows].since(t) for t in read.starts],
             )
-            self.step.learn_usual(shares, own=own, told=bool(self.model.config.known))
+            self.step.learn_usual(added, off, own=own, told=bool(self.model.config.known))
         if self.companions is None:
-            self.step.learn_usual(self.step.usual[:1], own=False)
+            self.step.usual[1], self.step.misfit[1] = self.step.usual[0], self.step.misfit[0]
 
     @property
     def _has_members(self) -> bool:

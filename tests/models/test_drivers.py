@@ -8,10 +8,10 @@ import torch
 
 from enma_fast.config import KnownInput, SamplingConfig
 from enma_fast.errors import EnmaError
+from enma_fast.models import field_step
 from enma_fast.models.checkpoint import load_model
 from enma_fast.models.contexts.physics import shared_rows
 from enma_fast.models.drivers import Told
-from enma_fast.models.field_step import FieldStep
 from enma_fast.models.grid_layers import Edge
 from enma_fast.sampling.engine import Engine
 from enma_fast.training.measured_symmetries import mirrors, shift_axes
@@ -53,7 +53,7 @@ def test_maps_move_with_the_fields_and_numbers_do_not():
 
 
 def test_forecasts_that_are_told_otherwise_differ_from_the_step_on(monkeypatch):
-    monkeypatch.setattr(FieldStep, "known_share", lambda self, windows, *args, **more: torch.ones(len(windows)))
+    monkeypatch.setattr(field_step, "known_share", lambda correction, off: torch.ones(len(off)))
     made, given = model(), arrays(1)
     z = made.encode(torch.randn(1, 3, *GRID, 1))
 
@@ -147,7 +147,8 @@ def test_a_coast_forbids_shifts_along_its_axis():
 
 def test_a_network_that_is_told_is_heard_though_known_frames_do_not_show_it():
     step, shares = model().dynamics.step.model, torch.tensor([0.4, 0.8, 1.0])
-    step.learn_usual(shares, own=True)
+    added, off = torch.ones(3, 1, *GRID, 2), shares.view(3, 1, *(1,) * len(GRID), 1).expand(3, 1, *GRID, 2)
+    step.learn_usual(added, off, own=True)
     assert float(step.usual[0]) > 0.4
-    step.learn_usual(shares, own=True, told=True)
+    step.learn_usual(added, off, own=True, told=True)
     assert float(step.usual[0]) == pytest.approx(0.3)

@@ -11,6 +11,7 @@ from enma_fast.config import BlocksConfig, FieldConfig, ModelConfig, PhysicsConf
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import load_model, save_model
 from enma_fast.models.contexts.physics import FieldTokens, shared_rows
+from enma_fast.models.floors.ladder import known_share
 from enma_fast.models.model import Model
 from enma_fast.sampling.engine import Engine
 
@@ -143,15 +144,44 @@ def test_any_number_of_known_frames_is_continued(known):
 def test_a_correction_that_was_wrong_counts_less_than_one_that_was_right():
     """A network that adds what the known frames contradict is not heard, once its usual share is known."""
     made = shaken(model(floor="persistence", noise=0, member=0))
-    step, u = made.dynamics.step.model, carried(4, frames=3, seed=5)
-    read = made.dynamics.context.begin([made.encode(u)], room=0)
-    share = step.known_share(read.windows, read.numbers, read.forecast(), first=True)
-    step.learn_usual(torch.ones(20), own=True)
-    torch.testing.assert_close(step.share(read.windows, read.numbers, read.forecast(), first=True, own=True), share)
+    decoder, u = made.dynamics.step, carried(4, frames=3, seed=5)
+    step, read = decoder.model, made.dynamics.context.begin([made.encode(u)], room=0)
+    share = known_share(*step.known_forecasts(read.windows, read.numbers, read.forecast(), first=True))
+    step.usual.fill_(1.0)
+    torch.testing.assert_close(decoder.reliance(read)[0], share)
     assert len(share[share > 0]) > 1
-    step.learn_usual(share[share > 0].min().expand(20) / 2, own=True)
-    heard = step.share(read.windows, read.numbers, read.forecast(), first=True, own=True)
-    assert torch.equal(heard, (share > 0).float())
+    step.usual.fill_(float(share[share > 0].min()) / 2)
+    assert torch.equal(decoder.reliance(read)[0], (share > 0).float())
+
+
+def test_members_are_further_apart_where_known_frames_were_forecast_badly():
+    made = shaken(model(floor="persistence"))
+    decoder, u = made.dynamics.step, carried(4, frames=8, seed=5)
+    step = decoder.model
+    step.size.zero_()
+    read = made.dynamics.context.begin([made.encode(u[:, :3])], room=0)
+    _, misfit = decoder.reliance(read)
+    # Of the second and the third frame, each by the one before.
+    torch.testing.assert_close(
+        misfit, (read.windows[:, 0, 1:] - read.windows[:, 0, :-1]).flatten(1).square().mean(1).sqrt()
+    )
+    added, off = step.known_forecasts(read.windows, read.numbers, read.forecast(), first=True)
+    step.learn_usual(added, off, own=True)
+    usual = float(misfit.log().mean().exp())
+    assert float(step.misfit[0]) == pytest.approx(usual)
+    torch.testing.assert_close(step.factor(misfit, own=True), step.spread[0] * (misfit / usual).sqrt())
+    # A misfit beyond all bounds counts as the largest one.
+    assert float(step.factor(misfit.new_tensor([1e9]), own=True)) == pytest.approx(float(step.spread[0]) * 8**0.5)
+    step.size.fill_(1.0)
+    step.misfit.fill_(float(decoder.reliance(read)[1].mean()))
+
+    def apart():
+        return trajectory(made, u[:, :3], range(4), frames=5).std(1).flatten(1).mean(1)
+
+    relative, usually = decoder.reliance(read)[1] / step.misfit[0], apart()
+    step.misfit.fill_(1e-9)
+    assert bool((apart() > usually).all())
+    assert float(relative.max()) > 1.2 * float(relative.min())
 
 
 def test_members_share_what_is_inferred():
@@ -164,7 +194,8 @@ def test_members_share_what_is_inferred():
 @pytest.mark.parametrize("floor", ["persistence", "linear inverse model", "waves", "vibration", "diffusion"])
 def test_a_model_forecasts_from_its_checkpoint(floor, tmp_path):
     made = shaken(model(floor=floor))
-    made.dynamics.step.model.learn_usual(torch.ones(20) / 2, own=True)
+    made.dynamics.step.model.usual.fill_(0.5)
+    made.dynamics.step.model.misfit.fill_(0.1)
     save_model(made, tmp_path / "field-tiny")
     loaded = load_model(tmp_path / "field-tiny")
     history = carried(1, frames=3, seed=5)[0].numpy()

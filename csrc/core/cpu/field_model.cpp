@@ -17,6 +17,8 @@ enum Purpose { PLACES = 0, COEFFICIENTS = 1, MEMBER = 2, RESIDUALS = 3 };
 constexpr float MARGIN = 0.5f;
 constexpr double TINY = 1e-20;
 constexpr float LEAST_USUAL = 1e-12f;
+// How much more than usual, or less, the misfit of a trajectory counts.
+constexpr float MISFIT = 8.0f;
 
 std::unique_ptr<const Floor> floor_of(const FieldModelShape& shape, const TakeFloor& take) {
     const std::string prefix = "dynamics.context.floor.";
@@ -39,6 +41,7 @@ FieldModel::FieldModel(const FieldModelShape& shape, const TakeFloor& take)
                "dynamics.step.model.network."),
       usual_(take.values("dynamics.step.model.usual", {2})),
       spread_(take.values("dynamics.step.model.spread", {2})),
+      misfit_(take.values("dynamics.step.model.misfit", {2})),
       size_(*take.take("dynamics.step.model.size", {})) {
     if (shape.step.member > 0) {
         member_ = take.values("dynamics.step.model.member.weight", {PHYSICS_NUMBERS, shape.step.member});
@@ -73,21 +76,24 @@ void FieldModel::inputs(Past past, const float* views, float* out) const {
     }
 }
 
-float FieldModel::share(const Windows& windows, const Inferred* inferred, const float* numbers, Isa isa) const {
+Reliance FieldModel::reliance(const Windows& windows, const Inferred* inferred, const float* numbers, Isa isa) const {
     const int size = values(), c = shape_.grid.channels, F = floor_->views();
     const Buffer space(network_.work_bytes() + floor_->work_bytes());
     std::vector<float> views(static_cast<std::size_t>(size) * F), made(size),
         x(static_cast<std::size_t>(shape_.grid.points()) * inputs());
-    double product = 0.0, square = 0.0;
+    double product = 0.0, square = 0.0, total = 0.0, count = 0.0;
     const auto add = [&](Past past, const float* truth) {
         floor_->step(past, inferred, isa, space.data() + network_.work_bytes(), views.data());
         inputs(past, views.data(), x.data());
         network_.run({x.data(), numbers, nullptr, made.data()}, 0, 1, space.data(), isa);
         for (int i = 0; i < size; ++i) {
             const double added = made[i] * scales_.error[i % c];
-            product += added * (truth[i] - views[static_cast<std::ptrdiff_t>(i) * F]);
+            const double off = truth[i] - views[static_cast<std::ptrdiff_t>(i) * F];
+            product += added * off;
             square += added * added;
+            total += off * off;
         }
+        count += size;
     };
     for (int w = 0; w < windows.count; ++w) {
         const float* const first = windows.values + static_cast<std::ptrdiff_t>(w) * PAST_FRAMES * size;
@@ -96,8 +102,13 @@ float FieldModel::share(const Windows& windows, const Inferred* inferred, const 
         if (floor_->reads() == 1) add({first, first, first}, first + size);
     }
     const double known = std::clamp(product / (square + TINY), 0.0, 1.0);
-    const double usual = std::max(usual_[windows.own ? 0 : 1], LEAST_USUAL);
-    return size_ * static_cast<float>(std::min(known / usual, 1.0));
+    const int place = windows.own ? 0 : 1;
+    const double usual = std::max(usual_[place], LEAST_USUAL);
+    const float share = size_ * static_cast<float>(std::min(known / usual, 1.0));
+    // Of the squares of what is lacking with this share of the corrections.
+    const double mean = std::max(total - 2 * share * product + share * share * square, 0.0) / count;
+    const float misfit = static_cast<float>(std::sqrt(mean)) / misfit_[place];
+    return {share, spread_[place] * std::sqrt(std::clamp(misfit, 1 / MISFIT, MISFIT))};
 }
 
 void FieldModel::shift(const float* normals, float* condition) const {
@@ -188,16 +199,16 @@ FieldSession::Group FieldSession::group_of(int g) const {
              "history: frames are None; a field model continues a trajectory of which one frame is known");
     }
     Group out{};
-    out.own = count >= PAST_FRAMES || segments_.size() == 1;
-    const std::vector<float>& source = out.own ? known : segments_.front()[g];
+    const bool own = count >= PAST_FRAMES || segments_.size() == 1;
+    const std::vector<float>& source = own ? known : segments_.front()[g];
     const std::vector<float> values = windows_of(source.data(), static_cast<std::int64_t>(source.size()) / size, size);
-    const Windows windows{values.data(), static_cast<int>(values.size() / (PAST_FRAMES * size)), out.own};
+    const Windows windows{values.data(), static_cast<int>(values.size() / (PAST_FRAMES * size)), own};
     const Floor& floor = model_->floor();
     out.inferred = floor.infer(windows, settings_.isa);
     std::vector<float> told(floor.features());
     floor.tell(out.inferred.get(), windows, told.data());
     out.numbers = model_->encoder().numbers(windows, told, settings_.isa);
-    out.share = model_->share(windows, out.inferred.get(), out.numbers.data(), settings_.isa);
+    out.reliance = model_->reliance(windows, out.inferred.get(), out.numbers.data(), settings_.isa);
     // The last frames; those before the first known one by the floor.
     const std::int64_t missing = std::max<std::int64_t>(0, PAST_FRAMES - count);
     out.past.resize(PAST_FRAMES * size);
@@ -229,13 +240,13 @@ FieldSession::Row FieldSession::row_of(std::uint32_t seed, std::uint32_t number,
     const Group& group = groups_[g];
     const Floor& floor = model_->floor();
     Row out{seed, number, g, group.inferred, group.numbers, group.past};
-    const float scale = settings_.temperature * model_->spread(group.own);
+    const float scale = settings_.temperature * group.reliance.spread;
     std::vector<float> drawn(std::max(floor.draws(), model_->shape().step.member));
     if (scale == 0.0f || drawn.empty()) return out;
     if (floor.draws() > 0) {
         // A correction that counts takes the floor's error away, and its uncertainty with it.
         normals(out, 0, COEFFICIENTS, floor.draws(), scale, drawn.data());
-        for (int i = 0; i < floor.draws(); ++i) drawn[i] *= 1 - group.share;
+        for (int i = 0; i < floor.draws(); ++i) drawn[i] *= 1 - group.reliance.share;
         out.inferred = floor.draw(group.inferred, drawn.data());
     }
     normals(out, 0, MEMBER, model_->shape().step.member, scale, drawn.data());
@@ -275,11 +286,11 @@ void FieldSession::decide(std::int64_t begin, std::int64_t end, char* memory, fl
     Allocator taken(memory);
     const Work work(model, taken);
     const bool corrected = std::any_of(members_.begin() + begin, members_.begin() + end,
-                                       [&](const Row& member) { return groups_[member.group].share != 0.0f; });
+                                       [&](const Row& member) { return groups_[member.group].reliance.share != 0.0f; });
     for (std::int64_t b = begin; b < end; ++b) {
         const Row& member = members_[b];
         const Group& group = groups_[member.group];
-        const float *const first = member.past.data(), spread = settings_.temperature * model.spread(group.own);
+        const float *const first = member.past.data(), spread = settings_.temperature * group.reliance.spread;
         const float* const past[PAST_FRAMES] = {first, first + size, first + 2 * size};
         const std::ptrdiff_t i = b - begin;
         model.floor().step(past, member.inferred.get(), settings_.isa, work.floor, work.views + i * size * F);
@@ -304,7 +315,7 @@ void FieldSession::decide(std::int64_t begin, std::int64_t end, char* memory, fl
         for (std::ptrdiff_t first = 0; first < size; first += c) {
             for (int i = 0; i < c; ++i) {
                 float value = views[(first + i) * F];
-                if (group.share != 0.0f) value += made[first + i] * error[i] * group.share;
+                if (group.reliance.share != 0.0f) value += made[first + i] * error[i] * group.reliance.share;
                 to[first + i] = std::clamp(value, group.low[i], group.high[i]);
             }
         }

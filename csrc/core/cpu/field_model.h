@@ -23,6 +23,11 @@ struct FieldModelShape {
 // Residuals that members draw from.
 constexpr int RESIDUAL_PATTERNS = 8;
 
+// How much of the correction counts for a trajectory, and what multiplies the draws of its members.
+struct Reliance {
+    float share, spread;
+};
+
 // Packed weights; immutable, so that sessions can share it.
 class FieldModel {
    public:
@@ -37,16 +42,14 @@ class FieldModel {
     int values() const { return shape_.grid.values(); }
     int inputs() const { return shape_.grid.channels * (PAST_FRAMES + floor_->views()); }
     std::size_t bytes() const { return network_.bytes() + encoder_.bytes() + member_.size() * sizeof(float); }
-    // Of draws of members, whose windows are their own or those of another trajectory.
-    float spread(bool own) const { return spread_[own ? 0 : 1]; }
     bool draws_residuals() const { return !residuals_.empty(); }
     // Place of each value of a field among those of its tokens.
     const std::vector<int>& places() const { return places_; }
 
     // Inputs of the network [points, inputs] from past frames and views.
     void inputs(Past past, const float* views, float* out) const;
-    // How much of the correction counts, by forecasts of frames that are known.
-    float share(const Windows& windows, const Inferred* inferred, const float* numbers, Isa isa) const;
+    // By forecasts of frames that are known.
+    Reliance reliance(const Windows& windows, const Inferred* inferred, const float* numbers, Isa isa) const;
     // The condition of a member, by its standard normals.
     void shift(const float* normals, float* condition) const;
     // Added to a frame, by standard normals.
@@ -58,7 +61,7 @@ class FieldModel {
     FieldScales scales_;
     PhysicsEncoder encoder_;
     FieldNetwork network_;
-    std::vector<float> usual_, spread_, member_, residuals_;
+    std::vector<float> usual_, spread_, misfit_, member_, residuals_;
     float size_;
     std::vector<int> places_;
 };
@@ -89,8 +92,7 @@ class FieldSession : public FrameSession {
     struct Group {
         Inference inferred;
         std::vector<float> numbers, low, high, past;  // past frames [3, values], those before the first known one too
-        float share;
-        bool own;
+        Reliance reliance;
     };
     struct Row {
         std::uint32_t seed, number;

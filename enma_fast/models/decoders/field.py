@@ -22,6 +22,7 @@ from ..drivers import num_inputs
 from ..field_step import PAST, PATTERNS, FieldStep
 from ..floors.choice import kinds
 from ..floors.ladder import Floor, forecaster
+from ..grid_layers import on_grid
 from ..masked_transformer import MaskedTransformer
 from .decoder import Decoder, Noise
 
@@ -61,9 +62,10 @@ class FieldDecoder(Decoder):
             self._begin(h, noise, settings)
         shape, drawn = self.model.network.noise_shape(len(past)), None
         kept = h.kept
-        if shape[-1] and kept["spread"]:
+        if shape[-1] and kept["drawn"]:
             tokens = torch.arange(math.prod(shape[1:-1]), device=past.device)
-            drawn = noise.normal(tokens, shape[-1], mask_step=_PLACES).view(shape) * kept["spread"]
+            normals = noise.normal(tokens, shape[-1], mask_step=_PLACES).view(shape)
+            drawn = normals * on_grid(kept["spread"][:, None], normals)
         frame = self.model.frame(
             past,
             kept["condition"],
@@ -86,28 +88,34 @@ class FieldDecoder(Decoder):
         missing = PAST - known.shape[1]
         return known if not missing else torch.cat([floor.before(known[:, 0], state)[:, None]] * missing + [known], 1)
 
-    def _begin(self, h: Physics, noise: Noise, settings: SamplingConfig) -> None:
-        """What stays through a trajectory: shares, bounds, and the coefficients and numbers of members."""
-        index, scale = h.index, settings.temperature * float(self.model.spread[0 if h.own else 1])
-        share = self.model.share(
+    def reliance(self, h: Physics) -> tuple[Tensor, Tensor]:
+        """How much of the correction counts for each of the inferred rows `[R]`, and the misfit of known frames."""
+        return self.model.reliance(
             h.windows, h.numbers, h.forecast(), first=h.floor.reads == 1, own=h.own, told=h.told_windows
         )
-        share = share[index]
+
+    def _begin(self, h: Physics, noise: Noise, settings: SamplingConfig) -> None:
+        """What stays through a trajectory: shares, bounds, and the coefficients and numbers of members."""
+        index = h.index
+        share, misfit = (part[index] for part in self.reliance(h))
+        spread = settings.temperature * self.model.factor(misfit, own=h.own)
+        drawn = bool(spread.any())
         first, one = replace(noise, frame=0), torch.zeros(1, dtype=torch.int64, device=index.device)
 
         def normals(count: int, purpose: int) -> Tensor:
-            return first.normal(one, count, mask_step=purpose)[:, 0] * scale
+            return first.normal(one, count, mask_step=purpose)[:, 0] * spread[:, None]
 
         state, condition = h.state[index], h.numbers[index]
-        if h.floor.num_draws and scale:
+        if h.floor.num_draws and drawn:
             # A correction that counts takes the floor's error away, and its uncertainty with it.
-            drawn = normals(h.floor.num_draws, _COEFFICIENTS)
-            state = h.floor.draw(state, drawn * (1 - share)[:, None].to(drawn.dtype))
-        if self.model.config.member and scale:
+            coefficients = normals(h.floor.num_draws, _COEFFICIENTS)
+            state = h.floor.draw(state, coefficients * (1 - share)[:, None].to(coefficients.dtype))
+        if self.model.config.member and drawn:
             condition = self.model.condition(condition, normals(self.model.config.member, _MEMBER).to(condition.dtype))
         h.kept |= {
             "share": share,
-            "spread": scale,
+            "spread": spread,
+            "drawn": drawn,
             "residuals": settings.temperature if bool(self.model.residuals.any()) else 0.0,
             "corrected": bool(share.any()),
             "bounds": tuple(bound[index] for bound in self.model.bounds(self._completed(h.observed, h.floor, h.state))),
