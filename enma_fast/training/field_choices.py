@@ -27,8 +27,8 @@ _TINY = 1e-12
 # Members of a validation, and of one of a model that has no members yet; members of a calibration, and its turns.
 _MEMBERS, _ALIKE, _CALIBRATED, _TURNS = 4, 2, 8, 4
 # Shares of the seconds of a stage for one validation, and for the choices at its end, of so many seconds at least, as
-# a floor that is right has none; fewest and most trajectories.
-_VALIDATING, _CHOOSING, _LEAST_SECONDS, _FEWEST, _MOST = 0.015, 0.1, 60.0, 4, 48
+# a floor that is right has none; fewest trajectories, and most of a validation and of the choices.
+_VALIDATING, _CHOOSING, _LEAST_SECONDS, _FEWEST, _VALIDATED, _CHOSEN = 0.015, 0.1, 60.0, 4, 48, 256
 # Ratio of spread and error under which members draw residuals too.
 _ALIKE_BELOW = 0.85
 # Sizes of the correction, and by what share a smaller one has to be better; quantiles of 95 % of Student's distribution
@@ -57,7 +57,7 @@ class Choices:
         """Seconds of the choices at the end, as far as is known."""
         if self._seconds_each is None:
             return 0.0
-        return _EVALUATIONS * self._affordable(_CHOOSING, _EVALUATIONS) * self._seconds_each
+        return _EVALUATIONS * self._affordable(_CHOOSING, _EVALUATIONS, _CHOSEN) * self._seconds_each
 
     def validation(self, *, members: bool, rank: Rank = ALONE) -> dict[str, float]:
         """Scores of forecasts with members, or of a model that has none yet."""
@@ -70,7 +70,7 @@ class Choices:
     def finish(self) -> None:
         """Choose the size of the correction, then the spread; members that are too much alike draw residuals."""
         step = self.step
-        count = self._affordable(_CHOOSING, _EVALUATIONS)
+        count = self._affordable(_CHOOSING, _EVALUATIONS, _CHOSEN)
         if bool(step.network.head.weight.any()):
             trained = step.spread.clone()
             step.spread.zero_()
@@ -159,7 +159,7 @@ class Choices:
         self._seconds_each = (time.monotonic() - started) / (len(rows) * members)
         return scores
 
-    def _affordable(self, share: float, members: int) -> int:
+    def _affordable(self, share: float, members: int, most: int = _VALIDATED) -> int:
         """Validation trajectories that take this share of the seconds with so many members each; all without."""
         if self.seconds_given is None:
             return len(self.val)
@@ -168,7 +168,7 @@ class Choices:
             assert self._seconds_each is not None
         seconds = max(self.seconds_given, _LEAST_SECONDS)
         count = int(share * seconds / (members * self._seconds_each))
-        return max(_FEWEST, min(_MOST, count, len(self.val)))
+        return max(_FEWEST, min(most, count, len(self.val)))
 
 
 @dataclass(frozen=True)
