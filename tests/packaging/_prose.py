@@ -1,0 +1,57 @@
+"""Words and sentences of a page in Markdown, and what makes its prose hard to read.
+
+Tables, headings, code, formulas and comments are no sentences. Code or a formula within a sentence is one word.
+"""
+
+import re
+import statistics
+
+MEAN_SENTENCE, LONG_SENTENCE, LONG_SHARE = 18, 30, 0.05
+# Words that hide what is meant.
+BANNED = re.compile(
+    r"\b(?:mend(?:s|ed|ing)?|taken for|leaves? open|left open|behind|beside|of those|which also|made again|as it was"
+    r"|next to nothing|tells)\b",
+    re.IGNORECASE,
+)
+# Blocks and lines that no reader reads as sentences.
+FENCE = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
+UNREAD = (
+    re.compile(r"<!--.*?-->", re.DOTALL),
+    re.compile(r"^\$\$.*?\$\$$", re.DOTALL | re.MULTILINE),
+    re.compile(r"^(?:[|#]|:::|!!!).*$", re.MULTILINE),
+    re.compile(r"^ +options: \{.*$", re.MULTILINE),
+)
+
+
+def words(text: str) -> int:
+    """Words and numbers of a text; signs that only draw it do not count."""
+    return sum(bool(re.search(r"\w", word)) for word in text.split())
+
+
+def prose(text: str) -> str:
+    """A page without what is no sentence, each link as its text."""
+    text = FENCE.sub("", text)
+    for pattern in UNREAD:
+        text = pattern.sub("", text)
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    return re.sub(r"`[^`]+`|\$[^$]+\$", "code", text)
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of a page; an entry of a list begins a new one."""
+    parts = re.split(r"\n\s*\n|\n(?=\s*(?:[*-]|\d+\.) )", prose(text))
+    lines = [re.sub(r"^(?:[*-]|\d+\.) ", "", " ".join(part.split())) for part in parts]
+    return [sentence for line in lines for sentence in re.split(r"(?<=[.!?:])\s+", line) if words(sentence)]
+
+
+def prose_faults(text: str) -> list[str]:
+    """What of the prose of a page has to change."""
+    lengths = [words(sentence) for sentence in sentences(text)] or [0]
+    long = sum(length > LONG_SENTENCE for length in lengths) / len(lengths)
+    banned = BANNED.findall(prose(text))
+    checks = {
+        f"sentences of {statistics.mean(lengths):.1f} words": statistics.mean(lengths) <= MEAN_SENTENCE,
+        f"{long:.0%} long sentences": long <= LONG_SHARE,
+        f"banned words: {banned}": not banned,
+    }
+    return [fault for fault, good in checks.items() if not good]
