@@ -160,9 +160,9 @@ class Choices:
         return scores
 
     def _affordable(self, share: float, members: int, most: int = _VALIDATED) -> int:
-        """Validation trajectories that take this share of the seconds with so many members each; all without."""
+        """Validation trajectories that take this share of the seconds with so many members each; the most without."""
         if self.seconds_given is None:
-            return len(self.val)
+            return min(most, len(self.val))
         if self._seconds_each is None:
             self.scores(2, _ALIKE)
             assert self._seconds_each is not None
