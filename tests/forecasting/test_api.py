@@ -280,7 +280,7 @@ def test_a_lazy_dimension_order_costs_no_channel(plane):
 
 
 @pytest.mark.parametrize(
-    ("page", "heading"), [("README.md", "## A forecast"), ("docs/index.md", "## Forecast in Python")]
+    ("page", "heading"), [("README.md", "## A forecast"), ("docs/first-forecast.md", "## Forecast in Python")]
 )
 def test_the_first_example_forecasts_and_shows_what_the_page_says(page, heading, tmp_path, monkeypatch, capsys):
     root = Path(__file__).parents[2]

@@ -23,6 +23,8 @@ from .test_docs_page import DOCS, FENCE, commands, run_shell
 
 ROOT = DOCS.parent
 PAGES = (
+    "install.md",
+    "first-forecast.md",
     "results-in-xarray.md",
     "stop-members-early.md",
     "score-and-calibrate.md",
@@ -71,7 +73,7 @@ def test_pages_run_from_top_to_bottom(name: str, beside: Path) -> None:
         elif kind == "python":
             exec(compile(text, name, "exec"), session)
         ran += kind in ("sh", "python")
-    assert ran >= 2
+    assert ran
 
 
 @pytest.mark.parametrize("example", [slow_if_long(example) for example in EXAMPLES], ids=lambda path: path.stem)

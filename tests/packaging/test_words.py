@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KINDS: dict[str, tuple[int | None, set[str]]] = {
     "front page": (900, {"README.md"}),
     "start": (300, {"docs/index.md"}),
-    "tutorial": (800, {"docs/your-own-data.md", "docs/real-data.md"}),
+    "tutorial": (800, {"docs/first-forecast.md", "docs/your-own-data.md", "docs/real-data.md"}),
     "how-to": (
         400,
         {
@@ -24,6 +24,7 @@ KINDS: dict[str, tuple[int | None, set[str]]] = {
             "docs/embedding.md",
             "docs/errors-and-threads.md",
             "docs/examples.md",
+            "docs/install.md",
             "docs/mpi-and-restarts.md",
             "docs/results-in-xarray.md",
             "docs/run-a-thousand-members.md",
@@ -56,7 +57,6 @@ NOT_YET = {
     "docs/embedding.md",
     "docs/equations.md",
     "docs/errors-and-threads.md",
-    "docs/index.md",
     "docs/method.md",
     "docs/mpi-and-restarts.md",
     "docs/performance.md",
