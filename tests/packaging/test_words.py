@@ -55,7 +55,6 @@ NOT_YET = {
     "docs/design.md",
     "docs/embed-in-cpp.md",
     "docs/embedding.md",
-    "docs/equations.md",
     "docs/errors-and-threads.md",
     "docs/method.md",
     "docs/mpi-and-restarts.md",
