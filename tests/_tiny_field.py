@@ -7,8 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from enma_fast.config import BlocksConfig, FieldConfig, ModelConfig, PhysicsConfig
+from enma_fast.config import BlocksConfig, FieldConfig, KnownInput, ModelConfig, PhysicsConfig
+from enma_fast.models.drivers import Drivers, Told
 from enma_fast.models.model import Model
+
+from ._told import arrays
 
 FRAMES = 8
 
@@ -28,6 +31,11 @@ def waves(config: ModelConfig, count: int, frames: int = FRAMES, *, seed: int = 
     return made
 
 
+def told(made: Model, count: int, frames: int = FRAMES, *, seed: int = 0) -> Drivers | None:
+    """What it is told of so many trajectories, of which no two are told the same."""
+    return made.told(arrays(count, frames, grid=made.config.codec.grid, seed=seed), count)
+
+
 def field_model(
     *,
     grid: tuple[int, ...] = (16,),
@@ -35,6 +43,8 @@ def field_model(
     floor: str = "persistence",
     channels: int = 1,
     block: int = 1,
+    known: tuple[KnownInput, ...] = (),
+    masked: bool = False,
     **step: int,
 ) -> Model:
     """A model whose correction is heard, and whose members draw from all sources."""
@@ -50,16 +60,24 @@ def field_model(
             field_channels=channels,
             block=block,
             frames=1,
+            masked=masked,
         ),
         context=PhysicsConfig(floor=floor, patch=(1,) * len(grid), width=8, hidden=24),
         step=FieldConfig(**{"width": 24, "layers": 2, "middle_width": 16, **step}),
+        known=known,
     )
     made = Model(config).requires_grad_(False).eval()
     generator = torch.Generator().manual_seed(1)
     for name, p in made.named_parameters():
         if name.endswith(("down.weight", "head.weight")):
             torch.nn.init.normal_(p, std=0.3, generator=generator)
-    fields = waves(config, 40)
+    if made.codec.mask is not None:
+        # Land of all channels, and a place where one of them has no values.
+        made.codec.mask[1:3] = False
+        made.codec.mask[(-1,) * len(grid)][0] = False
+    if made.drivers is not None:
+        made.drivers.learn(arrays(40, grid=grid))
+    fields = made.codec.standardised(waves(config, 40))
     made.dynamics.context.floor.learn(fields)
     step_model = made.dynamics.step.model
     for scales in (made.dynamics.context.encoder.scales, step_model.scales):
@@ -69,7 +87,8 @@ def field_model(
     step_model.usual.fill_(1e-2)
     step_model.size.fill_(0.75)
     step_model.residuals.normal_(std=1e-3, generator=generator)
-    read = made.dynamics.context.begin([made.encode(fields[:6, :4])], room=0)
+    seen, drivers = made.encode(fields[:6, :4]), told(made, 6)
+    read = made.dynamics.context.begin([seen if drivers is None else Told(seen, drivers)], room=0)
     if float(made.dynamics.step.reliance(read)[0].median()) == 0:
         # What it adds is wrong as a rule: less of it counts then.
         step_model.network.head.weight.neg_()

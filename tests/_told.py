@@ -39,13 +39,13 @@ def model(known=KNOWN, *, masked=False, grid=GRID):
     return made.eval().requires_grad_(False)
 
 
-def arrays(count=3, frames=8):
-    rng = np.random.default_rng(0)
+def arrays(count=3, frames=8, *, grid=GRID, seed=0):
+    rng, ones = np.random.default_rng(seed), (1,) * len(grid)
     return {
-        "nu": rng.normal(size=(count, 1, 1, 1)),
-        "wind": rng.normal(size=(1, frames, 1, 1)),
-        "depth": rng.normal(size=(1, 1, *GRID)),
-        "heat": rng.normal(size=(count, frames, *GRID)),
+        "nu": rng.normal(size=(count, 1, *ones)),
+        "wind": rng.normal(size=(1, frames, *ones)),
+        "depth": rng.normal(size=(1, 1, *grid)),
+        "heat": rng.normal(size=(count, frames, *grid)),
     }
 
 

@@ -54,6 +54,26 @@ void read_frame(FrameSession& session, const Tensor& z) {
     session.read(static_cast<const float*>(values));
 }
 
+// Drivers [G or 1, T or 1, points or 1] of the segment, and where fields have values [points, c].
+void tell(FrameSession& session, const std::vector<Tensor>& drivers, const std::optional<Tensor>& mask) {
+    Told told;
+    const auto values = [](const Tensor& x, const char* name, const std::vector<std::int64_t>& shape) {
+        const float* const from = static_cast<const float*>(checked(OP, x, name, shape, Dtype::float32));
+        return std::vector<float>(from, from + x.numel());
+    };
+    for (const Tensor& x : drivers) {
+        expect(x.dim() == 3, OP, ": a driver has shape ", x.sizes(), "; expected [groups, frames, points]");
+        const std::vector<std::int64_t> shape{x.size(0), x.size(1), x.size(2)};
+        told.drivers.push_back({shape[0], shape[1], shape[2], values(x, "driver", shape)});
+    }
+    if (mask) {
+        expect(mask->dim() == 2, OP, ": mask has shape ", mask->sizes(), "; expected [points, channels]");
+        told.mask = values(*mask, "mask", {mask->size(0), mask->size(1)});
+    }
+    expect(session.frames_read() > 0, OP, ": no segment is started");
+    session.tell(std::move(told));
+}
+
 void begin(FrameSession& session, const Tensor& seeds, const Tensor& members, const Tensor& groups) {
     const SamplerSettings& set = session.settings();
     const auto numbers = [&](const Tensor& x, const char* name) {
@@ -122,6 +142,7 @@ void bind_dynamics(py::module_& m) {
         .def("reset", &FrameSession::reset)
         .def("start_segment", &start_segment, arg("segment"), without_lock())
         .def("read", &read_frame, arg("z"), without_lock())
+        .def("tell", &tell, arg("drivers"), arg("mask") = py::none(), without_lock())
         .def("begin", &begin, arg("seeds"), arg("members"), arg("groups"), without_lock())
         .def("follow", &follow, arg("z"), without_lock())
         .def("frame", &frame, arg("out"), arg("last"))

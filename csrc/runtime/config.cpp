@@ -33,6 +33,19 @@ void read_trunk(Fields fields, TrunkConfig& out) {
     fields.check_all_read();
 }
 
+void read_known(Fields& fields, std::vector<KnownInput>& out) {
+    fields.list("known", [&](const Json& item) {
+        Fields entry = fields.inner("known", item);
+        KnownInput& input = out.emplace_back();
+        entry.read("name", input.name);
+        entry.read("in_time", input.in_time);
+        entry.read("in_space", input.in_space);
+        entry.check_all_read();
+        return std::none_of(out.begin(), out.end() - 1,
+                            [&](const KnownInput& other) { return other.name == input.name; });
+    });
+}
+
 void read_sampling(Fields fields, SamplingConfig& out) {
     fields.read("mask_steps", out.mask_steps);
     fields.read("flow_steps", out.flow_steps, 1, MOST_FLOW_STEPS);
@@ -81,7 +94,10 @@ ModelConfig read_config(const Json& json, const std::string& source) {
     out.step = read_decoder(part("step"), shape);
     if (const Json* sampling = fields.find("sampling"))
         read_sampling(fields.inner("sampling", *sampling), out.sampling);
-    fields.list("known", [&](const Json&) -> bool { fields.unsupported("known", "not empty"); });
+    read_known(fields, out.known);
+    if (out.is_told() && !out.context.kind->takes_known) {
+        fields.wrong("known", text("context '", out.context.kind->name, "' takes no known inputs and no mask"));
+    }
     fields.check_all_read();
     return out;
 }

@@ -27,6 +27,8 @@ struct ContextKind {
     const char* name;
     void (*read)(Fields& fields, ContextConfig& out);
     std::unique_ptr<const Engine> (*engine)(const ModelConfig& config, Tensors& tensors, NumberFormat format);
+    // Whether models may be told more than fields.
+    bool takes_known = false;
 };
 extern const ContextKind causal_transformer, physics;
 
@@ -47,6 +49,14 @@ struct TrunkConfig {
     bool concat = false;
 };
 
+// A driver that a model is told: a parameter, or one that varies in time (series), in space (map) or in both (forcing).
+struct KnownInput {
+    std::string name;
+    bool in_time = false, in_space = false;
+
+    const char* kind() const { return in_time ? (in_space ? "forcing" : "series") : (in_space ? "map" : "parameter"); }
+};
+
 struct SamplingConfig {
     int mask_steps = 6, flow_steps = 10;
     double temperature = 1.0;
@@ -63,7 +73,10 @@ struct ModelConfig {
     TrunkConfig trunk;
     MakeDecoder initial, step;  // `initial` may be empty
     SamplingConfig sampling;
+    std::vector<KnownInput> known;
 
+    // Whether it is told more than fields: drivers, or where these have no values.
+    bool is_told() const { return !known.empty() || codec.masked; }
     // Points of a frame, places of its latents, and tokens that the transformers see, which are patches of places.
     int points() const { return static_cast<int>(codec.points()); }
     int num_tokens() const { return static_cast<int>(codec.places()) / patch(); }

@@ -27,7 +27,7 @@ void read(Fields& fields, ContextConfig& out) {
 FieldModelShape shape_of(const ModelConfig& config, const FieldConfig& step) {
     const CodecConfig& codec = config.codec;
     const ContextConfig& context = config.context;
-    FieldModelShape out{step, {context.floor, context.block, context.width, context.layers, context.hidden}, {}, 0};
+    FieldModelShape out{step, {context.floor, context.block, context.width, context.layers, context.hidden}, {}, 0, {}};
     for (int axis = 0; axis < codec.dims(); ++axis) {
         const auto points = static_cast<int>(codec.grid[axis]);
         out.grid.axes.push_back({points, codec.periodic[axis] ? GridEdge::periodic : GridEdge::wall});
@@ -35,6 +35,8 @@ FieldModelShape shape_of(const ModelConfig& config, const FieldConfig& step) {
     }
     out.grid.channels = codec.field_channels;
     out.block = codec.space_factor;
+    for (const KnownInput& input : config.known) out.told.in_time.push_back(input.in_time);
+    out.told.masked = codec.masked;
     return out;
 }
 
@@ -80,6 +82,6 @@ std::unique_ptr<const Engine> engine(const ModelConfig& config, Tensors& tensors
 
 }  // namespace
 
-const ContextKind physics{"physics", read, engine};
+const ContextKind physics{"physics", read, engine, true};
 
 }  // namespace enma

@@ -69,6 +69,14 @@ class Drivers:
             inputs.append(self.mask.to(torch.float32).mean(-1).expand(self.count, *self.grid))
         return Known(torch.stack(inputs, -1), self.mask)
 
+    def packed(self) -> tuple[list[Tensor], Tensor | None]:
+        """Each driver `[B or 1, T or 1, points or 1]` and the mask `[points, c]`, in fp32 for the extension."""
+        found = []
+        for v in self.values:
+            alike = all(n == 1 for n in v.shape[2:])
+            found.append((v if alike else v.expand(*v.shape[:2], *self.grid)).flatten(2).float().contiguous())
+        return found, None if self.mask is None else self.mask.flatten(0, -2).float().contiguous()
+
     def numbers(self) -> Tensor:
         """Means over space of the drivers that do not vary in time, `[B, m]`."""
         still = [v for v, varies in zip(self.values, self.in_time, strict=True) if not varies]

@@ -2,7 +2,7 @@
 
 An `Engine` packs a model's weights once and then samples any number of ensembles:
 
-* ``native``: on the CPU, each latent frame is one call of the extension; of a field model its network is one;
+* ``native``: on the CPU, each latent frame is one call of the extension;
 * ``graph``: on a GPU, each latent frame is one launch of a CUDA graph;
 * ``static``: the step that the graph contains, not captured; also what ``graph`` does where a capture fails;
 * ``reference``: `reference.trajectory`.
@@ -119,7 +119,7 @@ class Engine:
         # Of a GPU there is a step in its place.
         self._sampler: NativeSampler | ReferenceSampler | None = None
         if self.backend == "native":
-            self._sampler = native.sampler(dynamics, self.dtype)
+            self._sampler = NativeSampler(dynamics, dtype=self.dtype)
         elif self.backend == "reference":
             self._sampler = ReferenceSampler(dynamics)
         # The step of the last chunk; None while a trajectory uses it.

@@ -17,16 +17,13 @@ from torch import Tensor
 
 from ..config import ModelConfig, SamplingConfig
 from ..errors import EnmaError
-from ..models.drivers import Segment, frames_of
-from ..models.field_step import FieldNetwork
+from ..models.drivers import Segment, drivers_of, frames_of
 from ..models.layers import RMSNorm
 from ..models.model import Dynamics
-from ..models.native_network import NativeNetwork, with_part
 from ..ops._backend import native, native_problem
 from ..ops._checks import dtype_name
 from ..utils.bounds import most_threads
 from ..utils.dataclass_json import to_json
-from .reference import ReferenceSampler
 from .settings import Chunk, Size, size_of
 
 # Of all norms; `NORM_EPSILON` of csrc/runtime/dynamics.cpp.
@@ -43,17 +40,6 @@ def problem(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> st
         if not part.native:
             return f"does not know the kind {part.kind!r}"
     return config.context.native_problem(config.codec, dtype_name(dtype)) or native_problem(device)
-
-
-def sampler(dynamics: Dynamics, dtype: torch.dtype) -> NativeSampler | ReferenceSampler:
-    """The sampler of a model of which there is no problem: the extension, or PyTorch with a packed network."""
-    part = dynamics.step.native_part
-    if part is None:
-        return NativeSampler(dynamics, dtype=dtype)
-    network = dynamics.get_submodule(part)
-    assert isinstance(network, FieldNetwork)
-    packed = NativeNetwork(network)
-    return ReferenceSampler(with_part(dynamics, part, packed), {"weights": packed.bytes})
 
 
 class NativeSampler:
@@ -97,9 +83,11 @@ class NativeSampler:
         key, session = self.session(size, first=first, threads=threads)
         try:
             session.reset()
-            for number, segment in enumerate(frames):
+            for number, segment in enumerate(segments):
                 session.start_segment(number)
-                for z_GNC in segment.float().unbind(1):
+                if (told := drivers_of(segment)) is not None:
+                    session.tell(*told.packed())
+                for z_GNC in frames[number].float().unbind(1):
                     session.read(z_GNC.contiguous())
             session.begin(seeds.contiguous(), members.contiguous(), groups.contiguous())
             most = max(1, ROWS_AHEAD // len(seeds)) if chunk.ahead else 1

@@ -5,8 +5,7 @@ Legend: B batch x members, T latent frames, N tokens per frame, C token channels
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,16 +19,10 @@ from .settings import Chunk
 
 
 class ReferenceSampler:
-    """Samples by :func:`trajectory`, each row from the segments of its group.
+    """Samples by :func:`trajectory`, each row from the segments of its group."""
 
-    Parameters
-    ----------
-    dynamics : a part of which may be packed for the extension
-    planned : bytes of what is packed, by purpose
-    """
-
-    def __init__(self, dynamics: Dynamics, planned: Mapping[str, int] = MappingProxyType({})) -> None:
-        self.dynamics, self.planned = dynamics, planned
+    def __init__(self, dynamics: Dynamics) -> None:
+        self.dynamics = dynamics
 
     def trajectory(
         self, segments: Sequence[Segment], *, groups: Tensor, chunk: Chunk, **given: Any
@@ -39,8 +32,8 @@ class ReferenceSampler:
         yield from trajectory(self.dynamics, each, earlier=chunk.earlier, **given)
 
     def planned_bytes(self) -> dict[str, int]:
-        """Bytes of what is packed, by purpose."""
-        return dict(self.planned)
+        """Bytes of what is packed, by purpose: nothing is."""
+        return {}
 
 
 @torch.inference_mode()

@@ -6,7 +6,8 @@ import torch
 from enma_fast.config import FieldConfig
 from enma_fast.models.field_step import FieldNetwork
 from enma_fast.models.grid_layers import Edge
-from enma_fast.models.native_network import NativeNetwork
+from enma_fast.ops._backend import native
+from enma_fast.utils.dataclass_json import to_json
 
 from .._extension import each_isa, needs_native
 
@@ -29,6 +30,23 @@ def network(grid, edges, **sizes):
     return made.requires_grad_(False)
 
 
+class Packed:
+    """A network packed for the extension."""
+
+    def __init__(self, made):
+        self.network = native().FieldNetwork(
+            to_json(made.config),
+            grid=list(made.grid),
+            edges=[str(edge) for edge in made.edges],
+            channels=made.channels,
+            parameters=dict(made.named_parameters()),
+        )
+
+    def __call__(self, x, condition, noise, isa=""):
+        given = (None if part is None else part.contiguous() for part in (x, condition, noise))
+        return self.network.run(*given, threads=torch.get_num_threads(), isa=isa)
+
+
 def given(made):
     generator = torch.Generator().manual_seed(1)
     shapes = ((ROWS, *made.grid, INWARD), (ROWS, CONDITION), made.noise_shape(ROWS))
@@ -39,7 +57,7 @@ def given(made):
 def assert_as_in_float64(made, isa="", **absent):
     x, condition, noise = given(made)
     condition, noise = absent.get("condition", condition), absent.get("noise", noise)
-    got, ours = NativeNetwork(made)(x, condition, noise, isa=isa), made(x, condition, noise)
+    got, ours = Packed(made)(x, condition, noise, isa=isa), made(x, condition, noise)
     exact = made.double()(*(None if part is None else part.double() for part in (x, condition, noise)))
     assert got.dtype == torch.float32
     assert float((got - exact).abs().max()) < MOST_ERROR * float((ours - exact).abs().max())
@@ -83,7 +101,7 @@ def test_without(absent):
 @pytest.mark.parametrize("grid", [(12,), (40, 36)])
 def test_bits_of_a_row_depend_on_no_other_and_on_no_thread(grid):
     made = network(grid, (W,) * len(grid))
-    packed, (x, condition, noise) = NativeNetwork(made), given(made)
+    packed, (x, condition, noise) = Packed(made), given(made)
     whole, threads = packed(x, condition, noise), torch.get_num_threads()
     try:
         for count in (1, 2):
@@ -98,7 +116,7 @@ def test_bits_of_a_row_depend_on_no_other_and_on_no_thread(grid):
 
 def test_shapes_are_checked():
     made = network((16,), (P,))
-    packed, (x, condition, noise) = NativeNetwork(made), given(made)
+    packed, (x, condition, noise) = Packed(made), given(made)
     for bad in ((x[:, :8], condition, noise), (x, condition[:2], noise), (x, condition, noise[:, 1:])):
         with pytest.raises(ValueError, match="field_network"):
             packed(*bad)

@@ -5,10 +5,12 @@ import torch
 
 from enma_fast.config import SamplingConfig
 from enma_fast.errors import EnmaError
+from enma_fast.models.drivers import Told
 from enma_fast.sampling.engine import Engine, engine_for
 
 from .._extension import needs_native
-from .._tiny_field import field_model, waves
+from .._tiny_field import field_model, told, waves
+from .._told import KNOWN
 
 pytestmark = needs_native
 
@@ -28,11 +30,32 @@ CASES = [
     {"floor": "diffusion", "grid": (5, 6), "periodic": (True, False), "channels": 2},
     {"floor": "diffusion", "grid": (19,)},
 ]
-NAMES = [f"{case['floor']}-{'x'.join(map(str, case['grid']))}" for case in CASES]
+# With a driver of each kind, some of them, and masks.
+TOLD = [
+    {"floor": "persistence", "grid": (13,), "periodic": (False,), "known": KNOWN},
+    {"floor": "waves", "grid": (8, 12), "periodic": (True, True), "channels": 2, "block": 2, "known": KNOWN},
+    {"floor": "diffusion", "grid": (19,), "known": KNOWN[:1]},
+    {"floor": "damped persistence", "grid": (8, 6), "periodic": (True, False), "channels": 2, "masked": True},
+    {"floor": "linear inverse model", "grid": (9, 7), "periodic": (False, False), "masked": True, "known": KNOWN[1:]},
+]
+CASES += TOLD
+SOME = CASES[1::3] + TOLD[::2]
 
 
-def trajectory(made, history, members, *, context=None, backend=None, first_seed=7, **settings):
-    segments = [made.encode(part) for part in (context, history) if part is not None]
+def name(case):
+    more = ("-told" if "known" in case else "") + ("-masked" if "masked" in case else "")
+    return f"{case['floor']}-{'x'.join(map(str, case['grid']))}{more}"
+
+
+def trajectory(made, history, members, *, context=None, backend=None, first_seed=7, chosen=None, **settings):
+    """Members [B, K, T, *x, c] in units of the model; `chosen` of the trajectories whose drivers there are."""
+    segments = []
+    for part, seed in ((context, 1), (history, 0)):
+        if part is None:
+            continue
+        drivers = told(made, 6, FRAMES if part is history else part.shape[1], seed=seed)
+        drivers = drivers and drivers[torch.arange(len(part)) if chosen is None else torch.tensor(chosen)]
+        segments.append(made.encode(part) if drivers is None else Told(made.encode(part), drivers))
     rows = torch.arange(len(history)).repeat_interleave(len(members))
     engine = Engine(made.dynamics, backend=backend)
     steps = engine.trajectory(
@@ -43,15 +66,17 @@ def trajectory(made, history, members, *, context=None, backend=None, first_seed
         groups=rows,
         settings=SamplingConfig(**settings),
     )
-    return made.decode(torch.stack(list(steps), 1)).unflatten(0, (len(history), len(members)))
+    fields = made.decode(torch.stack(list(steps), 1)).unflatten(0, (len(history), len(members)))
+    if made.codec.mask is not None:
+        assert torch.equal(fields.isnan(), ~made.codec.mask.expand_as(fields))
+    return fields.nan_to_num(0.0)
 
 
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
+@pytest.mark.parametrize("case", CASES, ids=name)
 @pytest.mark.parametrize("known", [1, 2, 4])
 def test_members_are_those_of_pytorch(case, known):
     made = field_model(**case)
     assert Engine(made.dynamics).backend == "native"
-    assert made.dynamics.step.native_part is None
     fields = waves(made.config, 12, seed=5)
     context = fields[6:] if known < 3 else None
     native, reference = (
@@ -67,7 +92,7 @@ def test_members_are_those_of_pytorch(case, known):
     assert float((native - floor).abs().max()) > 1e-2 * scale
 
 
-@pytest.mark.parametrize("case", CASES[1::3], ids=NAMES[1::3])
+@pytest.mark.parametrize("case", SOME, ids=name)
 def test_settings_of_members(case):
     made = field_model(**case)
     history = waves(made.config, 1, 3, seed=5)
@@ -80,7 +105,7 @@ def test_settings_of_members(case):
         assert torch.equal(native[:, 0], native[:, 1]) is (temperature == 0)
 
 
-@pytest.mark.parametrize("case", CASES[1::3], ids=NAMES[1::3])
+@pytest.mark.parametrize("case", SOME, ids=name)
 def test_bits_of_a_member_depend_on_no_other_and_on_no_thread(case):
     made = field_model(**case)
     history, threads = waves(made.config, 3, 3, seed=5), torch.get_num_threads()
@@ -89,10 +114,51 @@ def test_bits_of_a_member_depend_on_no_other_and_on_no_thread(case):
         torch.set_num_threads(3)
         assert torch.equal(trajectory(made, history, list(range(5))), whole)
         for member in range(5):
-            alone = trajectory(made, history[1:2], [member], first_seed=8)
+            alone = trajectory(made, history[1:2], [member], first_seed=8, chosen=[1])
             assert torch.equal(alone[0, 0], whole[1, member])
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("given", ["context", "history"])
+@pytest.mark.parametrize("known", [1, 4])
+def test_what_is_told_counts_in_every_frame(known, given):
+    """Native members that are told otherwise are other members, by as much as those of PyTorch."""
+    made = field_model(**TOLD[0])
+    fields, rows = waves(made.config, 6, seed=5), torch.arange(3)
+
+    def forecast(seed, backend):
+        segments = []
+        for part, use in ((fields[3:] if known < 3 else None, "context"), (fields[:3, :known], "history")):
+            if part is not None:
+                segments.append(Told(made.encode(part), told(made, 3, seed=seed if use == given else 0)))
+        steps = Engine(made.dynamics, backend=backend).trajectory(
+            segments, num_latents=FRAMES, seeds=rows, members=rows, groups=rows
+        )
+        return torch.stack(list(steps), 1)
+
+    changes = [forecast(1, backend) - forecast(0, backend) for backend in ("native", "reference")]
+    torch.testing.assert_close(*changes, atol=1e-3 * float(fields.std()), rtol=1e-2)
+    heard = given == "history" or known < 3
+    assert (float(changes[0].abs().amax((0, 2, 3)).min()) > 1e-3) is heard
+
+
+def test_drivers_that_do_not_fit_are_refused():
+    made = field_model(**TOLD[0])
+    z, drivers = made.encode(waves(made.config, 2, 3)), told(made, 2)
+    one = torch.zeros(1, dtype=torch.int64)
+
+    def frames(drivers):
+        segment = z if drivers is None else Told(z, drivers)
+        return list(Engine(made.dynamics).trajectory([segment], num_latents=5, seeds=one, members=one, groups=one))
+
+    assert len(frames(drivers)) == 2
+    with pytest.raises(ValueError, match="driver 0"):
+        frames(told(made, 3))
+    with pytest.raises(ValueError, match="drivers"):
+        frames(None)
+    with pytest.raises(ValueError, match="drivers"):
+        frames(told(field_model(**TOLD[2]), 2))
 
 
 def test_a_trajectory_of_which_nothing_is_known_is_refused():

@@ -38,9 +38,7 @@ CodecConfig read_codec(Fields fields) {
         !std::all_of(out.field_scale.begin(), out.field_scale.end(), [](float scale) { return scale > 0; })) {
         fields.wrong("field_scale", "entries above 0 are expected, beside field_mean");
     }
-    bool masked = false;
-    fields.read("masked", masked);
-    if (masked) fields.unsupported("masked", "true");
+    fields.read("masked", out.masked);
     std::string kind;
     fields.read("kind", kind);
 #define ENMA_READ(name) \

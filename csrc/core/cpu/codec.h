@@ -71,6 +71,8 @@ struct CodecConfig {
     std::vector<double> lengths = {1.0};
     std::vector<bool> periodic = {true};
     std::vector<float> field_mean, field_scale;  // of each channel; none leaves fields as they are
+    // Whether fields have no values at some places, such as land; they are then 0 where they are standardised.
+    bool masked = false;
     int field_channels = 1, latent_channels = 4;
     // Grid points of a latent place along each dimension, and frames of a latent frame after the first one.
     int space_factor = 1, time_factor = 1;

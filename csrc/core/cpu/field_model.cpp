@@ -36,7 +36,8 @@ FieldModel::FieldModel(const FieldModelShape& shape, const TakeFloor& take)
     : shape_(shape),
       floor_(floor_of(shape, take)),
       scales_(take.take, "dynamics.step.model.scales.", shape.grid.channels, floor_->views()),
-      encoder_(shape.context, shape.grid, floor_->features(), take.take, "dynamics.context.encoder."),
+      encoder_(shape.context, shape.grid, floor_->features() + shape.told.numbers(), take.take,
+               "dynamics.context.encoder."),
       network_({shape.step, shape.grid.axes, inputs(), shape.grid.channels, PHYSICS_NUMBERS}, take.take,
                "dynamics.step.model.network."),
       usual_(take.values("dynamics.step.model.usual", {2})),
@@ -64,9 +65,10 @@ FieldModel::FieldModel(const FieldModelShape& shape, const TakeFloor& take)
     }
 }
 
-void FieldModel::inputs(Past past, const float* views, float* out) const {
+void FieldModel::inputs(Past past, const float* views, const ToldOf& told, std::int64_t frame, float* out) const {
     const int c = shape_.grid.channels, F = floor_->views(), row = inputs();
     scales_.inputs(past, shape_.grid.points(), row, out);
+    told.all.inputs(shape_.told, told.trajectory, frame, shape_.grid.points(), row, out + c * (PAST_FRAMES + F));
     const float* last = past[PAST_FRAMES - 1];
     out += PAST_FRAMES * c;
     for (int point = 0; point < shape_.grid.points(); ++point, out += row, views += c * F, last += c) {
@@ -76,18 +78,20 @@ void FieldModel::inputs(Past past, const float* views, float* out) const {
     }
 }
 
-Reliance FieldModel::reliance(const Windows& windows, const Inferred* inferred, const float* numbers, Isa isa) const {
+Reliance FieldModel::reliance(const Windows& windows, const std::vector<std::int64_t>& starts, const ToldOf& told,
+                              const Inferred* inferred, const float* numbers, Isa isa) const {
+    const std::vector<float>& mask = told.all.mask;
     const int size = values(), c = shape_.grid.channels, F = floor_->views();
     const Buffer space(network_.work_bytes() + floor_->work_bytes());
     std::vector<float> views(static_cast<std::size_t>(size) * F), made(size),
         x(static_cast<std::size_t>(shape_.grid.points()) * inputs());
     double product = 0.0, square = 0.0, total = 0.0, count = 0.0;
-    const auto add = [&](Past past, const float* truth) {
+    const auto add = [&](Past past, const float* truth, std::int64_t frame) {
         floor_->step(past, inferred, isa, space.data() + network_.work_bytes(), views.data());
-        inputs(past, views.data(), x.data());
+        inputs(past, views.data(), told, frame, x.data());
         network_.run({x.data(), numbers, nullptr, made.data()}, 0, 1, space.data(), isa);
         for (int i = 0; i < size; ++i) {
-            const double added = made[i] * scales_.error[i % c];
+            const double added = made[i] * scales_.error[i % c] * (mask.empty() ? 1.0f : mask[i]);
             const double off = truth[i] - views[static_cast<std::ptrdiff_t>(i) * F];
             product += added * off;
             square += added * added;
@@ -97,9 +101,9 @@ Reliance FieldModel::reliance(const Windows& windows, const Inferred* inferred, 
     };
     for (int w = 0; w < windows.count; ++w) {
         const float* const first = windows.values + static_cast<std::ptrdiff_t>(w) * PAST_FRAMES * size;
-        add({first, first, first + size}, first + 2 * size);
+        add({first, first, first + size}, first + 2 * size, starts[w] + 2);
         // Floors whose step reads one frame.
-        if (floor_->reads() == 1) add({first, first, first}, first + size);
+        if (floor_->reads() == 1) add({first, first, first}, first + size, starts[w] + 1);
     }
     const double known = std::clamp(product / (square + TINY), 0.0, 1.0);
     const int place = windows.own ? 0 : 1;
@@ -162,6 +166,7 @@ SamplerPlan FieldSession::plan() const {
 
 void FieldSession::reset() {
     segments_.clear();
+    told_.clear();
     groups_.clear();
     members_.clear();
     frames_read_ = frames_made_ = 0;
@@ -170,6 +175,7 @@ void FieldSession::reset() {
 
 void FieldSession::start_segment(int) {
     segments_.emplace_back(settings_.groups);
+    told_.emplace_back();
     ++frames_read_;
 }
 
@@ -190,6 +196,12 @@ void FieldSession::read(const float* tokens) {
     ++frames_read_;
 }
 
+void FieldSession::tell(Told told) {
+    const FieldModelShape& shape = model_->shape();
+    told.check(shape.told, settings_.groups, shape.grid.points(), shape.grid.channels);
+    told_.back() = std::move(told);
+}
+
 FieldSession::Group FieldSession::group_of(int g) const {
     const std::int64_t size = model_->values(), c = model_->shape().grid.channels;
     const std::vector<float>& known = segments_.back()[g];
@@ -198,17 +210,25 @@ FieldSession::Group FieldSession::group_of(int g) const {
         fail(ENMA_INVALID_ARGUMENT,
              "history: frames are None; a field model continues a trajectory of which one frame is known");
     }
+    const FieldModelShape& shape = model_->shape();
+    for (const Told& told : told_) told.check(shape.told, settings_.groups, shape.grid.points(), c);
     Group out{};
     const bool own = count >= PAST_FRAMES || segments_.size() == 1;
     const std::vector<float>& source = own ? known : segments_.front()[g];
-    const std::vector<float> values = windows_of(source.data(), static_cast<std::int64_t>(source.size()) / size, size);
-    const Windows windows{values.data(), static_cast<int>(values.size() / (PAST_FRAMES * size)), own};
+    const auto frames = static_cast<std::int64_t>(source.size()) / size;
+    const std::vector<float> values = windows_of(source.data(), frames, size);
+    const std::vector<std::int64_t> starts = window_starts(frames);
+    const Windows windows{values.data(), static_cast<int>(starts.size()), own};
+    const ToldOf own_told{told_.back(), g}, source_told{own ? told_.back() : told_.front(), g};
     const Floor& floor = model_->floor();
     out.inferred = floor.infer(windows, settings_.isa);
     std::vector<float> told(floor.features());
     floor.tell(out.inferred.get(), windows, told.data());
+    const std::vector<float> numbers = own_told.all.numbers(shape.told, g);
+    told.insert(told.end(), numbers.begin(), numbers.end());
     out.numbers = model_->encoder().numbers(windows, told, settings_.isa);
-    out.reliance = model_->reliance(windows, out.inferred.get(), out.numbers.data(), settings_.isa);
+    out.reliance =
+        model_->reliance(windows, starts, source_told, out.inferred.get(), out.numbers.data(), settings_.isa);
     // The last frames; those before the first known one by the floor.
     const std::int64_t missing = std::max<std::int64_t>(0, PAST_FRAMES - count);
     out.past.resize(PAST_FRAMES * size);
@@ -283,6 +303,7 @@ void FieldSession::decide(std::int64_t begin, std::int64_t end, char* memory, fl
     const FieldNetwork& network = model.network();
     const std::ptrdiff_t size = model.values(), points = model.shape().grid.points(), n = model.shape().step.noise;
     const int c = model.shape().grid.channels, F = model.floor().views();
+    const Told& told = told_.back();
     Allocator taken(memory);
     const Work work(model, taken);
     const bool corrected = std::any_of(members_.begin() + begin, members_.begin() + end,
@@ -295,7 +316,8 @@ void FieldSession::decide(std::int64_t begin, std::int64_t end, char* memory, fl
         const std::ptrdiff_t i = b - begin;
         model.floor().step(past, member.inferred.get(), settings_.isa, work.floor, work.views + i * size * F);
         if (!corrected) continue;
-        model.inputs(past, work.views + i * size * F, work.x + i * points * model.inputs());
+        model.inputs(past, work.views + i * size * F, {told, member.group}, frame_,
+                     work.x + i * points * model.inputs());
         std::copy(member.condition.begin(), member.condition.end(), work.condition + i * PHYSICS_NUMBERS);
         float* out = work.noise + i * network.places() * n;
         if (spread == 0.0f) std::fill_n(out, network.places() * n, 0.0f);
@@ -315,7 +337,9 @@ void FieldSession::decide(std::int64_t begin, std::int64_t end, char* memory, fl
         for (std::ptrdiff_t first = 0; first < size; first += c) {
             for (int i = 0; i < c; ++i) {
                 float value = views[(first + i) * F];
-                if (group.reliance.share != 0.0f) value += made[first + i] * error[i] * group.reliance.share;
+                if (group.reliance.share != 0.0f && (told.mask.empty() || told.mask[first + i] != 0.0f)) {
+                    value += made[first + i] * error[i] * group.reliance.share;
+                }
                 to[first + i] = std::clamp(value, group.low[i], group.high[i]);
             }
         }

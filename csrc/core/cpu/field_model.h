@@ -18,10 +18,17 @@ struct FieldModelShape {
     PhysicsShape context;
     FloorGrid grid;
     int block;  // points of a token along each axis
+    ToldShape told;
 };
 
 // Residuals that members draw from.
 constexpr int RESIDUAL_PATTERNS = 8;
+
+// What is told of one of several trajectories.
+struct ToldOf {
+    const Told& all;
+    std::int64_t trajectory;
+};
 
 // How much of the correction counts for a trajectory, and what multiplies the draws of its members.
 struct Reliance {
@@ -40,16 +47,17 @@ class FieldModel {
     const PhysicsEncoder& encoder() const { return encoder_; }
     const FieldScales& scales() const { return scales_; }
     int values() const { return shape_.grid.values(); }
-    int inputs() const { return shape_.grid.channels * (PAST_FRAMES + floor_->views()); }
+    int inputs() const { return shape_.grid.channels * (PAST_FRAMES + floor_->views()) + shape_.told.inputs(); }
     std::size_t bytes() const { return network_.bytes() + encoder_.bytes() + member_.size() * sizeof(float); }
     bool draws_residuals() const { return !residuals_.empty(); }
     // Place of each value of a field among those of its tokens.
     const std::vector<int>& places() const { return places_; }
 
-    // Inputs of the network [points, inputs] from past frames and views.
-    void inputs(Past past, const float* views, float* out) const;
-    // By forecasts of frames that are known.
-    Reliance reliance(const Windows& windows, const Inferred* inferred, const float* numbers, Isa isa) const;
+    // Inputs of the network [points, inputs] from past frames, views, and what is told of the frame that it makes.
+    void inputs(Past past, const float* views, const ToldOf& told, std::int64_t frame, float* out) const;
+    // By forecasts of frames that are known. `starts` are the first frames of the windows, in what is told.
+    Reliance reliance(const Windows& windows, const std::vector<std::int64_t>& starts, const ToldOf& told,
+                      const Inferred* inferred, const float* numbers, Isa isa) const;
     // The condition of a member, by its standard normals.
     void shift(const float* normals, float* condition) const;
     // Added to a frame, by standard normals.
@@ -74,6 +82,7 @@ class FieldSession : public FrameSession {
     void reset() override;
     void start_segment(int segment) override;
     void read(const float* tokens) override;
+    void tell(Told told) override;
     void begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups) override;
     void frame(float* out, bool last) override;
     void follow(const float* tokens) override;
@@ -115,6 +124,7 @@ class FieldSession : public FrameSession {
     SamplerSettings settings_;
     // [segment][group]: frames
     std::vector<std::vector<std::vector<float>>> segments_;
+    std::vector<Told> told_;  // of each segment
     std::vector<Group> groups_;
     std::vector<Row> members_;
     std::vector<float> frames_;  // fields of the next frame of all members

@@ -5,6 +5,8 @@
 #include <cstdint>
 
 #include "core/cpu/decoder.h"
+#include "core/cpu/drivers.h"
+#include "core/error.h"
 
 namespace enma {
 
@@ -29,6 +31,8 @@ class FrameSession {
     // Reads the start of a segment, then latent frames [G, N, C] of it.
     virtual void start_segment(int segment) = 0;
     virtual void read(const float* tokens) = 0;
+    // What is told of the trajectories of the segment that was started last. Throws Error.
+    virtual void tell(Told) { fail(ENMA_INVALID_ARGUMENT, "the model is told nothing beside its fields"); }
     // Keys of the noise of each row, and its group. Throws Error where what was read is not enough.
     virtual void begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups) = 0;
     // Decides the next latent frame [B, N, C] and, unless it is the last one, reads it.

@@ -41,14 +41,19 @@ void FieldScales::inputs(Past past, std::int64_t points, int row, float* out) co
     }
 }
 
+std::vector<std::int64_t> window_starts(std::int64_t count) {
+    const std::int64_t last = count - PAST_FRAMES, windows = std::min<std::int64_t>(MOST_WINDOWS, last + 1);
+    if (last <= 0) return {last};
+    std::vector<std::int64_t> out;
+    for (std::int64_t w = 0; w < windows; ++w) out.push_back((2 * w * last + windows - 1) / (2 * (windows - 1)));
+    return out;
+}
+
 std::vector<float> windows_of(const float* frames, std::int64_t count, std::int64_t values) {
-    const std::int64_t missing = std::max<std::int64_t>(0, PAST_FRAMES - count), total = count + missing;
-    const std::int64_t last = total - PAST_FRAMES, windows = std::min<std::int64_t>(MOST_WINDOWS, last + 1);
     std::vector<float> out;
-    for (std::int64_t w = 0; w < windows; ++w) {
-        const std::int64_t start = windows == 1 ? 0 : (2 * w * last + windows - 1) / (2 * (windows - 1));
+    for (const std::int64_t start : window_starts(count)) {
         for (std::int64_t t = start; t < start + PAST_FRAMES; ++t) {
-            const float* const frame = frames + std::max<std::int64_t>(0, t - missing) * values;
+            const float* const frame = frames + std::max<std::int64_t>(0, t) * values;
             out.insert(out.end(), frame, frame + values);
         }
     }

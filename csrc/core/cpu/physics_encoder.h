@@ -22,8 +22,9 @@ struct FieldScales {
     std::vector<float> mean, std, change, bend, error, low, high, view;
 };
 
-// Which frames windows [count, 3, values] of frames [T, values] begin with, evenly spread; before fewer frames than three
-// is the first one.
+// First frames of the windows of so many frames, evenly spread; below 0 where there are too few.
+std::vector<std::int64_t> window_starts(std::int64_t count);
+// Windows [count, 3, values] of frames [T, values]; before fewer frames than three is the first one.
 std::vector<float> windows_of(const float* frames, std::int64_t count, std::int64_t values);
 
 struct PhysicsShape {
@@ -36,7 +37,7 @@ class PhysicsEncoder {
     PhysicsEncoder(const PhysicsShape& shape, const FloorGrid& grid, int features, const TakeParameter& take,
                    const std::string& prefix);
     std::size_t bytes() const { return packed_.size(); }
-    // The numbers of a trajectory, from its windows and what a floor tells.
+    // The numbers of a trajectory, from its windows and what floor and drivers tell.
     std::vector<float> numbers(const Windows& windows, const std::vector<float>& told, Isa isa) const;
 
    private:
@@ -44,7 +45,7 @@ class PhysicsEncoder {
     FloorGrid grid_;
     FieldScales scales_;
     GridBlocks blocks_;
-    int inward_, features_;  // channels of the stem, numbers of the floor
+    int inward_, features_;  // channels of the stem, numbers of floor and drivers
     GridConvolution stem_;
     std::vector<GatedBlock> stack_;
     std::vector<float> norm_weight_, norm_bias_;

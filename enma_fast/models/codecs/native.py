@@ -9,7 +9,6 @@ Legend: B rows, T frames, N places of a latent frame, C latent channels, c physi
 from __future__ import annotations
 
 import weakref
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ class NativeCodec:
         self._codec = weakref.ref(codec)
         parameters = {f"codec.{name}": p.detach().contiguous() for name, p in codec.named_parameters()}
         # Masks are applied where fields are standardised, before the extension and after it.
-        self._packed = module.Codec(to_json(replace(codec.config, masked=False)), parameters)
+        self._packed = module.Codec(to_json(codec.config), parameters)
 
     @property
     def codec(self) -> Codec:

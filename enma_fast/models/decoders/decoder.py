@@ -97,12 +97,10 @@ class Decoder(nn.Module):
     ----------
     past : past frames P that it sees
     draws_fields : whether it draws frame 0 as a field, by :meth:`fields`, and decides no tokens
-    native_part : place in the dynamics of the network that the extension runs, where PyTorch does all else
     """
 
     past: int = 0
     draws_fields: bool = False
-    native_part: str | None = None
 
     def decide(self, h: Any, past_BPNC: Tensor, noise: Noise, settings: SamplingConfig) -> Tensor:
         """All tokens ``[B, N, C]`` of the next frame, at least fp32.

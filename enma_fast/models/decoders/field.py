@@ -43,15 +43,13 @@ class FieldDecoder(Decoder):
             raise EnmaError(f"{config.name}: step is of kind 'field', which reads context 'physics'; give that")
         self.places = FieldTokens(config)
         floors = kinds(codec.grid, self.places.edges, codec.field_channels, masked=codec.masked)
-        floor = floors[context.floor]()
-        self.native_part = None if floor.native and not config.is_told else "step.model.network"
         self.model = FieldStep(
             codec.grid,
             self.places.edges,
             codec.field_channels,
             own,
             condition=NUMBERS,
-            views=floor.num_views,
+            views=floors[context.floor]().num_views,
             told=num_inputs(config),
         )
 

@@ -37,13 +37,12 @@ class Floor(Protocol):
     `step` gives the frame after `past [B, P, *x, c]`, `views [B, *x, c, F]` that frame and others that a network may
     read, and `before` a frame before the first one. `draw` gives a member's own coefficients, by `num_draws` standard
     normals. A step reads the last frames of its past, as many as `reads`; `moves` says that fields which are shifted
-    along periodic axes have shifted forecasts, and `native` that the engine in C++ has it.
+    along periodic axes have shifted forecasts.
     """
 
     num_views: int
     reads: int
     moves: bool
-    native: bool
 
     @property
     def num_draws(self) -> int: ...
