@@ -24,6 +24,7 @@ from .test_docs_page import DOCS, FENCE, commands, run_shell
 ROOT = DOCS.parent
 PAGES = (
     "install.md",
+    "numerics.md",
     "first-forecast.md",
     "results-in-xarray.md",
     "stop-members-early.md",
@@ -100,9 +101,10 @@ def test_names_of_the_reference_exist() -> None:
     assert not missing, missing
 
 
-def test_paths_on_the_design_page_exist() -> None:
-    found = [path for path in PATH.findall((DOCS / "design.md").read_text()) if "<" not in path]
-    assert len(found) > 20
+@pytest.mark.parametrize(("page", "least"), [("design", 12), ("numerics", 10), ("reference/changes", 40)])
+def test_paths_on_a_page_exist(page: str, least: int) -> None:
+    found = [path for path in PATH.findall((DOCS / f"{page}.md").read_text()) if "<" not in path]
+    assert len(found) >= least
     roots = (ROOT, ROOT / "enma_fast")
     missing = [p for p in found if not any((r / p).exists() or (r / f"{p}.py").exists() for r in roots)]
     assert not missing, missing
