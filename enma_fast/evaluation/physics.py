@@ -151,11 +151,13 @@ class Physics:
         for axis, wraps in zip(axes, self._periodic, strict=True):
             if not wraps:
                 fields_kTX = np.concatenate([fields_kTX, np.flip(fields_kTX, axis)], axis)
-        waves = np.fft.fftn(fields_kTX, axes=axes)
+        waves = np.fft.rfftn(fields_kTX, axes=axes)
         power = (np.square(waves.real) + np.square(waves.imag)).mean(1).sum((0, -1))
+        # The other half of the last axis has the same power.
+        power[..., 1 : (fields_kTX.shape[axes[-1]] + 1) // 2] *= 2
         power = power / math.prod(fields_kTX.shape[2:-1]) ** 2
         count = len(self.wave_numbers)
-        return np.bincount(self._shell.ravel(), power.ravel(), minlength=count + 1)[:count]
+        return np.bincount(self._shell[..., : power.shape[-1]].ravel(), power.ravel(), minlength=count + 1)[:count]
 
 
 def _periods(domain: Domain) -> list[tuple[int, float]]:

@@ -37,9 +37,8 @@ _SIZES, _BETTER, _SURE = (1.0, 0.5, 0.25), 0.01, (6.31, 2.92, 2.35, 2.13, 2.02, 
 # Bounds of the factor of the spread, how far from 1 its ratio to the error may be, as a logarithm, and by what factor
 # the CRPS may exceed the least for it.
 _SPREAD, _NEAR, _DEARER = (1e-3, 10.0), 0.03, 1.05
-# Forecasts of each trajectory for the choices at the end: sizes, and factors of the spread, of which the third is
-# mostly near enough.
-_EVALUATIONS = len(_SIZES) + 1 + 3 * _CALIBRATED
+# Forecasts of each trajectory for the choices at the end: sizes, and factors of the spread.
+_EVALUATIONS = len(_SIZES) + 1 + _TURNS * _CALIBRATED
 
 
 class Choices:

@@ -91,15 +91,19 @@ def test_scored_trajectories_are_spread_over_the_test_data(monkeypatch: pytest.M
     config = CONFIGS["relative"]
     data = waves_file(config, waves(6, 2, config.num_frames, config.codec))
 
+    now = [0.0]
+
     def exact(forecast: FileForecast, *, warn: bool, sinks: tuple = ()) -> dict:
         numbers = list(forecast.trajectories)
+        # Half a second each.
+        now[0] += 0.5 * len(numbers)
         for place, number in enumerate(numbers):
             for sink in sinks:
                 sink.add(place, range(1), torch.from_numpy(data.u[number, None, 3:]))
-        return {"trajectories": numbers, "seconds_per_member": 0.5 / own_model.MEMBERS}
+        return {"trajectories": numbers}
 
     monkeypatch.setattr(own_model, "score_forecast", exact)
-    # Half a second each.
+    monkeypatch.setattr(own_model.time, "monotonic", lambda: now[0])
     row = own_model._scores(model("relative"), data, {}, "temporal", 2.0)
     assert row["trajectories"] == [0, 3, 6, 9]
     # The truth is that of the same ones.
