@@ -202,8 +202,8 @@ def test_ranks_of_mpi(library: Library, fast: Model, frames: Path, tmp_path: Pat
 
 def test_the_parts_of_programs_on_pages_compile(tmp_path: Path) -> None:
     needs(CC)
-    pages = [(ROOT / f"docs/{name}.md").read_text() for name in ("embedding", "mpi-and-restarts")]
-    (whole, scattered), (part,) = (re.findall(r"^```c\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) for page in pages)
+    pages = [(ROOT / f"docs/{name}.md").read_text() for name in ("embedding", "reference/c", "mpi-and-restarts")]
+    whole, scattered, part = (re.search(r"^```c\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1] for page in pages)
     begin = "void begin(enma_session* session, DLTensor points, DLTensor values, const int rank)"
     (tmp_path / "page.c").write_text(
         f"{whole}{begin};\n{begin} {{\n{scattered}enma_session_options options;\n{part}}}\n"
