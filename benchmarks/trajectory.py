@@ -294,9 +294,7 @@ def trajectory_case(members: int, dtype: torch.dtype, device: torch.device, *, c
     notes: dict[str, Any] = {"preset": preset, "members": members, "latent_frames": num_latents, "per": "member"}
     notes |= {"decoder": config.step.kind, "prepare_s": prepared}
     notes |= {"planned_bytes": engine.planned_bytes(), "peak_bytes": memory}
-    # Frames that could not be captured are no graph's, whatever was asked for.
-    backend = "static" if engine.captured is False else engine.backend
-    notes |= {"backend": backend, "captured": engine.captured}
+    notes |= {"backend": engine.backend}
     return Case(
         name="trajectory",
         rows=members,

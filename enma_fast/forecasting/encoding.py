@@ -25,6 +25,7 @@ from ..models.layers import own_dtype
 from ..models.model import Model
 from ..sampling.batch_invariant import BLOCKS, map_alone, map_rows
 from ..sampling.cuda_graphs import codec_recordings
+from ..sampling.ladder import Ladder, ladder_of_codec
 from ..sampling.noise import trajectory_seed
 from ..sampling.shifts import View, shifted, views
 from ..utils.text import counted
@@ -59,7 +60,7 @@ class EncodedInputs:
     batched : true if the input has an axis of trajectories
     seeds : one for each trajectory
     native : the codec packed for the CPU, where the extension can
-    graphs : true if the codec's work may be launched as CUDA graphs
+    ladder : how the codec works on a GPU
     views : how each shift shows the field; member k takes that of k modulo their number
     places : of the history of (trajectory, shift) in `history_BTNC`
     told, context_told : drivers of each row of these two, of models that are told some
@@ -77,7 +78,7 @@ class EncodedInputs:
     batched: bool
     seeds: list[int]
     native: NativeCodec | None
-    graphs: bool
+    ladder: Ladder
     views: list[View]
     places: dict[tuple[int, int], int]
     told: Drivers | None = None
@@ -167,10 +168,10 @@ def encode_inputs(
     if drawn:
         shown = shown * -(-_DRAWS // len(shown))
     used = sorted({k % len(shown) for k in request.members[: len(shown)]})
-    native, graphs = native_codec(model.codec), request.backend in (None, "graph")
+    native, ladder = native_codec(model.codec), ladder_of_codec(tok, request.backend)
     seeds = [trajectory_seed(request.seed, n) for n in numbers]
 
-    latents = partial(_encode, model, native, graphs)
+    latents = partial(_encode, model, native, ladder)
 
     def encoded(fields: Tensor, where: Tensor | None, use: int) -> Tensor:
         """Latents of each trajectory in each shift that is used, [B * len(used), T, N, C]."""
@@ -245,7 +246,7 @@ def encode_inputs(
         batched=batched,
         seeds=seeds,
         native=native,
-        graphs=graphs,
+        ladder=ladder,
         views=shown,
         places={(b, s): b * len(used) + i for b in range(B) for i, s in enumerate(used)},
     )
@@ -414,7 +415,7 @@ def require_fp32(model: Model) -> None:
 
 
 def _encode(
-    model: Model, native: NativeCodec | None, graphs: bool, fields: Tensor, points: Tensor | None = None
+    model: Model, native: NativeCodec | None, ladder: Ladder, fields: Tensor, points: Tensor | None = None
 ) -> Tensor:
     tok = model.codec
     if native is not None:
@@ -428,9 +429,9 @@ def _encode(
     shape = None if points is None else "of frames" if points.ndim > 2 else tuple(points.shape)
     operation = ("encode", tok.config, tok.dtype, shape)
     # Points that all rows share are not among the rows.
-    alone = graphs and points is None
-    recordings = codec_recordings(tok, rows=len(fields), frames=fields.shape[1]) if alone else None
-    return map_rows(function, fields, operation=operation, block=BLOCKS[tok.config.dims], recordings=recordings)
+    recordings = codec_recordings(tok, rows=len(fields), frames=fields.shape[1]) if points is None else None
+    block = BLOCKS[tok.config.dims]
+    return map_rows(function, fields, operation=operation, block=block, recordings=recordings, ladder=ladder)
 
 
 def _encode_frames(model: Model, seen_BTPx: Tensor) -> Tensor:

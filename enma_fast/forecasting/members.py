@@ -289,14 +289,14 @@ def _own_decoder(model: Model, inputs: EncodedInputs, query: Tensor | None) -> _
             with torch.no_grad():
                 return native.decode(model.from_tokens(latents), frames)
         operation = ("decode", tok.config, tok.dtype, frames, None if query is None else tuple(query.shape))
-        alone = inputs.graphs and query is None
-        recordings = codec_recordings(tok, rows=len(latents), frames=frames) if alone else None
+        recordings = codec_recordings(tok, rows=len(latents), frames=frames) if query is None else None
         return map_rows(
             lambda z: model.decode(z, frames, query, end=end),
             latents,
             operation=operation,
             block=block,
             recordings=recordings,
+            ladder=inputs.ladder,
         )
 
     def in_place(latents: Tensor, rows: list[tuple[int, int]], frames: slice) -> Tensor:

@@ -10,23 +10,29 @@ Each operator lists its implementations best first, with the reason why one cann
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..errors import EnmaError
+from ..errors import EnmaError, first_line, out_of_memory
 from ._checks import dtype_name
 
 logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# Implementations that launch no kernel of Triton or of the extension on a GPU.
+_PLAIN = ("native", "reference")
+_plain = contextvars.ContextVar("plain", default=False)
 
 # Begins the problem of what serves another kind of device; nobody misses it.
 _OTHER_DEVICE = "needs a CUDA device"
@@ -70,12 +76,24 @@ def fused_in_training(x: Tensor) -> bool:
     return torch.is_grad_enabled() and x.requires_grad and x.dtype in FUSED
 
 
+@contextlib.contextmanager
+def plain(on: bool = True) -> Iterator[None]:
+    """On a GPU, operators that are asked for no implementation run as PyTorch's own operations inside."""
+    token = _plain.set(on)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
 def choose(op: str, candidates: Mapping[str, str | None], backend: str | None) -> str:
     """The implementation to run: the first that can, or the one asked for.
 
     `EnmaError` if `backend` is no implementation of the operator or cannot serve these arguments; says why.
     """
     if backend is None:
+        if not torch.compiler.is_compiling() and _plain.get():
+            candidates = {name: problem for name, problem in candidates.items() if name in _PLAIN}
         name = best(candidates)
         if name is None:
             reasons = "; ".join(f"{name}: {problem}" for name, problem in candidates.items())
@@ -204,7 +222,37 @@ def triton_problem(device: torch.device) -> str | None:
         return None
     if (problem := cuda_problem(device)) is not None:
         return problem
-    return None if _triton_installed() else "triton is not installed (pip install 'enma-fast[triton]')"
+    return (
+        _triton_failure(device) if _triton_installed() else "triton is not installed (pip install 'enma-fast[triton]')"
+    )
+
+
+@_constant
+def _triton_failure(device: torch.device) -> str | None:
+    return first_kernel_failure(device)
+
+
+@functools.cache
+def first_kernel_failure(device: torch.device) -> str | None:
+    """Why Triton cannot run on a GPU: the reason that a first kernel gives, logged once.
+
+    It needs a C compiler and the headers of Python, and a driver that takes what it compiles.
+    """
+    x, weight = torch.arange(16.0, device=device)[None], torch.ones(16, device=device)
+    y, none = torch.zeros_like(x), x.new_empty(0)
+    try:
+        with torch.cuda.device_of(x):
+            kernel("rms_norm").launch_forward(x, weight, None, eps=1e-5, y=y, h=none, rstd=none)
+        if torch.allclose(y, x * x.square().mean().rsqrt(), rtol=1e-4):
+            return None
+        reason = "its first kernel gives wrong values"
+    # Errors of Triton and of the compilers that it calls have no class in common.
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {first_line(error)}"
+    logger.warning("triton cannot run on %s, operators of PyTorch do: %s", device, reason)
+    return f"triton cannot run: {reason}"
 
 
 def kernel(stem: str) -> ModuleType:

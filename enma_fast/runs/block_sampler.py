@@ -17,19 +17,16 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..errors import EnmaError, first_line
+from ..errors import EnmaError, first_line, out_of_memory
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.members import Stop
 from ..models.codecs.native import native_codec
 from ..ops import instruction_set
 from ..sampling.engine import engine_for
 from .blocks import Block
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, made_up_member
 
 log = logging.getLogger("enma_fast")
-
-# Messages of allocators and libraries that have no memory left: PyTorch's on the CPU, C++, CUDA, cuBLAS.
-_NO_MEMORY = ("can't allocate memory", "bad_alloc", "bad allocation", "out of memory", "STATUS_ALLOC_FAILED")
 
 
 class BlockSampler:
@@ -53,8 +50,12 @@ class BlockSampler:
         self.chunk = request.rows
         self.forget()
         self._engine = engine_for(model.dynamics, dtype=request.dtype, backend=request.backend)
-        self.independent = self._engine.backend == "native"
-        how = self._engine.backend if self.independent else f"{self._engine.backend}, chunk {request.rows}"
+        if self.device != "cpu":
+            # On a GPU a first frame shows which backend works there.
+            made_up_member(model, settings=request.settings, dtype=request.dtype)
+        self._begun_by = self._engine.arithmetic
+        self.independent = self._begun_by == "native"
+        how = self._begun_by if self.independent else f"{self._begun_by}, chunk {request.rows}"
         # Fields differ by rounding from those of a version that had no native tokenizer or no folded decoder.
         if native_codec(model.codec) is not None:
             tokenizer = ", native tokenizer"
@@ -98,7 +99,9 @@ class BlockSampler:
             part = chosen.part_of(self.forecast.request, chunk=self.chunk)
             try:
                 part = part if num_frames is None else replace(part, num_frames=num_frames)
-                return self.forecast.sample(part, stop=stop).cpu().numpy()
+                made = self.forecast.sample(part, stop=stop).cpu().numpy()
+                self._check_arithmetic()
+                return made
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -130,6 +133,14 @@ class BlockSampler:
         whole = seconds[1] + (frames - long) * per_frame
         return memory, whole / (block.b_end - block.b) / (block.k_end - block.k)
 
+    def _check_arithmetic(self) -> None:
+        """Refuse members by another backend than the run began with, which rounds differently."""
+        if (now := self._engine.arithmetic) != self._begun_by:
+            raise EnmaError(
+                f"the run began with members by {self._begun_by!r}, which has failed; {now!r} rounds differently, so "
+                "begin anew: --force"
+            )
+
     def _refuse(self, rows: int, error: Exception) -> None:
         reason = first_line(error)
         if rows == 1:
@@ -139,12 +150,6 @@ class BlockSampler:
                 f"{rows} rows at a time do not fit the memory ({reason}); on this device their number decides how "
                 f"results are rounded, so begin anew: --chunk {rows // 2} --force"
             ) from error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """True if an error says that memory ran out, on a GPU or in the machine."""
-    text = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in _NO_MEMORY)
 
 
 def _instructions(device: torch.device) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Hashable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..config import SamplingConfig
 from ..forecasting.members import sample_fields
@@ -37,21 +38,26 @@ def fingerprint(model: Model, name: str, *, settings: SamplingConfig | None, dty
         return ", ".join(settings_here(device.type))
     key = (name, settings, dtype, tuple(settings_here("cpu")), torch.get_num_threads())
     if key not in _KNOWN:
-        member = sample_fields(
-            model,
-            _history(model),
-            num_frames=1,
-            num_members=1,
-            seed=0,
-            trajectories=[0],
-            chunk=1,
-            settings=settings,
-            dtype=dtype,
-            warn=False,
-            known=_known(model),
-        )
+        member = made_up_member(model, settings=settings, dtype=dtype)
         _KNOWN[key] = hashlib.sha256(member.numpy().tobytes()).hexdigest()[:16]
     return _KNOWN[key]
+
+
+def made_up_member(model: Model, *, settings: SamplingConfig | None, dtype: torch.dtype | str | None) -> Tensor:
+    """A frame ``[1, 1, *grid, c]`` after a made-up history, the same on every machine but for rounding."""
+    return sample_fields(
+        model,
+        _history(model),
+        num_frames=1,
+        num_members=1,
+        seed=0,
+        trajectories=[0],
+        chunk=1,
+        settings=settings,
+        dtype=dtype,
+        warn=False,
+        known=_known(model),
+    )
 
 
 def settings_here(device: str) -> list[str]:

@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..ops._backend import plain
 from ..utils.bounds import most_threads
 
 if TYPE_CHECKING:
     from .cuda_graphs import Recordings
+    from .ladder import Ladder
 
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
@@ -48,21 +50,27 @@ def map_rows(
     operation: Hashable,
     block: int,
     recordings: Recordings | None = None,
+    ladder: Ladder | None = None,
 ) -> Tensor:
     """Apply an encoder or decoder to rows ``[B, ...]`` with batch-invariant bits, without gradients.
 
     ``function`` maps ``[b, ...]`` to ``[b, ...]``, each row by itself. ``operation`` is everything beside the shape of
     a row that determines its arithmetic: its config, but not its weights; the first call for an operation tests whether
-    blocks of ``block`` rows may be used. On devices other than the CPU all rows are computed at once, in one call; from
-    ``recordings``, where ``function`` reads weights and rows alone.
+    blocks of ``block`` rows may be used. On devices other than the CPU all rows are computed at once, in one call,
+    as the ``ladder`` says; from ``recordings``, where ``function`` reads weights and rows alone.
     """
     if rows.device.type != "cpu":
-        with torch.inference_mode():
-            if recordings is None:
+
+        def computed(rung: str) -> Tensor:
+            if rung == "graph" and recordings is not None:
+                made = recordings((operation, tuple(rows.shape), rows.dtype), lambda given: function(given[0]), [rows])
+                assert made is not None
+                return made
+            with plain(rung == "reference"):
                 return function(rows)
-            made = recordings((operation, tuple(rows.shape), rows.dtype), lambda given: function(given[0]), [rows])
-            assert made is not None
-            return made
+
+        with torch.inference_mode():
+            return computed("static") if ladder is None else ladder.climb(computed)
     key = (operation, block, tuple(rows.shape[1:]))
     if key not in _IN_BLOCKS:
         _IN_BLOCKS[key] = _same_in_block(function, rows, block)

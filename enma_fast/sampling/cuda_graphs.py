@@ -5,14 +5,13 @@
     step.frame()                            one launch
     step.close()                            frees graphs and pool; the static buffers belong to the StaticStep
 
-`try_capture` does the first line, and returns the uncaptured step if that fails; `Engine.captured` says so.
-`Recordings` are the graphs of what has the same shapes again and again: histories here, the codec in `map_rows`.
+What cannot be recorded raises the error of Torch, and the caller does without graphs (`ladder`). `Recordings` are the
+graphs of what has the same shapes again and again: histories here, the codec in `map_rows`.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -26,8 +25,6 @@ from ..models.codecs.codec import Codec
 from ..models.layers import prepared
 from .static_plan import StaticPlan
 from .static_step import FrameKind, StaticStep
-
-logger = logging.getLogger(__name__)
 
 # The first call compiles and packs; the second does what the capture does.
 WARM_UPS = 2
@@ -76,7 +73,9 @@ class CudaRecorder:
         # A capture that fails leaves the generator as it is within one, and it draws no number ever after.
         before = generator.clone_state()
         try:
-            with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            # What other threads do on the device ends no capture of a mode of this thread.
+            capture = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+            with torch.cuda.device(self._device), capture:
                 run()
         except BaseException:
             generator.graphsafe_set_state(before)
@@ -104,12 +103,11 @@ class Recordings:
     """Calls that are recorded when their kind is seen for the second time, and are one launch from then on.
 
     A call is a function of tensors that gives a tensor or None. All calls of one kind have inputs of the same shapes
-    and types, and do the same work on the device. If one cannot be recorded, none is recorded any more; `what` names
-    them in the log. All calls are on one stream, since a recording has one memory.
+    and types, and do the same work on the device. All calls are on one stream, since a recording has one memory.
     """
 
-    def __init__(self, recorder: Recorder, what: str) -> None:
-        self._recorder, self._what = recorder, what
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
         self._known: dict[Hashable, _Recording] = {}
         # Kinds that were seen once, the last of them.
         self._once: dict[Hashable, None] = {}
@@ -139,23 +137,13 @@ class Recordings:
                 del self._once[next(iter(self._once))]
             self._once[kind] = None
             return None
-        recording = self._record(run, inputs)
-        if recording is not None:
-            del self._once[kind]
-            self._known[kind] = recording
-        return recording
-
-    def _record(self, run: Callable[[Sequence[Tensor]], Tensor | None], inputs: Sequence[Tensor]) -> _Recording | None:
+        copies = [given.clone() for given in inputs]
         made: list[Tensor | None] = []
-        try:
-            copies = [given.clone() for given in inputs]
-            self._recorder.warm_up(functools.partial(run, copies))
-            replay = self._recorder.record(lambda: made.append(run(copies)))
-            return _Recording(copies, made[0], replay)
-        except RuntimeError as error:
-            self._records = False
-            _warn_once(self._what, str(error).partition("\n")[0])
-            return None
+        self._recorder.warm_up(functools.partial(run, copies))
+        replay = self._recorder.record(lambda: made.append(run(copies)))
+        del self._once[kind]
+        recording = self._known[kind] = _Recording(copies, made[0], replay)
+        return recording
 
     def clear(self) -> None:
         """Forget all recordings, and record no more."""
@@ -175,7 +163,7 @@ def codec_recordings(codec: Codec, *, rows: int, frames: int) -> Recordings | No
     if torch.is_autocast_enabled("cuda") or torch.cuda.current_stream(device) != torch.cuda.default_stream(device):
         return None
     kind = ("recordings", torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
-    return prepared(codec, kind, lambda: Recordings(CudaRecorder(device), "fields are encoded and decoded"))
+    return prepared(codec, kind, lambda: Recordings(CudaRecorder(device)))
 
 
 class CapturedStep:
@@ -193,7 +181,7 @@ class CapturedStep:
             recorder = CudaRecorder(step.device)
         self._step, self._recorder = step, recorder
         self._replays: dict[FrameKind, Callable[[], None]] = {}
-        self._readings = Recordings(recorder, "histories are read")
+        self._readings = Recordings(recorder)
         try:
             for kind in step.kinds():
                 for _ in range(WARM_UPS):
@@ -234,18 +222,3 @@ class CapturedStep:
         self._readings.clear()
         self._recorder.close()
         self._step.reset()
-
-
-def try_capture(step: StaticStep, *, recorder: Recorder | None = None) -> CapturedStep | StaticStep:
-    """Capture the step as graphs, or return it unchanged if that fails; each reason is logged once."""
-    try:
-        return CapturedStep(step, recorder=recorder)
-    # Torch raises RuntimeError for an operation that a graph cannot hold, and when the device is out of memory.
-    except (EnmaError, RuntimeError) as error:
-        _warn_once("frames run", str(error).partition("\n")[0])
-        return step
-
-
-@functools.cache
-def _warn_once(what: str, reason: str) -> None:
-    logger.warning("%s without a CUDA graph: %s", what, reason)

@@ -15,6 +15,7 @@ from ..config import SamplingConfig
 from ..models.decoders.decoder import Noise, first_past, next_past
 from ..models.drivers import Segment, frames_of
 from ..models.model import Dynamics
+from ..ops._backend import plain
 from .settings import Chunk
 
 
@@ -29,7 +30,14 @@ class ReferenceSampler:
     ) -> Iterator[Tensor]:
         """As `engine.Engine.trajectory`; a frame is never made before it is asked for."""
         each = [segment[groups] for segment in segments]
-        yield from trajectory(self.dynamics, each, earlier=chunk.earlier, **given)
+        frames = trajectory(self.dynamics, each, earlier=chunk.earlier, **given)
+        while True:
+            # Whoever takes the frames computes as before.
+            with plain():
+                z_BNC = next(frames, None)
+            if z_BNC is None:
+                return
+            yield z_BNC
 
     def planned_bytes(self) -> dict[str, int]:
         """Bytes of what is packed, by purpose: nothing is."""

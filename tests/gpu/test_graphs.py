@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Dynamics
-from enma_fast.sampling.cuda_graphs import CapturedStep, try_capture
+from enma_fast.sampling.cuda_graphs import CapturedStep
 from enma_fast.sampling.settings import Size
 from enma_fast.sampling.static_step import FrameKind, StaticStep
 from enma_fast.training.recipes import RECIPES
@@ -41,8 +41,7 @@ def test_a_replayed_frame_has_the_bits_of_the_step(name: str, dtype: torch.dtype
     others = [problem(dynamics, task, members=3, seed=seed).to(cuda) for seed, task in enumerate(TASKS)]
     step = make_step(dynamics, others[2], spare=2, dtype=dtype)
     expected = [generate(step, given) for given in others]
-    captured = try_capture(step)
-    assert isinstance(captured, CapturedStep)
+    captured = CapturedStep(step)
     # From the second round on histories and contexts are read from graphs too, which the second records.
     for _ in range(4):
         for given, frames in zip(others, expected, strict=True):
@@ -166,7 +165,7 @@ def test_steps_of_several_sizes_live_side_by_side(cuda: torch.device) -> None:
     assert torch.equal(generate(captured[1], sizes[1]), expected[1])
 
 
-def test_what_cannot_be_captured_runs_without_a_graph(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_capture_leaves_step_and_generator(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     dynamics = build("paper").to(cuda)
     given = problem(dynamics, "temporal").to(cuda)
     expected = generate(make_step(dynamics, given), given)
@@ -180,7 +179,8 @@ def test_what_cannot_be_captured_runs_without_a_graph(cuda: torch.device, monkey
 
     monkeypatch.setattr(step, "run", waits)
     before = torch.cuda.get_rng_state(cuda)
-    assert try_capture(step) is step
+    with pytest.raises(RuntimeError, match="captur"):
+        CapturedStep(step)
     assert torch.equal(generate(step, given), expected)
     # The generator is not left within a capture, where it draws no number.
     assert torch.equal(torch.cuda.get_rng_state(cuda), before)

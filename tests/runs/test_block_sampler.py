@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from enma_fast.errors import EnmaError
+from enma_fast.errors import EnmaError, out_of_memory
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.request import ForecastRequest
-from enma_fast.runs.block_sampler import out_of_memory
 from enma_fast.sampling import native
 from enma_fast.sampling.engine import engine_for
 from enma_fast.sampling.native import NativeSampler

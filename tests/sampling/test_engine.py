@@ -15,9 +15,8 @@ from torch import Tensor
 
 from enma_fast.errors import EnmaError
 from enma_fast.models.model import Dynamics
-from enma_fast.sampling import engine as engine_module
 from enma_fast.sampling import reference as reference_sampler
-from enma_fast.sampling.cuda_graphs import CapturedStep
+from enma_fast.sampling import static_sampler
 from enma_fast.sampling.engine import Engine, candidates, engine_for, rows_at_once, weights_dtype
 from enma_fast.sampling.settings import Chunk
 from enma_fast.sampling.static_step import StaticStep
@@ -292,7 +291,7 @@ def test_a_last_chunk_takes_the_step_of_the_others(
             made.append((size.rows, size.groups))
             super().__init__(dynamics, size, **options)
 
-    monkeypatch.setattr(engine_module, "StaticStep", Counted)
+    monkeypatch.setattr(static_sampler, "StaticStep", Counted)
     engine = Engine(dynamics, backend="static")
     found = chunks_of(engine, given, groups, chunk=chunk)
     each = chunk if chunk % members else chunk // members
@@ -305,24 +304,6 @@ def test_a_last_chunk_takes_the_step_of_the_others(
     assert len(made) == 1
     generated(engine, problem(dynamics, "initial-value", groups=1, members=1))
     assert made[1:] == [(1, 1)]
-
-
-def test_a_capture_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    dynamics = build("paper")
-    given = problem(dynamics, "temporal")
-    assert Engine(dynamics, backend="static").captured is None
-    every = {"native": "no", "graph": None, "static": None, "reference": None}
-    monkeypatch.setattr(engine_module, "candidates", lambda *_, **__: dict(every))
-    for capture, told in ((lambda step: step, False), (CapturedStep, True)):
-        monkeypatch.setattr(engine_module, "try_capture", capture)
-        monkeypatch.setattr(CapturedStep, "__init__", lambda self, step: setattr(self, "_step", step))
-        monkeypatch.setattr(CapturedStep, "begin", lambda self, *a, **k: self._step.begin(*a, **k))
-        monkeypatch.setattr(CapturedStep, "frame", lambda self, **k: self._step.frame(**k))
-        monkeypatch.setattr(CapturedStep, "close", lambda self: None)
-        engine = Engine(dynamics)
-        assert engine.captured is None
-        assert distance(generated(engine, given), reference(dynamics, given)) < GROWN
-        assert engine.captured is told
 
 
 def test_a_gpu_has_its_own_number_format_and_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
