@@ -26,36 +26,44 @@ PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 INTRODUCTION = """\
 # Measured speed
 
-Written by `python -m benchmarks.report > docs/performance.md` from the files under `benchmarks/results/`; a test holds
-the two together. Nothing here is typed by hand, and a machine that is not here was not measured.
+For those who ask how fast an operation or a model is, on which processor, and against what. A machine that is not
+here was not measured.
 
-* `ours` is the median over rounds. Contenders run in turn in one process (A B C A B C ...; of `embed_ranks` in
-  processes of their own), after their outputs were compared; one that is wrong has no time. `embed` and `embed_frame`
-  count processor time, the others the clock. Since commit 8063443 a contender of less than 20 ms is called so often
-  that its turn lasts as long (not in `embed_frame` and `embed_ranks`); before, it was called once, with the caches that
-  the one before it had left.
-* The column of a baseline is its time by ours: the median over rounds of the ratio within a round, and in brackets the
-  least and the greatest. Above 1 ours is faster.
-* *eager* and *compile* are the same model in PyTorch. Beside a model that decides a frame in one pass, *masked-flow* is
-  one of its sizes with the paper's sampler (mask steps and a flow) by ours, and *masked-flow-eager* that in PyTorch.
-  *eager* without a number format is fp32.
-* Compiled samplers have their weights frozen, as Inductor can. Those of commits before d570b66 had not and were slower:
-  the paper's flow head took 97 to 101 ms at 3 rows on one thread of an AVX2 processor without that, and 81 ms with it.
-* A preset in rows of `trajectory` and `forecast` is a size and settings of the sampler with random weights, not the
-  shipped model of its name, whose mask steps, flow steps and shifts may be others, and so its times.
-* The fraction is that of the best rate of square matrix products measured on the same machine in the same run.
-* Each table says which commit and versions it is of. Tables are made again by `python -m benchmarks.compare`,
-  `benchmarks.train_step`, `benchmarks.embed_ranks` and `benchmarks.pareto`, each with `--json`.
+```console
+python -m benchmarks.report > docs/performance.md     # writes this page from the files under benchmarks/results/
+python -m benchmarks.compare trajectory --json        # measures a table; so do train_step, embed_ranks and pareto
+```
+
+| column | what |
+|---|---|
+| ours | median over rounds, of processor time in `embed` and `embed_frame`, of the clock elsewhere |
+| of the rate | share of the best rate of square matrix products, on the same machine in the same run |
+| *eager*, *compile* | the same model in PyTorch; *eager* without a number format is fp32 |
+| *masked-flow* | a model of the same size with the paper's sampler (mask steps and a flow), by ours |
+| *masked-flow-eager* | the same in PyTorch |
+
+The column of a baseline is its time by ours: the median over rounds of the ratio within a round, and in brackets the
+least and the greatest. Above 1 ours is faster.
+
+* Contenders run in turn in one process (A B C A B C ...), and those of `embed_ranks` in processes of their own. Their
+  outputs are compared first, and a wrong one has no time.
+* A contender of less than 20 ms is repeated until its turn lasts that long, except in `embed_frame` and `embed_ranks`.
+  Tables of commits before 8063443 have one call, with the caches that the one before had left.
+* Compiled samplers have frozen weights. Those of commits before d570b66 had not and were slower: the paper's flow head
+  took 97 to 101 ms in place of 81 ms (3 rows, one thread, AVX2).
+* A preset in `trajectory` and `forecast` is a size with settings of the sampler and random weights. The shipped model
+  of that name may have other mask steps, flow steps and shifts, and so other times.
+* Each table names its commit and versions.
 """
 
 PARETO = """\
 ### pareto
 
-The first row is the model's own setting; other settings have to be asked for, with `--mask-steps`, `--flow-steps` and
-`--temperature` of `enma-fast forecast` and `score`, or `settings=`. *eager* is the sampler in plain PyTorch, *compiled*
-the same with masked transformer and decoders under `torch.compile`. In bold: no other setting is as good in both time
-and this error (to five digits), and better in one. The error of the mean alone also rewards an ensemble without spread;
-spread/skill is 1 for a calibrated one. Rows with settings that the sampler had, and has no more, are left out.
+The first row is the model's own setting. Ask for the others with `--mask-steps`, `--flow-steps` and `--temperature` of
+`enma-fast forecast` and `score`, or `settings=`. *eager* is the sampler in plain PyTorch. *compiled* is the same with
+masked transformer and decoders under `torch.compile`. Bold: no other setting is as good in both time and this error (to
+five digits), and better in one. The error of the mean also rewards an ensemble without spread; spread/skill is 1 for a
+calibrated one. Rows with settings that the sampler no longer has are left out.
 """
 
 # Entries that stand in every table or in no cell; the other plain entries of a row name the case.

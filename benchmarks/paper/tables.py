@@ -90,7 +90,7 @@ def cells(files: Sequence[dict[str, Any]]) -> list[Cell]:
                 "paper": paper,
             }
             if protocol in ("whole", "calibration", "features") or table in ("points", "speed"):
-                # The protocol of the paper's own numbers is not published; they stand beside ours.
+                # The protocol of the paper's own numbers is not published.
                 named = protocol if table == "points" else "paper"
                 made += [
                     Cell(**what, protocol=named, method=name, source=PAPER, value=value)
@@ -123,60 +123,64 @@ def markdown(files: Sequence[dict[str, Any]], ten_minutes: Sequence[dict[str, An
     parts = [
         "# The paper's tables",
         "<!-- Made by `python -m benchmarks.paper tables --out docs`; edit the score files, not this page. -->\n"
-        f"The numbers of the paper ({paper_figures()['source']}, its rows marked *paper*) are on its own data. The "
-        "others are measured here, on data of this library's solvers with the same equations, and can be made again: "
+        f"For those who compare with the paper ({paper_figures()['source']}). Rows marked *paper* are its "
+        "numbers, on its own data. The others are measured here, on data of this library's solvers with the same "
+        "equations. "
         "`python -m benchmarks.paper tables --check` measures the shipped models on the shipped test files and "
-        "compares. Bold rows are models of this library, of which *fast* is `combined-fast`, `advection-fast` and so "
-        "on, *points* `advection-points`. *persistence* repeats the last observed frame, and *fno* is a Fourier "
-        "neural operator that was trained here. A dash stands where nothing has been measured.",
+        "compares.",
+        "| row | what |\n|---|---|\n"
+        "| bold | models of this library: *fast* is `combined-fast`, `advection-fast` and so on, *points* is "
+        "`advection-points` |\n"
+        "| *persistence* | repeats the last observed frame |\n"
+        "| *fno* | a Fourier neural operator, trained here |\n"
+        "| *solver* | the true solver, with parameters fitted to the observed frames: a bound for data without "
+        "noise |\n"
+        "| a dash | not measured |",
         "## Errors",
         "Relative L2 error of the ensemble mean over all forecast frames, the paper's table 2: mean over trajectories, "
-        "and in brackets the median, which trajectories that decay to nearly nothing do not rule. *solver* is given "
-        "the equation and the solver that made the data, fits the parameters to what is seen, and solves: a bound for "
-        "data without noise. Out of distribution Combined has a term that it does not know. Some models saw more in "
-        "training than the data hold: *fast* of Advection from moving frames too, of Combined under more damping, of "
-        "Wave with every second frame.",
+        "and in brackets the median. Trajectories that decay to zero dominate the mean. Out of distribution Combined "
+        "has a term that *solver* does not know. Some *fast* models saw more than the data hold: Advection moving "
+        "frames, Combined more damping, Wave every second frame.",
     ]
     for task, title in _TITLES.items():
         parts += [f"### Errors {title}", _errors([c for c in made if c.table == "errors" and c.task == task])]
     parts += [
         *_ten_minutes(ten_minutes),
         "## Uncertainty",
-        "The paper's table 4. It does not say of which task its numbers are, nor how many members they have. Ours are "
-        "of 64 members of the first 120 trajectories, with the fair CRPS and RMSCE over all of them (*from 3 frames*, "
-        "*from one frame*); and, *Zebra's protocol*, of 20 members of the same trajectories from one frame and 10 "
-        "frames of another, over 9 frames, with the CRPS that is not fair and RMSCE in batches of 10. The models of "
-        "Gray-Scott and Wave have seen whole contexts alone in training, the others of any length. A method of "
-        "one member has no RMSCE, and its CRPS is its mean absolute error.",
+        "The paper's table 4, which names neither the task nor the number of members. A method of one member has no "
+        "RMSCE, and its CRPS is its mean absolute error. *Zebra's protocol* observes one frame and 10 frames of "
+        "another trajectory. Models of Gray-Scott and Wave were trained on whole contexts only.",
+        "| column | members | trajectories | CRPS | RMSCE |\n|---|---|---|---|---|\n"
+        "| *from 3 frames*, *from one frame* | 64 | the first 120 | fair | over all of them |\n"
+        "| *Zebra's protocol*, 9 frames | 20 | the same | not fair | in batches of 10 |",
         _uncertainty([c for c in made if c.table == "uncertainty"]),
         "## Scattered points",
-        "The paper's table 1: trajectories of which a share of the grid points is seen. *reconstruction* is the error "
-        "on the whole grid of what the tokenizer makes of them, all frames at the same points. *forecast* is from 3 "
-        "frames, each seen at other points; in the paper's rows it is of an FNO that steps the latents, not of the "
-        "model. *fast* sees fields that optimal interpolation makes of the points, with the covariance of the training "
-        "data; *points* attends to them. In brackets the median.",
+        "The paper's table 1: only a share of the grid points is seen. Medians are in brackets. *fast* sees "
+        "fields from optimal interpolation with the covariance of the training data. *points* attends to the points.",
+        "| column | error of | seen points |\n|---|---|---|\n"
+        "| *reconstruction* | the field that the tokenizer gives on the whole grid | the same in all frames |\n"
+        "| *forecast* | a forecast from 3 frames; in the paper's rows of an FNO that steps the latents | others "
+        "in each frame |",
         _points([c for c in made if c.table == "points"]),
         "## Generation",
-        "The paper's table 5, of trajectories that are generated from a context alone. FPD is the Fréchet distance of "
-        "their features to those of the training data, precision the share of them that lie among training "
-        "trajectories, recall the share of training trajectories that lie among them ([definitions](scores.md)). The "
-        "features are those of a small network that tells the parameters of the equation (ours beta and gamma, not "
-        "alpha); every network has its own scale, so the paper's FPD and ours do not compare. *truth* is the solver's "
-        "own test trajectories in place of generated ones, which a perfect model would equal. The distance is the "
-        "relative L2 distance from the solver's own trajectory that starts at the generated first frame.",
+        "The paper's table 5: trajectories that are generated from a context alone. [Scores](scores.md) defines FPD, "
+        "precision and recall. They compare features of a small network that was trained to find the parameters of the "
+        "equation (ours beta and gamma, not alpha). Each network has its own scale, so the paper's FPD and ours do not "
+        "compare. *truth* is the solver's own test trajectories, which a perfect model would equal. The distance is "
+        "the relative L2 distance from the solver's trajectory that starts at the generated first frame.",
         _generation([c for c in made if c.table == "generation"]),
         "## What the physics says",
-        "Of forecasts from 3 frames of the shipped test files, in units of the amplitude of the observed frames "
-        "([definitions](scores.md)): how far the power of the waves is from the truth's, in decades; how far the mean "
-        "square is; how far a conserved quantity moves, and how much one grows that should decay.",
+        "Forecasts from 3 frames of the shipped test files, in units of the amplitude of the observed frames "
+        "([definitions](scores.md)). The errors of the spectrum are in decades. A conserved quantity should not move, "
+        "and a decaying one should not grow.",
         _physics([c for c in made if c.table == "physics"]),
         "## Speed",
-        "Seconds for one member of one forecast. The paper's table 19 names an A100 and no batch size; ours are CPU "
-        "seconds, over the threads of the last column, of the shipped test files, encoded and decoded.",
+        "Seconds for one member of one forecast. The paper's table 19 names an A100 and no batch size. Ours are CPU "
+        "seconds on the threads of the last column, with encoding and decoding, of the shipped test files.",
         _speed([c for c in made if c.table == "speed"], files),
         "## How each row was measured",
-        "CPU seconds are those of training, of all stages and threads. Baselines have the same data and about as many "
-        "parameters as the models they stand beside.",
+        "CPU seconds are those of training, of all stages and threads. Baselines have the same data, and about as many "
+        "parameters as the models that they are compared with.",
         _provenance(files),
         _data(files),
     ]

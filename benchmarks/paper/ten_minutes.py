@@ -6,20 +6,20 @@ from collections.abc import Callable, Collection, Mapping
 
 _OWN = "own"
 _METHODS = {
-    _OWN: "**own** is what `enma-fast train FILE --minutes 10` made of it before version 0.2 trained field models "
-    "(those are measured on the page *Your own data*), its tokenizer, planning and scoring included (minutes by the "
-    "clock, and a fifth of the trajectories kept for validation and test)",
+    _OWN: "**own** is `enma-fast train FILE --minutes 10` before version 0.2 trained field models; *Your own data* has "
+    "those. Its ten minutes are by the clock. They include planning, tokenizer and scoring, and a fifth of the data is "
+    "kept for validation and test",
     "fno": "*fno*, a Fourier neural operator, had 600 s of processor time and is deterministic",
-    "transformer": "so is *transformer*, block-causal on patches of the fields, with as much time",
-    "latent-flow": "*latent-flow* had as much and decides whole latent frames by a flow, behind the tokenizer of "
+    "transformer": "*transformer*, block-causal on patches of the fields, had the same time and is deterministic",
+    "latent-flow": "*latent-flow* had the same time and decides whole latent frames by a flow. It has the tokenizer of "
     "the shipped model, whose training is not counted",
-    "gino": "*gino* had as much, is deterministic too, and makes fields of scattered points for an FNO, both "
-    "trained together",
+    "gino": "*gino* had the same time and is deterministic. It makes fields of scattered points for an FNO, and both "
+    "were trained together",
 }
 # Why a baseline can have a lower error than **own**.
 _REASONS = {
-    "fno": "*fno* trains on fields from its first step to its last, where **own** planned, encoded, trained "
-    "three stages one after another, and scored: of a large plane each had a few steps",
+    "fno": "*fno* trains on fields from its first step to its last. **own** planned, encoded, trained three stages and "
+    "scored, so on a large plane each stage had a few steps",
     "latent-flow": "*latent-flow* has a tokenizer whose training is not counted",
     "transformer": "*transformer* trains in one stage",
     "gino": "*gino* trains in one stage",
@@ -28,10 +28,10 @@ _REASONS = {
 
 def introduction(methods: Collection[str]) -> str:
     """What each of these methods is and how long it had."""
-    said = "; ".join(words for method, words in _METHODS.items() if method in methods)
+    listed = "\n".join(f"* {words}." for method, words in _METHODS.items() if method in methods)
     return (
-        "The same errors where every method had ten minutes of one thread to train in, with the same file of training "
-        f"data: {said}. Where there are several seeds, a cell is their mean ± their standard deviation."
+        "The same errors after ten minutes of training on one thread, with the same file of training data. "
+        f"With several seeds, a cell is their mean ± their standard deviation.\n\n{listed}"
     )
 
 
@@ -52,7 +52,5 @@ def where_ahead(errors: Mapping[tuple[str, str, str], float], *, name: Callable[
         f"*{method}* on " + ", ".join(f"{name(e)} ({' and '.join(s)} distribution)" for e, s in equations.items())
         for method, equations in lower.items()
     ]
-    return (
-        f"Baselines with a lower error than **own**: {'; '.join(where)}. "
-        f"Reasons: {'; '.join(_REASONS[method] for method in lower if method in _REASONS)}."
-    )
+    reasons = ". ".join(_REASONS[method] for method in lower if method in _REASONS)
+    return f"Baselines with a lower error than **own**: {'; '.join(where)}. Reasons: {reasons}."

@@ -53,9 +53,9 @@ def written(results: Path, **files: object) -> str:
 
 
 def tables(text: str) -> list[list[list[str]]]:
-    """Cells of every Markdown table, the head first."""
+    """Cells of every Markdown table of the machines, the head first."""
     found: list[list[list[str]]] = [[]]
-    for line in text.splitlines():
+    for line in text.partition("\n## ")[2].splitlines():
         if line.startswith("|"):
             found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
         elif found[-1]:
@@ -145,7 +145,7 @@ def test_rows_of_other_commits_or_threads_stand_apart(results: Path) -> None:
     text = written(results, a=[row(3), row(64)], b=[row(3, machine=later), row(3, threads=1)])
     assert [len(table) - 1 for table in tables(text)] == [2, 1, 1]
     assert text.count("### flow_head") == 1
-    heads = [line for line in text.splitlines() if line.startswith("`")]
+    heads = [line for line in text.partition("\n## ")[2].splitlines() if line.startswith("`")]
     assert ["abc1234" in line for line in heads] == [True, False, True]
     assert [line.partition("; ")[0].rpartition(", ")[2] for line in heads] == ["2 threads", "2 threads", "1 thread"]
 
