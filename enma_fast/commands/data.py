@@ -10,7 +10,7 @@ import typer
 
 from ..errors import EnmaError
 from ..utils.text import boundaries, counted, times
-from .options import AsJson, Known, Mask, numbers
+from .options import AsJson, Known, Mask, Periodic, names, numbers, periodic_axes
 from .options import Data as DataFile
 from .terminal import Terminal, number, table
 
@@ -109,10 +109,7 @@ def import_(
     spacing: Annotated[
         str | None, typer.Option("--spacing", help="Distance of points, one number or one per space axis.")
     ] = None,
-    periodic: Annotated[
-        str | None,
-        typer.Option("--periodic", help="Periodic axes, such as x,y, or none; by default as the source says, or none."),
-    ] = None,
+    periodic: Periodic = None,
     environment: Annotated[
         str | None,
         typer.Option("--environment", help="Columns, NAME,NAME, that are equal where the physics is; else all differ."),
@@ -137,13 +134,13 @@ def import_(
 
     terminal = Terminal(as_json)
     options = ImportOptions(
-        axes=_names(axes),
-        fields=_names(fields),
-        channels=_names(channels),
+        axes=names(axes),
+        fields=names(fields),
+        channels=names(channels),
         units=_units(units or []),
         dt=dt,
         spacing=tuple(numbers(spacing, "--spacing")),
-        periodic=None if periodic is None else () if periodic == "none" else _names(periodic),
+        periodic=periodic_axes(periodic),
         environment=environment,
         crop=_crop(crop),
         known=tuple(known or ()),
@@ -160,13 +157,9 @@ def import_(
     terminal.result(found)
 
 
-def _names(text: str | None) -> tuple[str, ...]:
-    return () if text is None else tuple(part.strip() for part in text.split(","))
-
-
 def _crop(text: str | None) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
-    for part in _names(text):
+    for part in names(text):
         match = re.fullmatch(r"(\w+)=(\d+):(\d+)", part)
         if match is None or match[1] in found:
             raise EnmaError(f"--crop {text}: write AXIS=A:B once for each axis, for example --crop x=0:48,y=0:36")

@@ -46,6 +46,10 @@ Known = Annotated[
 Mask = Annotated[
     str | None, typer.Option("--mask", metavar="NAME", help="Field that is 0 or missing where there are no values.")
 ]
+Periodic = Annotated[
+    str | None,
+    typer.Option("--periodic", help="Periodic axes, such as x,y, or none; by default as the source says, or none."),
+]
 Precision = Annotated[
     str | None,
     typer.Option(
@@ -138,6 +142,16 @@ def numbers(text: str | None, option: str) -> list[float]:
         return [] if text is None else [float(part) for part in text.split(",")]
     except ValueError:
         raise EnmaError(f"{option} {text!r}: write numbers with commas between them, such as 0.05,0.5,0.95") from None
+
+
+def names(text: str | None) -> tuple[str, ...]:
+    """Names with commas between them; none without the option."""
+    return () if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def periodic_axes(text: str | None) -> tuple[str, ...] | None:
+    """The axes of `--periodic`: none of them by the word, None without the option."""
+    return () if text == "none" else None if text is None else names(text)
 
 
 def span(text: str, option: str) -> tuple[int | None, int | None]:

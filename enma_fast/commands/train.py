@@ -12,7 +12,7 @@ import typer
 from ..errors import EnmaError
 from ..utils.text import counted
 from .forecast import duration
-from .options import AsJson, Known, Mask, Threads, on_device, use_threads
+from .options import AsJson, Known, Mask, Periodic, Threads, on_device, periodic_axes, use_threads
 from .terminal import Terminal, number, table
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def train(
     ] = None,
     known: Known = None,
     mask: Mask = None,
+    periodic: Periodic = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -99,6 +100,7 @@ def train(
             shift=shift,
             known=tuple(known or ()),
             mask=mask,
+            periodic=periodic_axes(periodic),
         )
         _train_own(terminal, Path(source), out, request, plot, dry_run)
         return
@@ -109,6 +111,7 @@ def train(
         ("--plot", plot is not None),
         ("--known", bool(known)),
         ("--mask", mask is not None),
+        ("--periodic", periodic is not None),
     )
     for option, there in given:
         if there:

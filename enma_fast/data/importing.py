@@ -21,7 +21,7 @@ from .drivers import TIME, cycles_of, driver, part_of, windows_of
 from .environments import along_trajectories, environments
 from .fields import FieldFile
 from .positions import check_space, descending, positions
-from .sources import AXES, NAMES, open_source
+from .sources import AXES, NAMES, Source, in_memory, open_source
 from .well import channels_of, read
 from .well_writing import write_fields
 
@@ -83,7 +83,7 @@ class ImportOptions:
 
 
 def import_fields(
-    source: str | Path,
+    source: Any,
     out: str | Path,
     options: ImportOptions | None = None,
     *,
@@ -91,7 +91,7 @@ def import_fields(
     known: Sequence[str] | Mapping[str, Any] = (),
     **facts: Any,
 ) -> Path:
-    """Write the fields of a NumPy, NetCDF, Zarr or HDF5 file as a field file.
+    """Write the fields of a NumPy, NetCDF, Zarr or HDF5 file, or of a Dataset of xarray, as a field file.
 
     HDF5 may be in The Well's layout, PDEBench's (1-D and 2-D), or have arrays at its root. `facts` are attributes of
     `ImportOptions`, in place of `options`. With `force` an existing file is replaced. `known` are names of what models
@@ -103,7 +103,7 @@ def import_fields(
         In one line with the fix: if `out` exists, axes or positions are not known, positions are unsorted, repeated or
         uneven, a value is missing or beyond float32, or a forecast would have two arrays of one name.
     """
-    source, out = Path(source), Path(out)
+    source, out = Path(source) if isinstance(source, str) else source, Path(out)
     if out.exists() and not force:
         raise EnmaError(f"{out}: exists; choose another --out, or use --force")
     if out.suffix not in (".h5", ".hdf5"):
@@ -117,9 +117,15 @@ def import_fields(
 
 # Values are checked for being finite, so NumPy need not warn of them.
 @np.errstate(all="ignore")
-def imported(source: Path, options: ImportOptions) -> FieldFile:
-    """The fields of such a file."""
-    data = _described(source, options) if known_layout(source) else _assembled(source, options)
+def imported(source: Any, options: ImportOptions) -> FieldFile:
+    """The fields of such a file, or of a Dataset."""
+    if not isinstance(source, Path):
+        data = _assembled(in_memory(source), options)
+    elif known_layout(source):
+        data = _described(source, options)
+    else:
+        # All that may be a driver is opened.
+        data = _assembled(open_source(source, (*options.fields, *_told(options)) if options.fields else ()), options)
     if options.mask is not None:
         data = _masked(data, options.mask)
     if data.known:
@@ -225,10 +231,8 @@ def _chosen(path: Path, names: Sequence[str], known: Sequence[str]) -> FieldFile
     return replace(data, u=np.ascontiguousarray(data.u[..., places]), channels=tuple(channels), units=units)
 
 
-def _assembled(path: Path, options: ImportOptions) -> FieldFile:
-    told = _told(options)
-    # All that may be a driver is opened.
-    source = open_source(path, (*options.fields, *told) if options.fields else ())
+def _assembled(source: Source, options: ImportOptions) -> FieldFile:
+    path, told = source.path, _told(options)
     fields = arranged(source, options.axes, options.fields, told)
     if len({field.shape for field in fields}) > 1:
         shapes = ", ".join(f"{field.name} {field.variable.values.shape}" for field in fields)

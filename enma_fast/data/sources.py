@@ -36,6 +36,8 @@ NAMES = {
 }
 AXES = {name: axis for axis, names in NAMES.items() for name in names}
 KINDS = ".npy, .npz, .nc, .zarr, .h5 or .hdf5"
+# In messages, where other data have their path.
+IN_MEMORY = Path("dataset")
 _HDF5, _NETCDF = (".h5", ".hdf5", ".hdf"), (".nc", ".nc4", ".cdf")
 # Attributes of NetCDF's conventions by which numbers stand for others.
 _PACKED = ("scale_factor", "add_offset")
@@ -117,14 +119,36 @@ def open_source(path: Path, names: Sequence[str]) -> Source:
     elif ending in _HDF5:
         found = _hdf5(path, names)
     elif ending in _NETCDF or ending == ".zarr" or any((path / mark).is_file() for mark in ("zarr.json", ".zgroup")):
-        found = _labelled(path)
+        found = _labelled(path, xarray_files.variables(path), functools.partial(xarray_files.values, path))
     else:
         raise EnmaError(f"{path}: is of no known kind; give a file {KINDS}")
+    return _with_fields(found, names)
+
+
+def in_memory(data: Any) -> Source:
+    """The variables of a Dataset or DataArray of xarray; `EnmaError` if it is neither, or has no field."""
+    xarray = load_extra("xarray", "store")
+    if isinstance(data, xarray.DataArray):
+        data = data.to_dataset(name=data.name or "u")
+    if not isinstance(data, xarray.Dataset):
+        raise EnmaError(
+            f"data is a {type(data).__name__}; give a file, a folder, what read_fields gives, or a Dataset of xarray"
+        )
+    found = [xarray_files.Labelled(**about) for about in xarray_files.described(data)]
+
+    def part(name: str, key: tuple[slice, ...]) -> np.ndarray:
+        return xarray_files.valid_part(f"{IN_MEMORY}: {name}", data.variables[name], key)
+
+    return _with_fields(_labelled(IN_MEMORY, found, part), ())
+
+
+def _with_fields(found: Source, names: Sequence[str]) -> Source:
+    """A source that has fields; `EnmaError` where it has none."""
     if not found.fields:
         if names:
             raise found.lacks(names[0])
         held = ", ".join(dict.fromkeys([*found.others, *found.columns, *found.coords])) or "nothing"
-        raise EnmaError(f"{path}: has no field of two axes or more that are real numbers; it holds {held}")
+        raise EnmaError(f"{found.path}: has no field of two axes or more that are real numbers; it holds {held}")
     return found
 
 
@@ -225,10 +249,12 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
     return found
 
 
-def _labelled(path: Path) -> Source:
-    """A NetCDF file or a Zarr store: its arrays name their axes."""
+def _labelled(
+    path: Path, variables: Sequence[xarray_files.Labelled], part: Callable[[str, tuple[slice, ...]], np.ndarray]
+) -> Source:
+    """A NetCDF file, a Zarr store or a Dataset: its arrays name their axes. `part` reads a part of one by its name."""
     fields, coords, columns, others, bounds = {}, {}, {}, [], set()
-    for each in xarray_files.variables(path):
+    for each in variables:
         name, numbers = each.name, each.kind in "fiu"
         bounds |= set(each.bounds)
         if each.values is not None:
@@ -241,8 +267,7 @@ def _labelled(path: Path) -> Source:
             if each.values.dtype.kind in "fiuUS":
                 columns[name] = Variable(values=each.values, axes=each.axes)
         elif each.data and len(each.axes) > 1 and numbers:
-            part = functools.partial(xarray_files.values, path, name)
-            values = Deferred(shape=each.shape, dtype=np.dtype(each.dtype), part=part)
+            values = Deferred(shape=each.shape, dtype=np.dtype(each.dtype), part=functools.partial(part, name))
             fields[name] = Variable(values=values, axes=each.axes, unit=each.unit)
         elif each.data and len(each.axes) > 1:
             others.append(f"{name} ({each.dtype})")

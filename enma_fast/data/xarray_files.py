@@ -68,7 +68,7 @@ def variables(path: Path) -> list[Labelled]:
         size = sum(data.nbytes for data in dataset.variables.values() if data.ndim == 1)
         require_memory(path, size)
         more(size)
-        return [_described(dataset, name) for name in dataset.variables]
+        return described(dataset)
 
     return [Labelled(**about) for about in _read(path, work)]
 
@@ -84,12 +84,22 @@ def values(path: Path, name: str, key: tuple[slice, ...]) -> np.ndarray:
         # Whole chunks are decoded.
         touched = [(-(-r.stop // c) - r.start // c) * c for r, c in zip(ranges, chunks, strict=True)]
         more(data.dtype.itemsize * math.prod(touched))
-        part: np.ndarray = data[key].to_numpy()
-        require_valid(f"{path}: {name}", part, {**data.attrs, **data.encoding})
-        return part
+        return valid_part(f"{path}: {name}", data, key)
 
     found: np.ndarray = _read(path, work)
     return found
+
+
+def valid_part(where: str, data: Any, key: tuple[slice, ...]) -> np.ndarray:
+    """A part of an open variable; `EnmaError` if a value lies outside the range that its attributes call valid."""
+    part: np.ndarray = data[key].to_numpy()
+    require_valid(where, part, {**data.attrs, **data.encoding})
+    return part
+
+
+def described(dataset: Any) -> list[dict[str, Any]]:
+    """What :class:`Labelled` holds of each variable of an open data set."""
+    return [_described(dataset, name) for name in dataset.variables]
 
 
 def _chunks(data: Any) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ LINEAR = "linear"
 
 
 def train_fields(
-    data: str | Path | FieldFile,
+    data: Any,
     out: str | Path,
     *,
     minutes: float = MINUTES,
@@ -68,31 +68,36 @@ def train_fields(
 
     Parameters
     ----------
-    data : file or folder of fields, or fields in memory
+    data : file or folder of fields, or fields in memory: what `read_fields` gives, or a Dataset of xarray whose
+        variables are the channels
     out : run folder for splits, model, scores and card; the same call goes on with one that was stopped
     known : what the model is told beside the fields: names of parameters, series, maps and fields of the data; or
         arrays by name, with a value for each trajectory, each frame, each place, or for several of these in this order
     plot : picture of loss and validation that is drawn again while it trains; True to show it in a notebook
     progress : called with what is done, all of it, and a note
     options : further entries of the request: `size`, "small", or "base" with wider layers; `seed`; `shift`, whether
-        training may move fields along periodic axes where they look the same; and `mask`, the name of a field that is 0
-        where there are no values
+        training may move fields along periodic axes where they look the same; `mask`, the name of a field that is 0
+        where there are no values; and `periodic`, names of the axes that wrap around, by default as the data say
 
     Raises
     ------
     EnmaError
         If the data cannot be trained on, or `out` was begun otherwise.
     """
-    out, names = Path(out), () if isinstance(known, Mapping) else tuple(known)
-    if isinstance(known, Mapping) and known:
-        data = with_drivers(data if isinstance(data, FieldFile) else imported(Path(data), ImportOptions()), known)
+    out, data = Path(out), Path(data) if isinstance(data, str) else data
+    arrays, names = (known, ()) if isinstance(known, Mapping) else ({}, tuple(known))
+    if not isinstance(data, FieldFile | Path) or (arrays and isinstance(data, Path)):
+        facts = {name: options.pop(name) for name in ("mask", "periodic") if name in options}
+        data, names = imported(data, ImportOptions(known=names, **facts)), ()
+    if arrays:
+        data = with_drivers(data, arrays)
     if isinstance(data, FieldFile):
         data = write_fields(out / DATA / f"{data.name}.h5", data, name=data.name)
     request = Request(minutes=minutes, known=names, **options)
-    plan = prepare_own(Path(data), out, request)
+    plan = prepare_own(data, out, request)
     if plot:
         progress = drawn(progress, plan, out, None if plot is True else Path(plot))
-    train_own(plan, out, command=request.command(Path(data)), progress=progress)
+    train_own(plan, out, command=request.command(data), progress=progress)
     return load_model(out)
 
 

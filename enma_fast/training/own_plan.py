@@ -59,7 +59,8 @@ SIMPLE = ("persistence", "damped persistence")
 class Request:
     """The request of a user, beside the data: size, time, seed, and whether fields may be shifted.
 
-    `known` names the drivers that the model is told, and `mask` the field that is 0 where there are no values.
+    `known` names the drivers that the model is told, `mask` the field that is 0 where there are no values, and
+    `periodic` the axes that wrap around, if the data do not say so.
     """
 
     size: str = "small"
@@ -68,6 +69,7 @@ class Request:
     shift: bool = True
     known: tuple[str, ...] = ()
     mask: str | None = None
+    periodic: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes <= _MOST_MINUTES:
@@ -81,6 +83,7 @@ class Request:
         options += [] if self.shift else ["--no-shift"]
         options += [word for name in self.known for word in ("--known", name)]
         options += [] if self.mask is None else ["--mask", self.mask]
+        options += [] if self.periodic is None else ["--periodic", ",".join(self.periodic) or "none"]
         return shlex.join(["enma-fast", "train", source.name, "--out", "RUN", *options])
 
 
@@ -160,7 +163,7 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
 
     `EnmaError` if the data cannot be trained on.
     """
-    splits = load_splits(source, ImportOptions(known=request.known, mask=request.mask))
+    splits = load_splits(source, ImportOptions(known=request.known, mask=request.mask, periodic=request.periodic))
     frames, train = distinct_frames(splits), splits[TRAIN]
     steps = np.diff(train.times)
     if len(steps) and not np.allclose(steps, steps.mean(), rtol=SPACING_TOLERANCE, atol=0.0):

@@ -88,6 +88,8 @@ def test_what_cannot_be_trained_on_is_refused_at_once(enma: Callable, plane: Pat
     assert "recipe 'tokeniser' is unknown" in enma("train", "tokeniser", "--out", out).error()
     assert "--data" in enma("train", plane, "--out", out, "--data", tmp_path).error()
     assert "--minutes" in enma("train", "combined-fast", "--out", out, "--minutes", 3).error()
+    assert "--periodic" in enma("train", "combined-fast", "--out", out, "--periodic", "x").error()
+    assert "axis 'z'" in enma("train", plane, "--out", out, "--periodic", "z").error()
     assert not out.exists()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("a")

@@ -103,16 +103,26 @@ def test_npz_has_coordinates_environments_and_parameters_by_name(
     assert "'w'" in refusal(path, axes=LINE, fields=("w",))
 
 
-@pytest.mark.parametrize("kind", ["nc", "zarr"])
-def test_xarray_files_say_everything(tmp_path: Path, plane: np.ndarray, kind: str, imported: Callable) -> None:
-    path = tmp_path / f"sea.{kind}"
-    made = dataset(plane)
-    made.to_netcdf(path, engine="h5netcdf") if kind == "nc" else made.to_zarr(path, consolidated=False)
-    data = imported(path, fields=("sst", "salinity"))
+@pytest.mark.parametrize("kind", ["nc", "zarr", "memory"])
+def test_xarray_says_everything(tmp_path: Path, plane: np.ndarray, kind: str, imported: Callable) -> None:
+    path, made = tmp_path / f"sea.{kind}", dataset(plane)
+    if kind == "nc":
+        made.to_netcdf(path, engine="h5netcdf")
+    elif kind == "zarr":
+        made.to_zarr(path, consolidated=False)
+    data = imported(made if kind == "memory" else path, fields=("sst", "salinity"))
     np.testing.assert_array_equal(data.u, plane)
     assert data.units == {"sst": "K", "salinity": "g/kg"}
     np.testing.assert_allclose(data.times, 0.25 * np.arange(T))
     np.testing.assert_allclose(data.coords[1], np.linspace(20, 40, Y))
+
+
+def test_one_array_of_xarray_and_what_is_none(plane: np.ndarray, imported: Callable, refusal: Callable) -> None:
+    data = imported(dataset(plane).sst, periodic=("x",))
+    np.testing.assert_array_equal(data.u, plane[..., :1])
+    assert (data.channels, data.periodic) == (("sst",), (True, False))
+    assert "'wind'" in refusal(dataset(plane), fields=("wind",))
+    assert "ndarray" in refusal(plane)
 
 
 @pytest.mark.parametrize(("calendar", "days"), [("360_day", 360.0), ("noleap", 365.0), ("standard", 365.25)])

@@ -257,3 +257,23 @@ def test_a_model_is_trained_on_fields_in_memory_and_saved(tmp_path: Path) -> Non
     assert enma_fast.train(data, tmp_path / "run", minutes=0.05).config == made.config
     with pytest.raises(EnmaError, match="minutes"):
         enma_fast.train(data, tmp_path / "run", minutes=0.06)
+
+
+def test_a_data_set_of_xarray_is_trained_as_its_file_is(tmp_path: Path) -> None:
+    xr = pytest.importorskip("xarray", reason="needs the [store] extra")
+    u, speed = advected(24), np.linspace(1, 2, 24)
+    coords = {"time": 0.05 * np.arange(8), "x": np.arange(16) / 16}
+    data = xr.Dataset({"u": (("trajectory", "time", "x"), u), "speed": ("trajectory", speed)}, coords)
+    data.to_netcdf(tmp_path / "dataset.nc", engine="h5netcdf")
+    facts = {"known": ["speed"], "periodic": ["x"]}
+    made = [
+        enma_fast.train(source, tmp_path / f"run-{i}", minutes=0.05, **facts)
+        for i, source in enumerate((data, str(tmp_path / "dataset.nc")))
+    ]
+    for config in (each.config for each in made):
+        assert config.codec.periodic == (True,)
+        assert [driver.name for driver in config.known] == ["speed"]
+        assert config.frame_interval == pytest.approx(0.05)
+    assert enma_fast.train(data, tmp_path / "run-0", minutes=0.05, **facts).config == made[0].config
+    with pytest.raises(EnmaError, match="other data"):
+        enma_fast.train(data, tmp_path / "run-0", minutes=0.05, known=["speed"])
