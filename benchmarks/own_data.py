@@ -1,20 +1,23 @@
 """Own data: `enma_fast.train` beside what a user may have written, for equal CPU seconds of one thread.
 
     python -m benchmarks.own_data --set ks --seconds 120 --seed 0 --out benchmarks/results/own-data.json
+    python -m benchmarks.own_data --quick
     python -m benchmarks.own_data page --out docs/own-data-compared.md
 
 All methods learn from the training split that `enma_fast.train` makes of one file of solutions (`own_sets`), and
 forecast the trajectories of another from three frames. The learning rate of each network (`own_networks`) is chosen on
 the validation split, by runs of a tenth of the time each. All clocks are CPU seconds, those of `enma_fast.train` too:
 on a machine that others use its budget is what it would be on one's own.
+
+`--quick` measures the rows of a minute again, in less than ten minutes, and fails if one does not hold.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +32,7 @@ from torch import Tensor
 import enma_fast
 from benchmarks.harness import as_json, machine
 from benchmarks.own_networks import HISTORY, NETWORKS, fit, relative_errors
+from benchmarks.own_results import FIELD, QUICK_SECONDS, RESULTS, broken, load, merged, page
 from benchmarks.own_sets import SETS, write_set
 from enma_fast.data import FieldFile, read
 from enma_fast.data.drivers import rows_of
@@ -39,83 +43,13 @@ from enma_fast.training.own_data import load_splits
 from enma_fast.training.own_model import linear_methods, prepare_own
 from enma_fast.training.own_plan import Request
 from enma_fast.utils.files import write_atomic
-from enma_fast.utils.text import markdown_table
 
-RESULTS = Path(__file__).parent / "results" / "own-data.json"
-FIELD = "field model"
 GROUPS = ("closed", FIELD, *NETWORKS)
-METHODS = ("persistence", "climatology", "damped persistence", "linear", *NETWORKS, FIELD)
 MEMBERS = 16
 # Of a network's learning rates the best on validation data is taken, by runs of this share of the time.
 RATES, SHARE = (5e-4, 1e-3, 2e-3, 4e-3), 0.1
 # Forecasts that are made at a time, by the number of space dimensions: members of one trajectory, or trajectories.
 _ROWS = {1: 64, 2: 32}
-# Column of a row -> its title, what it is at best, and how it is written.
-COLUMNS = {
-    "rel_l2": ("rel. L2", 0.0, ".4f"),
-    "rel_l2_median": ("its median", 0.0, ".4f"),
-    "crps": ("CRPS", 0.0, ".4f"),
-    "spread_skill": ("spread/skill", 1.0, ".2f"),
-    "coverage_50": ("central 50 %", 0.5, ".2f"),
-    "coverage_90": ("central 90 %", 15 / 17, ".2f"),
-    "train_s": ("training, CPU s", 0.0, ".1f"),
-    "member_ms": ("member, CPU ms", 0.0, ".3f"),
-}
-# Set -> heading, and a text about the data.
-TITLES = {
-    "ks": (
-        "Kuramoto-Sivashinsky",
-        "Chaos in one dimension, 128 points, periodic. The training file is one series of 600 frames, cut into windows "
-        "that overlap. The {test} test trajectories are other series, and {frames} frames are forecast.",
-    ),
-    "burgers": (
-        "Burgers with unknown viscosity and forcing",
-        "One dimension, 128 points, periodic. Each of 1,000 trajectories has its own viscosity and its own steady "
-        "forcing, which no method is told. {frames} frames of {test} other trajectories are forecast.",
-    ),
-    "burgers-told": (
-        "Burgers with known viscosity and forcing",
-        "The same trajectories. Here viscosity and forcing are told to the model by `--known`, and to the networks as "
-        "further input maps. Forecasts without training do not use them.",
-    ),
-    "shallow": (
-        "Shallow water",
-        "Two dimensions, 96 x 64 points, periodic in x with walls in y. The channels are the height and two "
-        "velocities. The training file has 160 trajectories; {frames} frames of {test} others are forecast.",
-    ),
-}
-HEAD = """\
-# Own data, compared
-
-<!-- Made by `python -m benchmarks.own_data page`; edit benchmarks/own_data.py, not this page. -->
-This page compares `enma-fast train` with forecasts without training and with two networks that you could write.
-It helps you to decide whether [a model of your own data](your-own-data.md) is worth training. Figures are {seeds}.
-
-All methods learn from the same training split and forecast the same test trajectories from three frames. Best values
-of a column are bold."""
-TAIL = """\
-## How it was measured
-
-* **Time**: CPU seconds of one thread. Those of the field model are for the whole command: plan, floors, training,
-  calibration and its own scores. It plans them beforehand, so it takes somewhat more or less than it was given.
-* **Floors**: persistence, damped persistence, climatology, and the best linear floor that `train` tried. Their
-  training time is the fit of the chosen floor, without the choice.
-* **Networks**: an FNO and a U-Net in plain PyTorch (`benchmarks/own_networks.py`), in float32. They see three frames
-  and forecast the change to the next one. AdamW minimises the relative L2 error of their own forecasts, of 1 frame at
-  first and of 8 late in training. The field model uses bfloat16 where the processor has it.
-* **Learning rates** of the networks are the best of 0.0005, 0.001, 0.002 and 0.004 on validation data. The runs that
-  choose them have a tenth of the time each, and are not counted.
-* **Scores** are of standardised fields. The field model has 16 members, and relative L2 is that of their mean. The
-  others have one member: their CRPS is the mean absolute error, and they have neither spread nor coverage.
-* **Coverage** is the share of points inside the central 50 or 90 % of the members. Of 16 perfect members the wider
-  range holds 15/17, which is 0.88.
-* **Machine**: {machine}. Other programs ran on it at the same time, so times vary.
-
-The solvers are in `benchmarks/own_sets.py`. These commands make the page again, up to the speed of the machine:
-
-```console
-{commands}
-```"""
 _LEVELS = {"coverage_50": 0.5, "coverage_90": 0.9}
 
 # Members `[B, K, T, *x, c]` of trajectories of a file, by their numbers.
@@ -331,84 +265,6 @@ def measure(name: str, work: Path, *, seconds: float, seed: int, groups: Sequenc
         yield {**about, **row, "machine": machine()}
 
 
-def merged(rows: Sequence[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows in the order of sets, seeds and methods; a new one takes the place of the old one of its kind."""
-
-    def key(row: dict[str, Any]) -> tuple[int, int, int]:
-        return list(SETS).index(row["set"]), row["seed"], METHODS.index(row["method"])
-
-    return sorted([*(row for row in rows if key(row) != key(new)), new], key=key)
-
-
-def load(path: Path) -> list[dict[str, Any]]:
-    """The rows of a result file; none where there is no file."""
-    return json.loads(path.read_text()) if path.is_file() else []
-
-
-def page(rows: Sequence[dict[str, Any]]) -> str:
-    """The page of the documentation, from the rows of a result file; several seeds become medians."""
-    seeds = sorted({row["seed"] for row in rows})
-    places = {(row["machine"]["cpu"], row["machine"]["torch_simd"], row["machine"]["torch"]) for row in rows}
-    parts = [HEAD.format(seeds="of one seed" if len(seeds) == 1 else f"medians of {len(seeds)} seeds")]
-    for name in SETS:
-        if mine := [row for row in rows if row["set"] == name]:
-            budget = f"Each trained method has {mine[0]['seconds']:g} CPU seconds."
-            about = f"{TITLES[name][1].format(**mine[0])} {budget}"
-            lacking = [method for method in METHODS if method not in {row["method"] for row in mine}]
-            said = f"{learned(mine)} Not measured yet: {', '.join(lacking)}." if lacking else learned(mine)
-            parts += [f"## {TITLES[name][0]}", about, _table(mine), said]
-    measured = "; ".join(f"{cpu}, {simd}, one thread, torch {torch}" for cpu, simd, torch in sorted(places))
-    parts.append(TAIL.format(machine=measured, commands="\n".join(_commands(rows))))
-    return "\n\n".join(parts) + "\n"
-
-
-def medians(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Figures of each method of a set, medians over seeds."""
-    found: dict[str, dict[str, float | None]] = {}
-    for method in METHODS:
-        if mine := [row for row in rows if row["method"] == method]:
-            found[method] = {
-                key: None if mine[0][key] is None else float(np.median([row[key] for row in mine])) for key in COLUMNS
-            }
-    return found
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """A row a method; bold is the best of a column to the digits that are shown."""
-    found = medians(rows)
-    cells = {}
-    for key, (_, wanted, digits) in COLUMNS.items():
-        away = {name: abs(row[key] - wanted) for name, row in found.items() if row[key] is not None}
-        # Alone in its column, nothing is the best.
-        least = f"{min(away.values()):{digits}}" if len(away) > 1 else None
-        for name, row in found.items():
-            text = "-" if row[key] is None else f"{row[key]:{digits}}"
-            cells[name, key] = f"**{text}**" if name in away and f"{away[name]:{digits}}" == least else text
-    head = ["forecast", *(title for title, _, _ in COLUMNS.values())]
-    return markdown_table(head, [[name, *(cells[name, key] for key in COLUMNS)] for name in found])
-
-
-def learned(rows: Sequence[dict[str, Any]]) -> str:
-    """A sentence about the least mean error, and what comes next to it."""
-    errors = {name: row["rel_l2"] for name, row in medians(rows).items()}
-    best, second, *_ = sorted(errors, key=errors.__getitem__)
-    named = {name: f"the {name}" if name in (FIELD, *NETWORKS) else f"the {name} floor" for name in errors}
-    named |= {name: name for name in ("persistence", "climatology", "damped persistence")}
-    other = second if best == FIELD else FIELD
-    times = errors[other] / errors[best]
-    text = f"{named[best]} has the least error; that of {named[other]} is {times:.3g} times as large."
-    return text[0].upper() + text[1:]
-
-
-def _commands(rows: Sequence[dict[str, Any]]) -> Iterable[str]:
-    for name, seconds, seed in dict.fromkeys((row["set"], row["seconds"], row["seed"]) for row in rows):
-        yield (
-            f"OMP_NUM_THREADS=1 python -m benchmarks.own_data --set {name} --seconds {seconds:g} --seed {seed} "
-            "--out benchmarks/results/own-data.json"
-        )
-    yield "python -m benchmarks.own_data page --out docs/own-data-compared.md"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.own_data", description=__doc__.split("\n")[0])
@@ -417,6 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="CPU seconds of training, each method")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", nargs="+", choices=GROUPS, default=GROUPS, help="'closed' are those without steps")
+    parser.add_argument("--quick", action="store_true", help="measure the rows of a minute, and compare them")
     parser.add_argument("--work", type=Path, default=Path("out/own-data"), help="folder for data and runs")
     parser.add_argument("--out", type=Path, help="result file that the rows are added to, or the page")
     given = parser.parse_args(arguments)
@@ -430,12 +287,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if os.environ.get("OMP_NUM_THREADS") != "1":
         sys.exit("OMP_NUM_THREADS is not 1; run OMP_NUM_THREADS=1 python -m benchmarks.own_data ...")
     torch.set_num_threads(1)
+    if given.quick:
+        _quick(given.work, given.out)
+        return
     for row in measure(given.set, given.work, seconds=given.seconds, seed=given.seed, groups=given.methods):
-        print(as_json(row), flush=True)
-        if given.out is not None:
-            given.out.parent.mkdir(parents=True, exist_ok=True)
-            lines = ",\n".join(map(as_json, merged(load(given.out), row)))
-            write_atomic(given.out, f"[\n{lines}\n]\n".encode())
+        _tell(row, given.out)
+
+
+def _tell(row: dict[str, Any], out: Path | None) -> None:
+    print(as_json(row), flush=True)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lines = ",\n".join(map(as_json, merged(load(out), row)))
+        write_atomic(out, f"[\n{lines}\n]\n".encode())
+
+
+def _quick(work: Path, out: Path | None) -> None:
+    """Measure the rows of a minute in new run folders, and exit with what does not hold."""
+    committed, rows = [row for row in load(RESULTS) if row["seconds"] == QUICK_SECONDS], []
+    with tempfile.TemporaryDirectory(dir=work if work.is_dir() else None) as folder:
+        for name in dict.fromkeys(row["set"] for row in committed):
+            trained = any(row["set"] == name and row["method"] == FIELD for row in committed)
+            groups = (FIELD, "closed") if trained else ("closed",)
+            for row in measure(name, Path(folder), seconds=QUICK_SECONDS, seed=0, groups=groups):
+                _tell(row, out)
+                rows.append(row)
+    if wrong := broken(rows, committed):
+        sys.exit("\n".join(wrong))
+    print(f"{len(rows)} rows are those of {RESULTS.name}")
 
 
 if __name__ == "__main__":

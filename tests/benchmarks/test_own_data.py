@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from benchmarks import own_data
-from benchmarks.own_data import COLUMNS, FIELD, MEMBERS, METHODS, Totals, measure
+from benchmarks.own_data import MEMBERS, Totals, measure
 from benchmarks.own_networks import HISTORY, NETWORKS, fit, relative_errors
+from benchmarks.own_results import COLUMNS, EXACT, FIELD, METHODS, QUICK_SECONDS, RESULTS, TIMED, broken, load
 from benchmarks.own_sets import SETS, burgers, kuramoto_sivashinsky, shallow_water
 
 
@@ -134,6 +135,40 @@ def test_other_threads_are_refused(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     with pytest.raises(SystemExit, match="OMP_NUM_THREADS"):
         own_data.main(["--set", "ks"])
+
+
+def test_a_row_that_is_not_the_committed_one_is_said():
+    committed = [row for row in load(RESULTS) if row["seconds"] == QUICK_SECONDS]
+    assert {row["method"] for row in committed} >= {"persistence", "linear", FIELD}
+    assert broken(committed, committed) == []
+    for row in committed:
+        limits = TIMED if row["method"] in ("linear", FIELD) else EXACT
+        for key, most in limits.items():
+            near, far = ({**row, key: row[key] * factor} for factor in (0.999 * most, 1.001 * most))
+            assert broken([near], committed) == []
+            for wrong in (far, {**row, key: row[key] / (1.001 * most)}, {**row, key: math.nan}):
+                (said,) = broken([wrong], committed)
+                assert said.startswith(f"{row['set']}, {row['method']}: {key} is ")
+    (said,) = broken([{**committed[0], "seed": 7}], committed)
+    assert "is not in" in said
+
+
+def test_a_quick_run_ends_with_what_does_not_hold(monkeypatch, capsys):
+    committed = [row for row in load(RESULTS) if row["seconds"] == QUICK_SECONDS]
+    asked, factor = [], 1.0
+
+    def measured(name, work, *, seconds, seed, groups):
+        asked.append((name, FIELD in groups))
+        yield from ({**row, "crps": row["crps"] * factor} for row in committed if row["set"] == name)
+
+    monkeypatch.setattr(own_data, "measure", measured)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    own_data.main(["--quick"])
+    assert f"{len(committed)} rows are" in capsys.readouterr().out
+    assert ("ks", True) in asked
+    factor = 2.0
+    with pytest.raises(SystemExit, match="ks"):
+        own_data.main(["--quick"])
 
 
 @pytest.mark.slow
