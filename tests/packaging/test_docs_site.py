@@ -119,6 +119,12 @@ def test_every_room_is_on_the_design_page() -> None:
         assert docstring, f"enma_fast/{room}/__init__.py says what is inside"
 
 
+def test_the_decoder_of_the_contributing_page_is_the_toy() -> None:
+    (shown,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert "(Decoder):" in shown
+    assert (ROOT / "tests/toys/decoder.py").read_text().endswith(shown)
+
+
 def test_every_shipped_model_has_a_page() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
     cards = (ROOT / "enma_fast/pretrained").glob("*/README.md")
