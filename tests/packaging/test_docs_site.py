@@ -20,6 +20,7 @@ from enma_fast.cli import main
 from enma_fast.data import shipped_file
 
 from .test_docs_page import DOCS, FENCE, commands, run_shell
+from .test_docs_page import PAGES as MANY_MEMBERS
 
 ROOT = DOCS.parent
 PAGES = (
@@ -31,7 +32,18 @@ PAGES = (
     "score-and-calibrate.md",
     "scattered-points.md",
     "your-own-data.md",
+    "reference/operators.md",
 )
+# Pages whose blocks another test runs, and one that needs a package of data.
+RUN_ELSEWHERE = {
+    "embedding.md",
+    "embed-in-cpp.md",
+    "embed-in-fortran.md",
+    *(path.relative_to(DOCS).as_posix() for path in MANY_MEMBERS),
+    "mpi-and-restarts.md",
+    "errors-and-threads.md",
+    "real-data.md",
+}
 EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
 # They plan a training, and sample a thousand members.
 LONGEST = ("your-own-data", "scattered-points", "thousand_members")
@@ -75,6 +87,14 @@ def test_pages_run_from_top_to_bottom(name: str, beside: Path) -> None:
             exec(compile(text, name, "exec"), session)
         ran += kind in ("sh", "python")
     assert ran
+
+
+def test_blocks_marked_as_run_are_run() -> None:
+    pages = {path.relative_to(DOCS).as_posix(): path for path in (*DOCS.glob("*.md"), *DOCS.glob("reference/*.md"))}
+    marked = {
+        name for name, path in pages.items() if {"sh", "python"} & {kind for kind, _ in FENCE.findall(path.read_text())}
+    }
+    assert marked == RUN_ELSEWHERE | set(PAGES)
 
 
 @pytest.mark.parametrize("example", [slow_if_long(example) for example in EXAMPLES], ids=lambda path: path.stem)
