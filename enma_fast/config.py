@@ -129,7 +129,7 @@ class PhysicsConfig(ContextConfig):
 
     def native_problem(self, codec: CodecConfig, dtype: str) -> str | None:
         if codec.dims > 2:
-            return "has networks of field models on one or two axes, and this grid has three"
+            return "has convolutions of lines and planes, and this grid has three axes"
         return super().native_problem(codec, dtype)
 
     def check(self, name: str, codec: CodecConfig) -> None:

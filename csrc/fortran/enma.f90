@@ -14,7 +14,8 @@ module enma
     private
 
     public :: enma_model, enma_session, enma_open, enma_close, enma_new_session, enma_free, enma_observe
-    public :: enma_observe_points, enma_step, enma_forecast, enma_stop, enma_progress, enma_save, enma_restore, enma_message
+    public :: enma_known, enma_observe_points, enma_step, enma_forecast, enma_stop, enma_progress, enma_save, enma_restore
+    public :: enma_message
 
     integer(c_int32_t), parameter, public :: ENMA_OK = 0, ENMA_INVALID_ARGUMENT = 1, ENMA_CHECKPOINT = 2
     integer(c_int32_t), parameter, public :: ENMA_UNSUPPORTED = 3, ENMA_STATE = 4, ENMA_NO_MEMORY = 5, ENMA_INTERNAL = 6
@@ -37,6 +38,13 @@ module enma
         type(c_ptr) :: handle = c_null_ptr
         integer(int64) :: num_members = 0
     end type enma_session
+
+    ! What a model was told in training beside the fields, by name: of the trajectory that is observed next, and of its
+    ! context. A parameter is a scalar, a series (frames), a map (grid), a forcing (grid, frames), of all observed and all
+    ! forecast frames; see enma_session_known in enma.h.
+    interface enma_known
+        module procedure known_real32, known_real64
+    end interface enma_known
 
     ! Observed frames (channels, grid, frames), without and with those of another trajectory of the same physics.
     interface enma_observe
@@ -142,6 +150,12 @@ module enma
             import :: c_int32_t, c_ptr
             type(c_ptr), value :: session
         end function c_session_free
+
+        integer(c_int32_t) function c_known(session, name, values, context_values) bind(c, name="enma_session_known")
+            import :: c_int32_t, c_char, c_ptr
+            type(c_ptr), value :: session, values, context_values
+            character(kind=c_char), intent(in) :: name(*)
+        end function c_known
 
         integer(c_int32_t) function c_observe(session, history, context) bind(c, name="enma_session_observe")
             import :: c_int32_t, c_ptr
@@ -379,6 +393,35 @@ contains
         address = c_null_ptr
         if (t%ndim /= ABSENT) address = c_loc(t)
     end function address
+
+    subroutine known_arrays(session, name, values, context_values, status)
+        type(enma_session), intent(in) :: session
+        character(len=*), intent(in) :: name
+        type(array), target, intent(in) :: values, context_values
+        integer(int32), intent(out), optional :: status
+        type(tensor), target :: given, other
+        given = tensor_of(values)
+        other = tensor_of(context_values)
+        call report(c_known(session%handle, trim(name) // c_null_char, address(given), address(other)), status)
+    end subroutine known_arrays
+
+    subroutine known_real32(session, name, values, context_values, status)
+        type(enma_session), intent(in) :: session
+        character(len=*), intent(in) :: name
+        real(real32), target, contiguous, intent(in) :: values(..)
+        real(real32), target, contiguous, intent(in), optional :: context_values(..)
+        integer(int32), intent(out), optional :: status
+        call known_arrays(session, name, array32(values), array32(context_values), status)
+    end subroutine known_real32
+
+    subroutine known_real64(session, name, values, context_values, status)
+        type(enma_session), intent(in) :: session
+        character(len=*), intent(in) :: name
+        real(real64), target, contiguous, intent(in) :: values(..)
+        real(real64), target, contiguous, intent(in), optional :: context_values(..)
+        integer(int32), intent(out), optional :: status
+        call known_arrays(session, name, array64(values), array64(context_values), status)
+    end subroutine known_real64
 
     subroutine observe_arrays(session, history, context, status)
         type(enma_session), intent(in) :: session

@@ -240,6 +240,11 @@ enma_status enma_session_free(enma_session* session) {
     return guard([&] { handles().remove(handles().sessions, session, "session"); });
 }
 
+enma_status enma_session_known(enma_session* session, const char* name, const DLTensor* values,
+                               const DLTensor* context_values) {
+    return with_session(session, [&](Session& s) { s.known(name, values, context_values); });
+}
+
 enma_status enma_session_observe(enma_session* session, const DLTensor* history, const DLTensor* context) {
     return with_session(session, [&](Session& s) { s.observe(history, context); });
 }

@@ -36,8 +36,9 @@ void Session::decode(const float* latents) {
         std::int64_t stride, size;
         const View& view;
         const CodecConfig& codec;
+        const std::vector<float>& mask;
     };
-    // In units of the field, and where the trajectory is, without the shift of its member.
+    // In units of the field, and where the trajectory is, without the shift of its member. On land is nothing.
     const Sink moved_back = [](void* to, const float* frame) {
         Target& target = *static_cast<Target*>(to);
         shift(frame, target.codec, target.view, true, target.out);
@@ -45,12 +46,15 @@ void Session::decode(const float* latents) {
         for (std::size_t i = 0; !mean.empty() && i < static_cast<std::size_t>(target.size); ++i) {
             target.out[i] = target.out[i] * scale[i % scale.size()] + mean[i % mean.size()];
         }
+        for (std::size_t i = 0; i < target.mask.size(); ++i) {
+            if (target.mask[i] == 0) target.out[i] = std::numeric_limits<float>::quiet_NaN();
+        }
         target.out += target.stride;
     };
     share_out(static_cast<std::int64_t>(active_.size()), [&](std::int64_t i, int thread) {
         const int b = active_[i];
-        Target target{pending_.data() + b * size, B * size, size, groups_.views[groups_.used[groups_.group[b]]],
-                      model_->config().codec};
+        Target target{pending_.data() + b * size, B * size,      size, groups_.views[groups_.used[groups_.group[b]]],
+                      model_->config().codec,     model_->mask()};
         decode_row(latents + i * latent_size(), states_[b], work(thread), moved_back, &target);
     });
     pending_first_ = decoded_ == 0 ? 0 : (decoded_ - 1) * factor + 1;

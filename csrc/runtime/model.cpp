@@ -21,6 +21,16 @@ Model::Model(const std::string& folder, NumberFormat format)
     views(config_, config_.sampling.shifts);
     latent_mean_ = tensors.take("latent_mean", {config_.codec.latent_channels});
     latent_std_ = tensors.take("latent_std", {config_.codec.latent_channels});
+    if (config_.is_told()) {
+        const auto count = static_cast<std::int64_t>(config_.known.size());
+        driver_mean_ = tensors.take("drivers.mean", {count});
+        driver_std_ = tensors.take("drivers.std", {count});
+    }
+    if (config_.codec.masked) {
+        const std::vector<std::int64_t> shape = config_.frames_shape({});
+        const float* const mask = tensors.take("codec.mask", shape);
+        mask_.assign(mask, mask + config_.points() * config_.codec.field_channels);
+    }
     tensors.check_all_taken();
     read_covariance();
     // A saved session goes on with the format that it was made in.

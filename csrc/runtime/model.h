@@ -30,6 +30,11 @@ class Model {
     const Dynamics& dynamics() const { return dynamics_; }
     // How its fields vary, to estimate them from scattered points; null where the checkpoint does not say.
     const FieldCovariance* covariance() const { return covariance_ ? &*covariance_ : nullptr; }
+    // 1 where fields have values, [points, c]; none of fields that have them everywhere.
+    const std::vector<float>& mask() const { return mask_; }
+    // Means and standard deviations of drivers, one for each of `config().known`.
+    const float* driver_mean() const { return driver_mean_; }
+    const float* driver_std() const { return driver_std_; }
     const float* latent_mean() const { return latent_mean_; }
     const float* latent_std() const { return latent_std_; }
     // ModelConfig::place_offsets
@@ -45,7 +50,8 @@ class Model {
     std::unique_ptr<const Codec> codec_;
     Dynamics dynamics_;
     std::optional<FieldCovariance> covariance_;
-    const float *latent_mean_, *latent_std_;
+    std::vector<float> mask_;
+    const float *latent_mean_, *latent_std_, *driver_mean_ = nullptr, *driver_std_ = nullptr;
 };
 
 }  // namespace enma

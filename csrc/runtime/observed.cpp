@@ -111,6 +111,8 @@ std::vector<float> Session::encode(Frames frames, std::int64_t latents, std::uin
     for (std::size_t i = 0; !codec.field_mean.empty() && i < frames.values.size(); ++i) {
         frames.values[i] = (frames.values[i] - codec.field_mean[i % c]) / codec.field_scale[i % c];
     }
+    const std::vector<float>& mask = model_->mask();
+    for (std::size_t i = 0; !mask.empty() && i < frames.values.size(); ++i) frames.values[i] *= mask[i % mask.size()];
     const std::int64_t steps = (latents - 1) * codec.time_factor + 1, count = std::min(frames.count, steps);
     const std::int64_t each = model_->codec().features();
     const bool reads = each > 0;
@@ -171,7 +173,7 @@ std::vector<float> Session::first_latents(const float* first) {
 
 Frames Session::frames_on_grid(const DLTensor* tensor, const char* name) const {
     const Array frames(tensor, name, model_->config().frames_shape({-1}), false);
-    return {frames.size(0), frames.read("frame")};
+    return {frames.size(0), frames.read("frame", model_->mask())};
 }
 
 Frames Session::frames_at_points(const enma_observations& given, const char* name) const {
@@ -228,6 +230,16 @@ Frames Session::frames_at_points(const enma_observations& given, const char* nam
     return out;
 }
 
+void Session::known(const char* name, const DLTensor* values, const DLTensor* context_values) {
+    if (name == nullptr) fail(ENMA_INVALID_ARGUMENT, "name is NULL");
+    if (values == nullptr && context_values == nullptr) {
+        fail(ENMA_INVALID_ARGUMENT, "known: ", std::string(name).substr(0, 80),
+             " has neither values nor context_values; give one of them");
+    }
+    if (values != nullptr) known_.give(name, values);
+    if (context_values != nullptr) context_known_.give(name, context_values);
+}
+
 void Session::observe(const DLTensor* history, const DLTensor* context) {
     std::optional<Frames> seen, other;
     if (history != nullptr) seen = frames_on_grid(history, "history");
@@ -257,6 +269,7 @@ void Session::observe(std::optional<Frames> history, std::optional<Frames> conte
                  " are expected, or a context");
         }
         if (observed.frames >= MOST_SEQUENCE) fail(ENMA_INVALID_ARGUMENT, "history has too many frames");
+        observed.told = known_.told(total_frames(observed.frames));
         const std::int64_t latents = config.codec.whole_latents(observed.frames);
         observed.history = encode(std::move(*history), latents, HISTORY_STEP);
     }
@@ -272,6 +285,7 @@ void Session::observe(std::optional<Frames> history, std::optional<Frames> conte
                  text("context: has ", given, given == 1 ? " frame; " : " frames; ", config.name,
                       " was trained on contexts of at least ", least, ", and may forecast far worse from fewer"));
         }
+        observed.context_told = context_known_.told(used);
         context->count = used;
         if (!context->rows.empty()) context->rows.resize(used);
         if (context->points.empty())
@@ -293,6 +307,8 @@ void Session::observe(std::optional<Frames> history, std::optional<Frames> conte
         observed.made = first_latents(context_first.empty() ? nullptr : context_first.data());
     }
     begin(std::move(observed));
+    known_.clear();
+    context_known_.clear();
     if (total_ > config.num_frames) {
         log_(ENMA_LOG_WARNING,
              text("frames beyond ", config.num_frames, " were not seen in training of ", config.name));

@@ -1,5 +1,5 @@
 // A session in a buffer: a header, latents of context, history and members, the frames that each member keeps if some
-// were stopped, and the SHA-256 of all before it. Keys, values and the decoder's memory are computed again from the
+// were stopped, what the model is told of context and history, and the SHA-256 of all before it. Keys, values and the decoder's memory are computed again from the
 // latents, to the same bits.
 #include <algorithm>
 #include <bit>
@@ -60,7 +60,10 @@ Session::SavedHeader Session::header() const {
 std::size_t Session::saved_bytes() const {
     check_ready();
     const std::size_t values = observed_.context.size() + observed_.history.size() + observed_.made.size();
-    return sizeof(SavedHeader) + values * sizeof(float) + observed_.kept.size() * sizeof(std::int64_t) + sizeof(Digest);
+    const std::size_t told =
+        KnownInputs::saved(observed_.context_told).size() + KnownInputs::saved(observed_.told).size();
+    return sizeof(SavedHeader) + values * sizeof(float) + observed_.kept.size() * sizeof(std::int64_t) + told +
+           sizeof(Digest);
 }
 
 void Session::save(char* out) const {
@@ -75,6 +78,10 @@ void Session::save(char* out) const {
         put(part->data(), part->size() * sizeof(float));
     }
     put(observed_.kept.data(), observed_.kept.size() * sizeof(std::int64_t));
+    for (const Told* told : {&observed_.context_told, &observed_.told}) {
+        const std::vector<char> of_segment = KnownInputs::saved(*told);
+        put(of_segment.data(), of_segment.size());
+    }
     const Digest digest = sha256(out, at - out);
     put(digest.data(), digest.size());
 }
@@ -135,10 +142,12 @@ void Session::restore_latents(const SavedHeader& h, const char* bytes, std::size
     if (h.made != needed || h.made > last) fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
     const std::uint64_t values = static_cast<std::uint64_t>((h.context + first) * G * Z + h.made * set.num_members * Z);
     const std::size_t kept = h.version == STOPPED_VERSION ? set.num_members : 0;
-    if (size != sizeof h + values * sizeof(float) + kept * sizeof(std::int64_t) + sizeof(Digest)) {
-        fail(ENMA_INVALID_ARGUMENT, "buffer: ", size, " bytes do not fit what it says it holds", REMEDY);
-    }
-    const char* at = bytes + sizeof h;
+    const std::size_t fixed = sizeof h + values * sizeof(float) + kept * sizeof(std::int64_t) + sizeof(Digest);
+    const auto fit = [&](bool fits) {
+        if (!fits) fail(ENMA_INVALID_ARGUMENT, "buffer: ", size, " bytes do not fit what it says it holds", REMEDY);
+    };
+    fit(model_->config().known.empty() ? size == fixed : size > fixed);
+    const char *at = bytes + sizeof h, *const end = bytes + size - sizeof(Digest);
     const auto take = [&](std::vector<float>& out, std::int64_t count, bool checked) {
         out.resize(count);
         if (count > 0) std::memcpy(out.data(), at, count * sizeof(float));
@@ -153,6 +162,10 @@ void Session::restore_latents(const SavedHeader& h, const char* bytes, std::size
     take(observed.made, h.made * set.num_members * Z, false);
     observed.kept.resize(kept);
     if (kept > 0) std::memcpy(observed.kept.data(), at, kept * sizeof(std::int64_t));
+    at += kept * sizeof(std::int64_t);
+    if (h.context > 0) observed.context_told = context_known_.restored(at, end, h.context);
+    observed.told = known_.restored(at, end, total_frames(h.observed));
+    fit(at == end);
     for (const std::int64_t frames_kept : observed.kept) {
         if (frames_kept != GOES_ON && (frames_kept < 0 || frames_kept > h.done)) {
             fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);

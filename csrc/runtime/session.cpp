@@ -24,7 +24,11 @@ std::uint32_t high(std::uint64_t x) { return static_cast<std::uint32_t>(x >> 32)
 }  // namespace
 
 Session::Session(std::shared_ptr<const Model> model, const SessionSettings& settings, const Log& log)
-    : model_(std::move(model)), settings_(settings), log_(log) {
+    : model_(std::move(model)),
+      settings_(settings),
+      log_(log),
+      known_(*model_, "known"),
+      context_known_(*model_, "context_known") {
     const SessionSettings& set = settings_;
     constexpr std::int64_t MEMBERS = std::int64_t{1} << 32;
     if (set.num_members < 1 || set.first_member < 0 || set.first_member >= MEMBERS ||
@@ -39,6 +43,10 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings& sett
     model_->dynamics().check(deciding());
     if (!can_run(set.threads)) {
         fail(ENMA_NO_MEMORY, "threads is ", set.threads, "; the system lets this process start fewer: use less");
+    }
+    if (config.is_told() && set.shifts > 1) {
+        fail(ENMA_INVALID_ARGUMENT, "shifts is ", set.shifts, "; what ", config.name,
+             " is told does not move with fields: leave it out");
     }
     groups_ = groups_of(set.shifts);
     seed_ =
@@ -83,14 +91,19 @@ std::int64_t Session::num_latents() const {
                    : 0;
 }
 
-Session::Plan Session::plan(const Observed& observed) const {
+std::int64_t Session::total_frames(std::int64_t observed) const {
     const ModelConfig& config = model_->config();
-    if (settings_.num_frames == 0 && observed.frames >= config.num_frames) {
-        fail(ENMA_INVALID_ARGUMENT, "history has ", observed.frames, " frames, as many as ", config.name,
+    if (settings_.num_frames == 0 && observed >= config.num_frames) {
+        fail(ENMA_INVALID_ARGUMENT, "history has ", observed, " frames, as many as ", config.name,
              " was trained on; say how many more: num_frames");
     }
+    return settings_.num_frames == 0 ? config.num_frames : observed + settings_.num_frames;
+}
+
+Session::Plan Session::plan(const Observed& observed) const {
+    const ModelConfig& config = model_->config();
     Plan plan{};
-    plan.total = settings_.num_frames == 0 ? config.num_frames : observed.frames + settings_.num_frames;
+    plan.total = total_frames(observed.frames);
     plan.total_latents = config.codec.latent_frames(plan.total);
     plan.context = static_cast<std::int64_t>(observed.context.size()) / (num_groups() * latent_size());
     const std::int64_t first = config.codec.whole_latents(observed.frames) + num_read(observed);
@@ -137,9 +150,11 @@ void Session::read_all(Observed observed, const Plan& planned) {
     int segment = 0;
     if (context > 0) {
         sampling_->start_segment(segment++);
+        if (model_->config().is_told()) sampling_->tell(observed_.context_told);
         for (std::int64_t t = 0; t < context; ++t) sampling_->read(observed_.context.data() + t * G * Z);
     }
     sampling_->start_segment(segment);
+    if (model_->config().is_told() && observed_.frames > 0) sampling_->tell(observed_.told);
     for (std::int64_t t = 0; t < first; ++t) sampling_->read(observed_.history.data() + t * G * Z);
     if (read > 0) sampling_->read(made.data());
     std::vector<std::uint32_t> members(B);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/cpu/frame_session.h"
+#include "runtime/known.h"
 #include "runtime/model.h"
 #include "runtime/tensor.h"
 #include "runtime/view.h"
@@ -55,6 +56,8 @@ struct Observed {
     std::int64_t frames = 0;
     // [T, G, N C] of the history and of another trajectory, for each shift that some member takes.
     std::vector<float> history, context;
+    // What a model is told of these two.
+    Told told, context_told;
     // [T, members, N C]
     std::vector<float> made;
     std::int64_t done = 0;  // frames given out
@@ -69,6 +72,8 @@ class Session {
     // Throws Error.
     Session(std::shared_ptr<const Model> model, const SessionSettings& settings, const Log& log);
 
+    // A known input of what is observed next, and of its context; either may be null, not both.
+    void known(const char* name, const DLTensor* values, const DLTensor* context_values);
     // Either may be null, not both.
     void observe(const DLTensor* history, const DLTensor* context);
     void observe_points(const enma_observations* history, const enma_observations* context);
@@ -131,6 +136,8 @@ class Session {
     std::vector<float> drawn(const Frames& frames, std::uint32_t step) const;
     // `step` is the mask step of the noise of what is drawn.
     std::vector<float> encode(Frames frames, std::int64_t latents, std::uint32_t step);
+    // Of a trajectory of which so many frames are observed. Throws Error if none is left to forecast.
+    std::int64_t total_frames(std::int64_t observed) const;
     // Frames in all, latent frames in all, of the context, and that members share and have of their own.
     struct Plan {
         std::int64_t total, total_latents, context, shared, own;
@@ -159,6 +166,7 @@ class Session {
     Log log_;
     std::uint32_t seed_;
     Groups groups_;
+    KnownInputs known_, context_known_;
 
     Observed observed_;
     std::int64_t total_ = 0, total_latents_ = 0;

@@ -106,20 +106,25 @@ void Array::each(int axis, std::int64_t at, const Visit& visit) const {
     for (std::int64_t i = 0; i < shape_[axis]; ++i) each(axis + 1, at + i * strides_[axis], visit);
 }
 
-std::vector<float> Array::read(const char* entry) const {
+std::vector<float> Array::numbers() const {
     std::vector<float> out;
     out.reserve(std::accumulate(shape_.begin(), shape_.end(), std::int64_t{1}, std::multiplies<>()));
     each(0, 0, [&](std::int64_t at) {
-        const float value = wide_ ? static_cast<float>(reinterpret_cast<const double*>(data_)[at])
-                                  : reinterpret_cast<const float*>(data_)[at];
-        if (!std::isfinite(value) || value == FILL) {
-            const std::int64_t each_entry = static_cast<std::int64_t>(out.capacity()) / shape_[0];
-            fail(ENMA_INVALID_ARGUMENT, name_, " holds a value that is ",
-                 std::isfinite(value) ? "the number of a missing one" : "not finite", ", first in ", entry, " ",
-                 static_cast<std::int64_t>(out.size()) / each_entry);
-        }
-        out.push_back(value);
+        out.push_back(wide_ ? static_cast<float>(reinterpret_cast<const double*>(data_)[at])
+                            : reinterpret_cast<const float*>(data_)[at]);
     });
+    return out;
+}
+
+std::vector<float> Array::read(const char* entry, const std::vector<float>& mask) const {
+    std::vector<float> out = numbers();
+    for (std::size_t i = 0; i < out.size(); ++i) {
+        if (!mask.empty() && mask[i % mask.size()] == 0) out[i] = 0.0f;
+        if (std::isfinite(out[i]) && out[i] != FILL) continue;
+        fail(ENMA_INVALID_ARGUMENT, name_, " holds a value that is ",
+             std::isfinite(out[i]) ? "the number of a missing one" : "not finite", ", first in ", entry, " ",
+             i / (out.size() / shape_[0]));
+    }
     return out;
 }
 

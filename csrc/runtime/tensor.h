@@ -16,9 +16,11 @@ class Array {
     Array(const DLTensor* tensor, const char* name, const std::vector<std::int64_t>& shape, bool written);
 
     std::int64_t size(int axis) const { return shape_[axis]; }
-    // All values in row-major order as fp32; one that is not finite, or NetCDF's fill value, is refused, with the place
-    // of its `entry` along the first axis.
-    std::vector<float> read(const char* entry) const;
+    // All values in row-major order as fp32.
+    std::vector<float> numbers() const;
+    // The same; one that is not finite, or NetCDF's fill value, is refused, with the place of its `entry` along the first
+    // axis. Where a mask, which repeats, is 0, nothing is read, and 0 is given.
+    std::vector<float> read(const char* entry, const std::vector<float>& mask = {}) const;
     // The values themselves, fp32 without gaps in row-major order; others are refused.
     const float* contiguous() const;
     // The same of fp64; null for fp32.

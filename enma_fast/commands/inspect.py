@@ -26,6 +26,7 @@ def info(as_json: AsJson = False) -> None:
         "machine": machine() | {"kernels": instruction_set()},
         "rates": _rates(),
         "operators": _operators(),
+        "field_models": _field_models(),
         "checkpoints": [_checkpoint(name) for name in available()],
         "recipes": {name: recipe.model.dataset for name, recipe in RECIPES.items()},
     }
@@ -45,6 +46,8 @@ def info(as_json: AsJson = False) -> None:
         lines.append([op, used["implementation"], ""])
         lines += [["", f"not {row['implementation']}", row["problem"]] for row in others if row["problem"]]
     terminal.show(table("operators", ["operator", "runs as", "because"], lines, text=(0, 1, 2)))
+    lines = [[str(row["axes"]), row["engine"], row["problem"] or ""] for row in found["field_models"]]
+    terminal.show(table("field models", ["axes of the grid", "run by", "because"], lines, text=(0, 1, 2)))
     shipped = found["checkpoints"]
     lines = [[m["name"], m["dataset"], f"{m['num_parameters'] or 0:,}", f"{m['bytes'] / 1e6:.1f}"] for m in shipped]
     terminal.show(table("shipped models", ["model", "data set", "parameters", "MB"], lines, text=(0, 1)))
@@ -185,6 +188,26 @@ def _operators() -> dict[str, list[dict[str, Any]]]:
         found[op] = [
             {"implementation": name, "used": name == used, "problem": problem} for name, problem in candidates.items()
         ]
+    return found
+
+
+def _field_models() -> list[dict[str, Any]]:
+    """The engine of field models here by the axes of their grid, and why it is no better one."""
+    import torch
+
+    from ..config import BlocksConfig, FieldConfig, ModelConfig, PhysicsConfig
+    from ..ops import best
+    from ..sampling.engine import candidates
+
+    found = []
+    for axes in (1, 2, 3):
+        ones = (1,) * axes
+        codec = BlocksConfig(grid=(8,) * axes, lengths=(1.0,) * axes, periodic=(True,) * axes, block=1, frames=1)
+        config = ModelConfig(
+            name="field", dataset="field", codec=codec, context=PhysicsConfig(patch=ones), step=FieldConfig()
+        )
+        samplers = candidates(config, torch.device("cpu"), torch.float32)
+        found.append({"axes": axes, "engine": best(samplers), "problem": samplers["native"]})
     return found
 
 

@@ -16,6 +16,8 @@ from enma_fast.cli import main
 from enma_fast.models.checkpoint import available, load_model, sha256
 from enma_fast.training.recipes import RECIPES
 
+from .._extension import needs_native
+
 
 @pytest.fixture(scope="module")
 def information() -> tuple[dict[str, Any], str]:
@@ -42,6 +44,16 @@ def test_info(information: tuple[dict[str, Any], str]) -> None:
     assert f"{shipped:,}" in shown
     assert torch.__version__ in shown
     assert "combined-small" in shown
+
+
+@needs_native
+def test_info_names_the_engine_of_field_models(information: tuple[dict[str, Any], str]) -> None:
+    result, shown = information
+    rows = {row["axes"]: row for row in result["field_models"]}
+    assert {axes: row["engine"] for axes, row in rows.items()} == {1: "native", 2: "native", 3: "reference"}
+    assert rows[1]["problem"] is rows[2]["problem"] is None
+    assert "three axes" in rows[3]["problem"]
+    assert "field models" in shown
 
 
 def test_an_extra_is_named_with_its_brackets(enma: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

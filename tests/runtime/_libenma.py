@@ -11,7 +11,7 @@ import platform
 import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint8, c_uint16, c_uint64, c_void_p
 from pathlib import Path
@@ -219,6 +219,8 @@ class Observations(ctypes.Structure):
         return self
 
 
+# Arrays of known inputs by name.
+Known = Mapping[str, np.ndarray]
 LogFunction = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
 
 
@@ -273,9 +275,17 @@ class Model:
         self.library.call("session_new", self.handle, byref(given), byref(handle))
         return Session(self, handle, asked["num_members"])
 
-    def forecast(self, history: np.ndarray | None, context: np.ndarray | None = None, **options: Any) -> np.ndarray:
+    def forecast(
+        self,
+        history: np.ndarray | None,
+        context: np.ndarray | None = None,
+        *,
+        known: Known | None = None,
+        context_known: Known | None = None,
+        **options: Any,
+    ) -> np.ndarray:
         session = self.session(**options)
-        session.observe(history, context)
+        session.observe(history, context, known=known, context_known=context_known)
         values = session.forecast()
         session.free()
         return values
@@ -294,7 +304,22 @@ class Session:
     def call(self, name: str, *arguments: Any) -> None:
         self.library.call(f"session_{name}", self.handle, *arguments)
 
-    def observe(self, history: np.ndarray | None, context: np.ndarray | None = None) -> None:
+    def known(self, name: str, values: np.ndarray | None, context_values: np.ndarray | None = None) -> None:
+        tensors = [None if x is None else Tensor.of(x) for x in (values, context_values)]
+        self.call("known", name.encode(), *(None if t is None else byref(t) for t in tensors))
+
+    def observe(
+        self,
+        history: np.ndarray | None,
+        context: np.ndarray | None = None,
+        *,
+        known: Known | None = None,
+        context_known: Known | None = None,
+    ) -> None:
+        for name, values in (known or {}).items():
+            self.known(name, values)
+        for name, values in (context_known or {}).items():
+            self.known(name, None, values)
         tensors = [None if x is None else Tensor.of(x) for x in (history, context)]
         self.call("observe", *(None if t is None else byref(t) for t in tensors))
 
@@ -346,14 +371,16 @@ class Session:
         self.call("free")
 
 
-def assert_restored_goes_on(opened: Model, history: np.ndarray, context: np.ndarray, *, done: int) -> None:
+def assert_restored_goes_on(
+    opened: Model, history: np.ndarray, context: np.ndarray, *, done: int, **known: Known
+) -> None:
     """A session that is saved after so many frames, and restored in another one, continues with the same bits."""
     session = opened.session(num_members=3, seed=4)
-    session.observe(history, context)
+    session.observe(history, context, **known)
     for _ in range(done):
         session.step()
     kept = session.save()
     expected = session.forecast()
     other = opened.session(num_members=3, seed=4, threads=2)
     other.restore(kept)
-    assert np.array_equal(other.forecast(), expected)
+    np.testing.assert_array_equal(other.forecast(), expected)

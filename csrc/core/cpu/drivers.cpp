@@ -19,9 +19,10 @@ const float* Driver::at(std::int64_t trajectory, std::int64_t frame) const {
 }
 
 void Told::check(const ToldShape& shape, std::int64_t trajectories, std::int64_t points, std::int64_t channels) const {
-    if (drivers.size() != shape.in_time.size() || mask.size() != (shape.masked ? points * channels : 0)) {
+    const std::size_t places = shape.masked ? points * channels : 0;
+    if (drivers.size() != shape.in_time.size() || mask.size() != places) {
         fail(ENMA_INVALID_ARGUMENT, drivers.size(), " drivers and ", mask.size(), " places of a mask; the model has ",
-             shape.in_time.size(), " and ", shape.masked ? points * channels : 0);
+             shape.in_time.size(), " and ", places);
     }
     for (std::size_t i = 0; i < drivers.size(); ++i) {
         const Driver& driver = drivers[i];

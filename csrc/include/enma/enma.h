@@ -7,6 +7,8 @@
  *
  *     enma_model_open -> enma_session_new -> enma_session_observe -> enma_session_forecast, or one step at a time
  *
+ * A model that was told known inputs in training takes them by enma_session_known, before enma_session_observe.
+ *
  * Every call returns a status; enma_last_error() has the message of this thread's last failure. Arrays belong to the
  * caller and are described by DLTensor of DLPack: fp32 or fp64, any strides, on the CPU. The library never exits,
  * prints or throws, and runs on the calling thread and the threads that a session was given.
@@ -170,11 +172,21 @@ ENMA_API enma_status enma_session_new(enma_model* model, const enma_session_opti
 /* NULL is allowed. */
 ENMA_API enma_status enma_session_free(enma_session* session);
 
+/* Tells a model by name what it was told in training beside the fields, in the same units: `values` of the trajectory that
+ * is observed next, and `context_values` of its context, each NULL where it is not given. A parameter has no axis [], a
+ * series [frames], a map [grid], a forcing [frames, grid]. What varies in time has all observed and all forecast frames,
+ * from the first observed one on. The time of day and year are series of the names day_sin, day_cos, year_sin and
+ * year_cos: sine and cosine of the turns since 1970-01-01, of days or of years of 365.2425 days. What is observed next
+ * takes them; observe again, and they have to be given again. */
+ENMA_API enma_status enma_session_known(enma_session* session, const char* name, const DLTensor* values,
+                                        const DLTensor* context_values);
+
 /* Below `grid` stands for both dimensions of a field on a plane: its arrays have one axis more.
  *
  * Encodes and reads the observed frames `history` [L, grid, channels], L at least 3, and forgets what was before. With
  * `context`, frames of another trajectory of the same physics, L may be 1 or `history` NULL: then frame 0 is drawn too. Of
- * a context of an even number of frames, if the model joins them in pairs and was trained on more, the last is not used. */
+ * a context of an even number of frames, if the model joins them in pairs and was trained on more, the last is not used.
+ * Where the fields of a model have no values, such as on land, those of frames are not read, and forecasts are NaN. */
 ENMA_API enma_status enma_session_observe(enma_session* session, const DLTensor* history, const DLTensor* context);
 
 /* Likewise, of a model whose description says `scattered`. */

@@ -173,6 +173,26 @@ class Session {
         handle_.reset(handle);
     }
 
+    // What a model was told in training beside the fields, by name, of the trajectory that is observed next and of its
+    // context; see enma_session_known.
+    template <class T>
+    void known(const std::string& name, const View<T>& values) {
+        const DLTensor given = values.tensor();
+        detail::check(enma_session_known(handle_.get(), name.c_str(), &given, nullptr));
+    }
+
+    template <class T, class U>
+    void known(const std::string& name, const View<T>& values, const View<U>& context_values) {
+        const DLTensor given = values.tensor(), other = context_values.tensor();
+        detail::check(enma_session_known(handle_.get(), name.c_str(), &given, &other));
+    }
+
+    // A parameter.
+    void known(const std::string& name, double value) { known(name, View<const double>(&value, {})); }
+    void known(const std::string& name, double value, double context_value) {
+        known(name, View<const double>(&value, {}), View<const double>(&context_value, {}));
+    }
+
     // Observed frames [L, *grid, channels].
     template <class T>
     void observe(const View<T>& history) {
