@@ -143,12 +143,21 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
     `command`, which makes the run again, is for the card. From the first validation on the folder holds a model that
     can be used. Returns the contents of `metrics.json` of the checkpoint: `rows` of scores, each with those of other
     `methods` by name and of single `channels`, the `training`, and the `size` of the network's correction and the
-    factors of the `spread`, which were chosen on validation data.
+    factors of the `spread`, which were chosen on validation data. `EnmaError` if the disk is full.
     """
     done = out / IN_RUN / METRICS
     if done.is_file():
         found: dict[str, Any] = json.loads(done.read_text())
         return found
+    try:
+        return _trained(plan, out, command, progress)
+    except OSError as error:
+        raise EnmaError(
+            f"{out}: cannot be written ({error}); what was written is kept, fix this and repeat the command"
+        ) from error
+
+
+def _trained(plan: Plan, out: Path, command: str, progress: Progress | None) -> dict[str, Any]:
     total = 60 * plan.request.minutes
     seconds = 0.0 if plan.right else max(0.0, (1 - _SCORING) * total - plan.seconds)
     model = train(

@@ -1,6 +1,8 @@
 """`enma-fast train FILE`: the plan, a short training with its report, and refusals."""
 
 import json
+import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -132,3 +134,43 @@ def test_what_is_known_is_told_and_land_is_left_out(enma: Callable, tmp_path: Pa
         in enma("train", "combined-fast", "--out", out, "--known", "v").error()
     )
     assert "driven.h5: has no 'w'" in enma("train", path, "--out", tmp_path / "no", "--known", "w").error()
+
+
+def test_a_disk_that_fills_is_one_line_and_another_machine_goes_on(
+    enma: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A module that is compiled there would be cut off too.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    out = tmp_path / "run"
+    command = ("train", save(tmp_path / "ring.h5", steepened(30)), "--out", out, "--minutes", 0.05, "--json")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Splits fit, weights do not.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        full = enma(*command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert full.status == 2
+    last = full.err.splitlines()[-1]
+    assert last.startswith(f"error: {out}: cannot be written")
+    assert "safetensors" in last
+    record = json.loads((out / "run.json").read_text())
+    record["machine"] |= {"cpu": "another", "torch_simd": "AVX2", "cores": 64}
+    (out / "run.json").write_text(json.dumps(record | {"precision": "fp32", "versions": {"torch": "0"}}))
+    assert np.isfinite(enma(*command).json["rows"][0]["rel_l2"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_cube_is_trained_and_forecast_and_scored(enma: Callable, tmp_path: Path, masked: bool) -> None:
+    """A wave along x whose speed depends on its height, with positions in metres."""
+    cubes = np.ascontiguousarray(np.broadcast_to(steepened(30, 10, 24)[..., None, None], (30, 10, 24, 24, 24)))
+    if masked:
+        cubes[..., 4:9, 5:11] = np.nan
+    axis = 250.0 * np.arange(24) + 3e5
+    path, out = save(tmp_path / "cube.h5", cubes, coords=[axis] * 3, periodic=[True, False, False]), tmp_path / "run"
+    (row,) = enma("train", path, "--out", out, "--minutes", 1, "--json").json["rows"]
+    assert row["rel_l2"] < 0.9 * row["methods"]["damped persistence"]["rel_l2"]
+    test, store = out / "data" / "cube-test-in.h5", tmp_path / "run.zarr"
+    assert enma("forecast", test, "--checkpoint", out, "--members", 2, "--out", store, "--json").status == 0
+    assert np.isfinite(enma("score", store, "--json").json["rel_l2"])

@@ -192,7 +192,7 @@ def test_few_independent_trajectories_prove_only_large_gains():
     assert not surely_less(torch.full((30,), math.inf), others, 30)
 
 
-def test_a_loss_that_is_not_finite_leaves_the_best_weights(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_leaves_the_best_weights(tmp_path, monkeypatch, caplog):
     made, (u, environments) = model(), waves(40)
     real = FieldTask._loss
 
@@ -202,6 +202,7 @@ def test_a_loss_that_is_not_finite_leaves_the_best_weights(tmp_path, monkeypatch
     monkeypatch.setattr(FieldTask, "_loss", broken)
     train(made, u, environments, tmp_path, seconds=2.0)
     assert all(bool(torch.isfinite(p).all()) for p in made.parameters())
+    assert "best validation" in caplog.text
 
 
 @pytest.mark.parametrize("floor", ["waves", "damped persistence"])
