@@ -68,7 +68,6 @@ BUDGETS = {name: most for most, names in KINDS.values() for name in names}
 NOT_YET = {
     "README.md",
     "docs/embed-in-cpp.md",
-    "docs/real-data.md",
     "docs/your-own-data.md",
 }
 
