@@ -39,8 +39,8 @@ std::unique_ptr<FrameSession> make_session(const Dynamics& dynamics, std::int64_
 
 void start_segment(FrameSession& session, int segment) {
     expect(segment == 0 || segment == 1, OP, ": segment is ", segment, "; expected 0 or 1");
-    expect(session.frames_read() < session.settings().prefix_frames, OP, ": all ", session.settings().prefix_frames,
-           " shared frames are read");
+    expect(!session.begun() && session.frames_read() < session.settings().prefix_frames, OP, ": all ",
+           session.settings().prefix_frames, " shared frames are read");
     session.start_segment(segment);
 }
 
@@ -49,8 +49,8 @@ void read_frame(FrameSession& session, const Tensor& z) {
     const SamplerSettings& set = session.settings();
     const void* const values =
         checked(OP, z, "frame", {set.groups, session.tokens(), session.channels()}, Dtype::float32);
-    expect(0 < session.frames_read() && session.frames_read() < set.prefix_frames, OP, ": ", session.frames_read(),
-           " of ", set.prefix_frames, " shared frames are read");
+    expect(!session.begun() && 0 < session.frames_read() && session.frames_read() < set.prefix_frames, OP, ": ",
+           session.frames_read(), " of ", set.prefix_frames, " shared frames are read");
     session.read(static_cast<const float*>(values));
 }
 
@@ -74,6 +74,12 @@ void tell(FrameSession& session, const std::vector<Tensor>& drivers, const std::
     session.tell(std::move(told));
 }
 
+void reopen(FrameSession& session, std::int64_t rows, std::int64_t first_frame) {
+    expect(0 < rows && rows <= session.most_rows(), OP, ": ", rows, " of ", session.most_rows(), " rows");
+    expect(first_frame >= 0, OP, ": first_frame is ", first_frame);
+    session.reopen(rows, first_frame);
+}
+
 void begin(FrameSession& session, const Tensor& seeds, const Tensor& members, const Tensor& groups) {
     const SamplerSettings& set = session.settings();
     const auto numbers = [&](const Tensor& x, const char* name) {
@@ -81,8 +87,7 @@ void begin(FrameSession& session, const Tensor& seeds, const Tensor& members, co
     };
     const std::int64_t *const seed = numbers(seeds, "seeds"), *const member = numbers(members, "members"),
                               *const of = numbers(groups, "groups");
-    expect(session.frames_read() == set.prefix_frames, OP, ": ", session.frames_read(), " of ", set.prefix_frames,
-           " shared frames are read");
+    expect(session.frames_read() > 0, OP, ": 0 of ", set.prefix_frames, " shared frames are read");
     expect(std::all_of(of, of + set.rows, [&](std::int64_t g) { return 0 <= g && g < set.groups; }), OP,
            ": groups has a number that is not below ", set.groups);
     const std::vector<std::uint32_t> seed_words(seed, seed + set.rows), member_words(member, member + set.rows);
@@ -110,8 +115,7 @@ void frame(FrameSession& session, const Tensor& out, bool last) {
     expect(frames > 0, OP, ": out has no frame");
     expect(session.begun(), OP, ": no frame is left to make; call begin first");
     const std::int64_t kept = session.frames_made() + frames - (last ? 1 : 0);
-    expect(session.frames_read() == set.prefix_frames && kept <= set.own_frames, OP, ": ", session.frames_made(),
-           " of ", set.own_frames, " frames are made");
+    expect(kept <= set.own_frames, OP, ": ", session.frames_made(), " of ", set.own_frames, " frames are made");
     for (std::int64_t t = 0; t < frames; ++t) {
         if (t > 0 && PyErr_CheckSignals() != 0) throw py::error_already_set();
         const py::gil_scoped_release release;
@@ -143,6 +147,7 @@ void bind_dynamics(py::module_& m) {
         .def("start_segment", &start_segment, arg("segment"), without_lock())
         .def("read", &read_frame, arg("z"), without_lock())
         .def("tell", &tell, arg("drivers"), arg("mask") = py::none(), without_lock())
+        .def("reopen", &reopen, arg("rows"), arg("first_frame"))
         .def("begin", &begin, arg("seeds"), arg("members"), arg("groups"), without_lock())
         .def("follow", &follow, arg("z"), without_lock())
         .def("frame", &frame, arg("out"), arg("last"))

@@ -10,7 +10,8 @@ Legend: B rows (members), G groups that share history and context, N tokens per 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +43,26 @@ def problem(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> st
     return config.context.native_problem(config.codec, dtype_name(dtype)) or native_problem(device)
 
 
+class _Idle(NamedTuple):
+    """The session of the last chunk, what it was made for, and the segments ``[G, T_i, N, C]`` that it has read."""
+
+    key: tuple[Any, ...]
+    session: Any
+    read: list[Tensor]
+
+    def serves(self, size: Size, segments: Sequence[Tensor], *, most_rows: int, threads: int) -> bool:
+        """Whether these segments go on from what it has read, and its memory is large enough for a chunk."""
+        made: Size = self.key[0]
+        fits = size.rows <= made.rows <= max(most_rows, size.rows) and size.own_frames <= made.own_frames
+        fits &= size.prefix_frames <= made.prefix_frames and set(size.slots) <= set(made.slots)
+        alike = replace(made, groups=size.groups, settings=size.settings) == made and self.key[2:] == (threads, "")
+        if not (fits and alike and len(self.read) == len(segments)):
+            return False
+        *others, last = zip(self.read, segments, strict=True)
+        grown = last[0].shape[1] <= last[1].shape[1]
+        return grown and all(torch.equal(*pair) for pair in [*others, (last[0], last[1][:, : last[0].shape[1]])])
+
+
 class NativeSampler:
     """A model packed for the CPU; pack again after its weights have changed.
 
@@ -52,7 +73,7 @@ class NativeSampler:
     def __init__(self, dynamics: Dynamics, *, dtype: torch.dtype) -> None:
         self.dynamics, self.dtype = dynamics, dtype
         # The session of the last chunk; None while a trajectory uses it.
-        self._idle: tuple[tuple[Any, ...], Any] | None = None
+        self._idle: _Idle | None = None
         if any(module.eps != EPSILON for module in dynamics.modules() if isinstance(module, RMSNorm)):
             raise EnmaError(f"norms have another epsilon than {EPSILON}; use backend 'reference'")
         self._packed = native().Dynamics(
@@ -75,20 +96,31 @@ class NativeSampler:
     ) -> Iterator[Tensor]:
         """Yield latent frames ``[B, N, C]`` that follow the segments ``[G, T_i, N, C]``, the last being the history.
 
-        Where frames may be made ahead, several of a few rows are made before the first of them is yielded.
+        Where frames may be made ahead, several of a few rows are made before the first of them is yielded. What the
+        last chunk has read of these segments is not read again.
         """
-        frames, chunk = [frames_of(segment) for segment in segments], chunk or Chunk()
+        frames, chunk = [frames_of(segment).float() for segment in segments], chunk or Chunk()
         first, config = frames[-1].shape[1], self.dynamics.config
         size = size_of(config, frames, rows=len(seeds), num_latents=num_latents, settings=settings)
-        key, session = self.session(size, first=first, threads=threads)
+        key, session, known = self._taken(size, frames, first=first, threads=threads, chunk=chunk)
+        # What is read in part is not known.
+        read: list[Tensor] = []
         try:
-            session.reset()
+            if not known:
+                session.reset()
+            session.reopen(len(seeds), first)
             for number, segment in enumerate(segments):
-                session.start_segment(number)
-                if (told := drivers_of(segment)) is not None:
-                    session.tell(*told.packed())
-                for z_GNC in frames[number].float().unbind(1):
+                begin = 0
+                if number < len(known):
+                    begin = known[number].shape[1]
+                else:
+                    session.start_segment(number)
+                    if (told := drivers_of(segment)) is not None:
+                        session.tell(*told.packed())
+                for z_GNC in frames[number][:, begin:].unbind(1):
                     session.read(z_GNC.contiguous())
+            # What is told of a segment may change with it.
+            read = frames if drivers_of(segments[-1]) is None else []
             session.begin(seeds.contiguous(), members.contiguous(), groups.contiguous())
             most = max(1, ROWS_AHEAD // len(seeds)) if chunk.ahead else 1
             earlier = [] if chunk.earlier is None else chunk.earlier.float().unbind(1)
@@ -101,18 +133,30 @@ class NativeSampler:
                 yield from z_TBNC
         finally:
             # A trajectory that is abandoned early returns it too.
-            self._idle = (key, session)
+            self._idle = _Idle(key, session, read)
+
+    def _taken(self, size: Size, segments: list[Tensor], *, first: int, threads: int | None, chunk: Chunk) -> _Idle:
+        """The session of the last chunk with what it has read of the segments, or one that has read nothing."""
+        # Taken before it is looked at: another thread may want it too.
+        idle, self._idle = self._idle, None
+        most_rows = chunk.rows or size.rows
+        if idle is not None and idle.serves(size, segments, most_rows=most_rows, threads=_threads(threads)):
+            return idle
+        self._idle = idle
+        whole = -(-size.prefix_frames // chunk.room) * chunk.room
+        key, session = self.session(replace(size, prefix_frames=whole), first=first, threads=threads)
+        return _Idle(key, session, [])
 
     def session(
         self, size: Size, *, first: int, threads: int | None = None, isa: str = ""
     ) -> tuple[tuple[Any, ...], Any]:
         """Return the memory of one chunk from frame `first` on, that of the last chunk if it fits, and its key."""
-        threads = min(threads or torch.get_num_threads(), most_threads())
+        threads = _threads(threads)
         key = (size, first, threads, isa)
         # Taken before it is looked at: another thread may want it too.
         idle, self._idle = self._idle, None
-        if idle is not None and idle[0] == key:
-            return key, idle[1]
+        if idle is not None and idle.key == key:
+            return key, idle.session
         # The old memory is freed before new memory is allocated.
         del idle
         session = self._packed.session(
@@ -129,9 +173,13 @@ class NativeSampler:
 
     def planned_bytes(self) -> dict[str, int]:
         """Memory of the last session in bytes: weights, keys_values, buffers, and the work space of the threads."""
-        return {} if self._idle is None else dict(self._idle[1].plan())
+        return {} if self._idle is None else dict(self._idle.session.plan())
 
 
 def _as_read(p: Tensor) -> Tensor:
     """Of a checkpoint, as the extension reads it: fp64 as it is, all else in fp32."""
     return (p if p.dtype == torch.float64 else p.float()).contiguous()
+
+
+def _threads(asked: int | None) -> int:
+    return min(asked or torch.get_num_threads(), most_threads())

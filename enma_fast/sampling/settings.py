@@ -28,11 +28,14 @@ class Chunk:
         Whether frames may be made before they are asked for, which a CPU does faster for few rows.
     earlier
         Latent frames ``[B, T, N, C]`` after the history that were forecast before, and are not yielded again.
+    room
+        Memory of what is read is for a multiple of so many latent frames, for histories that grow.
     """
 
     rows: int | None = None
     ahead: bool = False
     earlier: Tensor | None = None
+    room: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -274,6 +274,12 @@ FieldSession::Row FieldSession::row_of(std::uint32_t seed, std::uint32_t number,
     return out;
 }
 
+void FieldSession::reopen(std::int64_t count, std::int64_t first_frame) {
+    settings_.rows = count;
+    settings_.first_frame = first_frame;
+    begun_ = false;
+}
+
 void FieldSession::begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups) {
     groups_.assign(settings_.groups, {});
     members_.clear();

@@ -83,12 +83,14 @@ class FieldSession : public FrameSession {
     void start_segment(int segment) override;
     void read(const float* tokens) override;
     void tell(Told told) override;
+    void reopen(std::int64_t count, std::int64_t first_frame) override;
     void begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups) override;
     void frame(float* out, bool last) override;
     void follow(const float* tokens) override;
     void keep(const int* rows, int count) override;
 
     const SamplerSettings& settings() const override { return settings_; }
+    std::int64_t most_rows() const override { return static_cast<std::int64_t>(frames_.size()) / model_->values(); }
     int tokens() const override { return model_->values() / channels(); }
     int channels() const override;
     SamplerPlan plan() const override;

@@ -33,6 +33,8 @@ class FrameSession {
     virtual void read(const float* tokens) = 0;
     // What is told of the trajectories of the segment that was started last. Throws Error.
     virtual void tell(Told) { fail(ENMA_INVALID_ARGUMENT, "the model is told nothing beside its fields"); }
+    // Keeps what was read: more of it comes next, or `begin`, of `count` rows, `most_rows` or fewer.
+    virtual void reopen(std::int64_t count, std::int64_t first_frame) = 0;
     // Keys of the noise of each row, and its group. Throws Error where what was read is not enough.
     virtual void begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups) = 0;
     // Decides the next latent frame [B, N, C] and, unless it is the last one, reads it.
@@ -43,6 +45,7 @@ class FrameSession {
     virtual void keep(const int* rows, int count) = 0;
 
     virtual const SamplerSettings& settings() const = 0;
+    virtual std::int64_t most_rows() const = 0;
     virtual int tokens() const = 0;
     virtual int channels() const = 0;
     virtual SamplerPlan plan() const = 0;

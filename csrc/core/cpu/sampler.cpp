@@ -205,6 +205,12 @@ void SamplerSession::keep(const int* rows, int count) {
     settings_.rows = count;
 }
 
+void SamplerSession::reopen(std::int64_t count, std::int64_t first_frame) {
+    settings_.rows = count;
+    settings_.first_frame = first_frame;
+    begun_ = false;
+}
+
 void SamplerSession::begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups) {
     std::copy_n(seeds, settings_.rows, seeds_.data());
     std::copy_n(members, settings_.rows, members_.data());
@@ -215,7 +221,7 @@ void SamplerSession::begin(const std::uint32_t* seeds, const std::uint32_t* memb
     }
     state_.own_frames = 0;
     state_.frame = static_cast<int>(settings_.first_frame);
-    deciding_ = initial_ ? initial_.get() : step_.get();
+    deciding_ = initial_ && settings_.first_frame == 0 ? initial_.get() : step_.get();
     begun_ = true;
 }
 

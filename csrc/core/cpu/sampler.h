@@ -166,12 +166,14 @@ class SamplerSession : public FrameSession {
     void reset() override;
     void start_segment(int segment) override;
     void read(const float* tokens) override;
+    void reopen(std::int64_t count, std::int64_t first_frame) override;
     void begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups) override;
     void frame(float* out, bool last) override;
     void follow(const float* tokens) override;
     void keep(const int* rows, int count) override;
 
     const SamplerSettings& settings() const override { return settings_; }
+    std::int64_t most_rows() const override { return static_cast<std::int64_t>(group_.size()); }
     int tokens() const override { return model_.tokens; }
     int channels() const override { return model_.channels; }
     SamplerPlan plan() const override;
