@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .errors import EnmaError
     from .evaluation.scoring import score
     from .forecasting.api import forecast, stream
+    from .forecasting.case import Case
     from .forecasting.ensemble import Ensemble
     from .models.checkpoint import load_model
     from .training.own_model import train_fields as train
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 # Public name -> the module that holds it and its name there.
 _HOME = {
+    "Case": ("forecasting.case", "Case"),
     "Ensemble": ("forecasting.ensemble", "Ensemble"),
     "EnmaError": ("errors", "EnmaError"),
     "FieldFile": ("data", "FieldFile"),
@@ -44,6 +46,7 @@ _HOME = {
 
 __all__ = [
     "RECIPES",
+    "Case",
     "EnmaError",
     "Ensemble",
     "FieldFile",

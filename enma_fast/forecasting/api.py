@@ -176,7 +176,12 @@ def forecast(
         observation_error=observation_error,
         earlier=earlier.data if isinstance(earlier, Ensemble) else earlier,
     )
-    request, labels = _read(model, request)
+    return ensemble_of(model, request, stop)
+
+
+def ensemble_of(model: Model, request: ForecastRequest, stop: Stop | None = None) -> Ensemble:
+    """The forecast of a request of arrays of any kind."""
+    request, labels = read_request(model, request)
     fields = sample_members(model, request, stop=_on_tensors(stop, labels))
     return Ensemble(labels.plain(fields), labels)
 
@@ -230,14 +235,14 @@ def stream(
         strict=strict,
         observation_error=observation_error,
     )
-    request, labels = _read(model, request)
+    request, labels = read_request(model, request)
     if chunk is None:
         request = replace(request, chunk=max(1, len(labels.trajectories)) * request.num_members)
     frames = stream_members(model, request, stop=_on_tensors(stop, labels))
     return (_labelled(labels, number, frame) for number, frame in enumerate(frames))
 
 
-def _read(model: Model, request: ForecastRequest) -> tuple[ForecastRequest, Labels]:
+def read_request(model: Model, request: ForecastRequest) -> tuple[ForecastRequest, Labels]:
     """The request with plain arrays and the numbers of the trajectories, and the labels of the forecast."""
     config, tok = model.config, model.config.codec
     history, context = request.observed, request.context

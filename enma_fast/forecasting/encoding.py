@@ -123,9 +123,11 @@ def encode_inputs(
     where, there = _points(model, history, context)
     space = 1 if where is not None else config.codec.dims
     batched = leading.values.ndim == space + 3
-    known = None if history is None else _field("history", history.values, model, where, batched)
+    known = None if history is None else checked_field("history", history.values, model, where, batched)
     other = (
-        None if context is None else _field("context", context.values, model, there, context.values.ndim == space + 3)
+        None
+        if context is None
+        else checked_field("context", context.values, model, there, context.values.ndim == space + 3)
     )
     if known is not None and other is not None and len(other) not in (1, len(known)):
         raise EnmaError(
@@ -173,6 +175,11 @@ def encode_inputs(
 
     latents = partial(_encode, model, native, ladder)
 
+    def on_grid(fields: Tensor) -> Tensor:
+        if len(used) == 1:
+            return latents(shifted(fields, shown[used[0]], ring))
+        return latents(torch.stack([shifted(fields, shown[s], ring) for s in used], 1).flatten(0, 1))
+
     def encoded(fields: Tensor, where: Tensor | None, use: int) -> Tensor:
         """Latents of each trajectory in each shift that is used, [B * len(used), T, N, C]."""
         if where is not None and drawn:
@@ -185,9 +192,10 @@ def encode_inputs(
         if where is not None:
             seen = [latents(fields, moved(where, shown[s], config.codec)) for s in used]
             return torch.stack(seen, 1).flatten(0, 1)
-        if len(used) == 1:
-            return latents(shifted(fields, shown[used[0]], ring))
-        return latents(torch.stack([shifted(fields, shown[s], ring) for s in used], 1).flatten(0, 1))
+        if request.kept is None:
+            return on_grid(fields)
+        key = (use, native, *(shown[s] for s in used))
+        return request.kept.latents(key, fields, on_grid, tok, causal=native is not None)
 
     if known is None:
         empty = (B * len(used), 0, config.num_tokens, config.token_channels)
@@ -341,7 +349,7 @@ def _frames_to_forecast(config: ModelConfig, request: ForecastRequest, num_obser
     return config.num_frames - num_observed
 
 
-def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor | None, batched: bool) -> Tensor:
+def checked_field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor | None, batched: bool) -> Tensor:
     """One checked input as ``[B, T, *grid, c]`` fp32 on the model's device."""
     options = model.config.codec
     grid = options.grid if points is None else (points.shape[-2],)

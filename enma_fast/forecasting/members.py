@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -30,6 +30,7 @@ from ..sampling.settings import Chunk
 from ..sampling.shifts import View, shifted
 from ..utils.forks import forkable, iterate_in_own_thread, run_in_own_thread
 from .encoding import EncodedInputs, encode_inputs
+from .kept import ROOM
 from .request import ForecastRequest
 from .scattered import moved
 
@@ -239,6 +240,8 @@ def _latents(
     """
     of_rows = [inputs.history_of(row) for row in rows]
     which = sorted(set(of_rows)) if history is None else of_rows
+    if request.kept is not None:
+        engine, chunk = request.kept.engine(engine, tuple(which)), replace(chunk, room=ROOM)
     place = {row: i for i, row in enumerate(which)}
     groups = [place[row] for row in of_rows] if history is None else list(range(len(rows)))
     device = inputs.history_BTNC.device

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..models.model import Model
+    from .kept import KeptFrames
 
 # Number format of the weights that is chosen by measurement.
 AUTO = "auto"
@@ -97,6 +98,8 @@ class ForecastRequest:
     earlier
         Frames ``[K, T0, *grid, c]`` or ``[B, K, T0, *grid, c]`` that the members have already, of a shorter forecast of
         the same request: they are the first ones of the forecast, which goes on after them.
+    kept
+        What earlier forecasts of a growing history have read; it is used, and added to.
     query
         Coordinates ``[Q, d]`` of the output; the model's grid by default.
     task, num_history
@@ -139,6 +142,7 @@ class ForecastRequest:
     observed: Fields | None = None
     context: Fields | None = None
     earlier: Any = None
+    kept: KeptFrames | None = None
     query: Any = None
     task: Task = TEMPORAL
     num_history: int = HISTORY

@@ -18,6 +18,7 @@ channels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -219,6 +220,13 @@ class Engine:
         # What is not finite by the reference either is the model's.
         if not distance <= most and expected.isfinite().all():
             raise RuntimeError(f"its first frame differs from the reference by {distance:.2g}, more than {most}")
+
+    def apart(self) -> Engine:
+        """The same with memory of its own for what the extension reads, and packed weights in common."""
+        made = copy.copy(self)
+        if isinstance(self._sampler, NativeSampler):
+            made._sampler = self._sampler.apart()
+        return made
 
     def planned_bytes(self) -> dict[str, int]:
         """Planned memory of the last chunk in bytes, by purpose; empty before the first chunk."""

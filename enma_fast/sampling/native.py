@@ -9,6 +9,7 @@ Legend: B rows (members), G groups that share history and context, N tokens per 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -143,8 +144,11 @@ class NativeSampler:
         if idle is not None and idle.serves(size, segments, most_rows=most_rows, threads=_threads(threads)):
             return idle
         self._idle = idle
-        whole = -(-size.prefix_frames // chunk.room) * chunk.room
-        key, session = self.session(replace(size, prefix_frames=whole), first=first, threads=threads)
+        if chunk.room > 1:
+            # Frames that are forecast may end within a latent frame, or with it.
+            whole = -(-size.prefix_frames // chunk.room) * chunk.room
+            size = replace(size, prefix_frames=whole, own_frames=size.own_frames + 1)
+        key, session = self.session(size, first=first, threads=threads)
         return _Idle(key, session, [])
 
     def session(
@@ -170,6 +174,12 @@ class NativeSampler:
             isa=isa,
         )
         return key, session
+
+    def apart(self) -> NativeSampler:
+        """The same packed weights with sessions of their own."""
+        made = copy.copy(self)
+        made._idle = None
+        return made
 
     def planned_bytes(self) -> dict[str, int]:
         """Memory of the last session in bytes: weights, keys_values, buffers, and the work space of the threads."""

@@ -29,6 +29,7 @@ PAGES = (
     "first-forecast.md",
     "results-in-xarray.md",
     "stop-members-early.md",
+    "forecast-again.md",
     "score-and-calibrate.md",
     "scattered-points.md",
     "your-own-data.md",
