@@ -5,6 +5,7 @@ Shape suffixes: B trajectories, K members, T frames.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from ..data import FieldFile
 from ..errors import EnmaError
 from ..store.read import read_forecast, zarr_errors
 
+log = logging.getLogger("enma_fast")
+
+# Attribute with a hash for each trajectory: of its context and of what the model is told of both.
+BESIDE = "context_and_known_sha256"
 # What has to be the same in the request of the longer forecast, as stores write it.
 _SAME = ("task", "observed_frames", "seed", "model_sha256", "config_sha256", "sampling", "precision")
 
@@ -30,9 +35,18 @@ class StoredMembers:
         self.num_frames = int(self._store.sizes["time"])
 
     def check(
-        self, data: FieldFile, trajectories: Sequence[int], members: range, attributes: Mapping[str, Any]
+        self,
+        data: FieldFile,
+        trajectories: Sequence[int],
+        members: range,
+        attributes: Mapping[str, Any],
+        beside: Sequence[str],
     ) -> None:
-        """Raise `EnmaError` unless the store is a shorter forecast of the same request, whose attributes are given."""
+        """Raise `EnmaError` unless the store is a shorter forecast of the same request.
+
+        Its attributes are given, and `beside` the hashes of contexts and known inputs up to the last frame of the
+        store. A store without such hashes gives a warning.
+        """
         store = self._store
         for name in _SAME:
             if store.attrs.get(name) != attributes.get(name):
@@ -44,6 +58,17 @@ class StoredMembers:
         for what, wanted, held in zip(("trajectory", "member"), (trajectories, members), there, strict=True):
             if lacking := sorted(set(wanted) - held):
                 raise EnmaError(f"{self.path}: holds no {what} {lacking[0]}; forecast it from the beginning")
+        held = store.attrs.get(BESIDE)
+        if beside and held is None:
+            log.warning("%s: does not say from which context and known inputs; they have to be the same", self.path)
+        elif beside or held is not None:
+            own = dict(zip(store["trajectory"].values.tolist(), held, strict=True))
+            for number, digest in zip(trajectories, beside or [""] * len(trajectories), strict=True):
+                if own[number] != digest:
+                    raise EnmaError(
+                        f"{self.path}: trajectory {number} was forecast from another context or other known inputs; "
+                        "give the same"
+                    )
         seen = int(store.attrs["observed_frames"])
         places = self._places(trajectories)
         for c, name in enumerate(data.channels if seen else ()):

@@ -145,7 +145,7 @@ class FileForecast:
         require_errors(request.errors, config.codec, scattered=scattered)
         check_mask(self.model, data)
         every, count = range(len(data.u)), len(data.u)
-        told(self.model, self._known(data, every), count=count, frames=self.num_total, argument=str(data.path))
+        told(self.model, self.known(data, every), count=count, frames=self.num_total, argument=str(data.path))
         warn_if_long(config, self.num_total)
         warn_if_uneven(config, self.num_observed)
         request.check_memory(config, self.num_frames, at_once=at_once)
@@ -182,7 +182,7 @@ class FileForecast:
         check_file(config, other)
         check_channels(expected, other, strict=self.request.strict)
         check_mask(self.model, other)
-        known = self._known(other, range(len(other.u)))
+        known = self.known(other, range(len(other.u)))
         told(self.model, known, count=len(other.u), frames=len(other.times), argument=str(other.path))
         warn_of_context(config, str(other.path), len(other.times))
         if other.num_trajectories not in (1, self.data.num_trajectories):
@@ -286,7 +286,7 @@ class FileForecast:
         if not self.num_observed:
             return None
         places = self.data.places(trajectories)
-        known = self._known(self.data, places)
+        known = self.known(self.data, places)
         if self.data.points is not None:
             return Fields(self.data.u[places], self.data.points[places], known)
         return replace(self._as_seen(self.data.u[places, : self.num_observed], trajectories), known=known)
@@ -297,9 +297,9 @@ class FileForecast:
             return None
         source, index = self.context_places(trajectories)
         seen = self._as_seen(source.u[index, : self.model.config.num_frames], trajectories, context=True)
-        return replace(seen, known=self._known(source, index))
+        return replace(seen, known=self.known(source, index))
 
-    def _known(self, data: FieldFile, places: Sequence[int]) -> dict[str, np.ndarray]:
+    def known(self, data: FieldFile, places: Sequence[int]) -> dict[str, np.ndarray]:
         """What a file says of the drivers that the model is told, of trajectories by their places."""
         names = [driver.name for driver in self.model.config.known]
         found = {name: data.parameters[name][list(places)] for name in names if name in data.parameters}

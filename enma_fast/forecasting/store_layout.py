@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..config import ModelConfig, SamplingConfig
-from ..data import EQUATIONS, dataset_split
+from ..data import EQUATIONS, FieldFile, dataset_split
 from ..data.drivers import rows_of
 from ..errors import EnmaError
 from ..models.checkpoint import CONFIG, COVARIANCE, WEIGHTS, hashes, sha256
@@ -21,6 +21,7 @@ from ..store.location import is_store
 from ..store.metadata import read_metadata
 from ..utils.names import check_names
 from ..utils.system import versions
+from .extension import BESIDE
 from .file_forecast import FileForecast
 from .labelled_field import later
 from .request import AUTO, ForecastRequest
@@ -92,7 +93,7 @@ def provenance(forecast: FileForecast, checkpoint: str | Path, command: str) -> 
     """
     files, found = hashes(checkpoint), versions()
     decide = ("enma-fast", "torch", "numpy")
-    attributes = {
+    attributes: dict[str, Any] = {
         "command": command,
         "model_sha256": files[WEIGHTS],
         "config_sha256": files[CONFIG],
@@ -103,9 +104,40 @@ def provenance(forecast: FileForecast, checkpoint: str | Path, command: str) -> 
         "versions": ", ".join(f"{name} {found[name]}" for name in decide),
         "further_versions": ", ".join(f"{n} {number}" for n, number in found.items() if number and n not in decide),
     }
+    if beside := beside_hashes(forecast, forecast.num_total):
+        attributes[BESIDE] = beside
     if forecast.context_file is not None:
         attributes["context_file"] = forecast.context_file.path.name
     return attributes
+
+
+def beside_hashes(forecast: FileForecast, frames: int) -> list[str]:
+    """A hash for each trajectory of its context, and of what the model is told of both up to so many frames.
+
+    Empty where there is neither.
+    """
+    has_context, config, trajectories = (
+        forecast.request.task.needs_context,
+        forecast.model.config,
+        forecast.trajectories,
+    )
+    if not has_context and not config.known:
+        return []
+    digests = [hashlib.sha256() for _ in trajectories]
+
+    def add(source: FieldFile, places: Sequence[int], count: int) -> None:
+        for digest, place in zip(digests, places, strict=True):
+            for name, values in sorted(forecast.known(source, [place]).items()):
+                digest.update(name.encode())
+                digest.update(values[:, :count].tobytes() if values.ndim > 1 else values.tobytes())
+
+    add(forecast.data, forecast.data.places(trajectories), frames)
+    if has_context:
+        source, others = forecast.context_places(trajectories)
+        add(source, others, config.num_frames)
+        for digest, place in zip(digests, others, strict=True):
+            digest.update(source.u[place, : config.num_frames].tobytes())
+    return [digest.hexdigest()[:16] for digest in digests]
 
 
 def _of_covariance(forecast: FileForecast, files: Mapping[str, str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from ..errors import EnmaError
 from ..forecasting.extension import StoredMembers
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest
-from ..forecasting.store_layout import as_begun, layout_of, provenance
+from ..forecasting.store_layout import as_begun, beside_hashes, layout_of, provenance
 from ..models.checkpoint import hashes, load_model
 from ..store.layout import OUTSIDE
 from ..utils.launch import Launch, detect
@@ -154,7 +154,8 @@ def _check_extension(forecast: FileForecast, earlier: StoredMembers, attributes:
         )
     if forecast.request.points is not None or forecast.data.points is not None:
         raise EnmaError(f"{earlier.path}: forecasts from scattered points are not extended; forecast anew")
-    earlier.check(forecast.data, forecast.trajectories, forecast.request.members, attributes)
+    beside = beside_hashes(forecast, forecast.num_observed + earlier.num_frames)
+    earlier.check(forecast.data, forecast.trajectories, forecast.request.members, attributes, beside)
 
 
 def _check_out(out: Path, launch: Launch, *, force: bool) -> None:

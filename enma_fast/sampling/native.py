@@ -44,7 +44,7 @@ def problem(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> st
     return config.context.native_problem(config.codec, dtype_name(dtype)) or native_problem(device)
 
 
-class _Idle(NamedTuple):
+class Idle(NamedTuple):
     """The session of the last chunk, what it was made for, and the segments ``[G, T_i, N, C]`` that it has read."""
 
     key: tuple[Any, ...]
@@ -74,7 +74,7 @@ class NativeSampler:
     def __init__(self, dynamics: Dynamics, *, dtype: torch.dtype) -> None:
         self.dynamics, self.dtype = dynamics, dtype
         # The session of the last chunk; None while a trajectory uses it.
-        self._idle: _Idle | None = None
+        self._idle: Idle | None = None
         if any(module.eps != EPSILON for module in dynamics.modules() if isinstance(module, RMSNorm)):
             raise EnmaError(f"norms have another epsilon than {EPSILON}; use backend 'reference'")
         self._packed = native().Dynamics(
@@ -134,9 +134,9 @@ class NativeSampler:
                 yield from z_TBNC
         finally:
             # A trajectory that is abandoned early returns it too.
-            self._idle = _Idle(key, session, read)
+            self._idle = Idle(key, session, read)
 
-    def _taken(self, size: Size, segments: list[Tensor], *, first: int, threads: int | None, chunk: Chunk) -> _Idle:
+    def _taken(self, size: Size, segments: list[Tensor], *, first: int, threads: int | None, chunk: Chunk) -> Idle:
         """The session of the last chunk with what it has read of the segments, or one that has read nothing."""
         # Taken before it is looked at: another thread may want it too.
         idle, self._idle = self._idle, None
@@ -149,7 +149,7 @@ class NativeSampler:
             whole = -(-size.prefix_frames // chunk.room) * chunk.room
             size = replace(size, prefix_frames=whole, own_frames=size.own_frames + 1)
         key, session = self.session(size, first=first, threads=threads)
-        return _Idle(key, session, [])
+        return Idle(key, session, [])
 
     def session(
         self, size: Size, *, first: int, threads: int | None = None, isa: str = ""

@@ -12,11 +12,14 @@ import xarray
 import enma_fast
 from enma_fast.data import FieldFile, read
 from enma_fast.errors import EnmaError
-from enma_fast.models.checkpoint import load_model
+from enma_fast.forecasting import store_layout
+from enma_fast.forecasting.extension import BESIDE
+from enma_fast.models.checkpoint import load_model, save_model
 from enma_fast.runs import prepare as module
 from enma_fast.store.read import read_forecast
 from tests._stacked import stacked
 
+from .. import _told
 from .._files import contents
 from ..models.test_field_decoder import carried, model, shaken
 
@@ -121,3 +124,53 @@ def test_another_request_is_no_extension(
     out, frames = tmp_path / asked.pop("out"), asked.pop("frames")
     with pytest.raises(EnmaError, match=named):
         run(others, out, tiny, frames, extend=tmp_path / "short.zarr", **asked)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["a file of contexts", "contexts of the same file"])
+def test_another_context_is_no_extension(
+    fields: FieldFile, tmp_path: Path, tiny: Path, own: bool, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forecast(out: str, frames: int, values: float = 1.0, **options: Any) -> xarray.Dataset:
+        scaled = replace(fields, u=fields.u * np.float32(values))
+        # Observed frames stay; those that a context has beside them do not.
+        scaled.u[:, :1] = fields.u[:, :1]
+        data, context = (scaled, None) if own else (fields, scaled)
+        request = enma_fast.forecasting.request.ForecastRequest(
+            task=enma_fast.forecasting.request.INITIAL_VALUE, num_frames=frames, num_members=2, trajectories=[1, 4]
+        )
+        module.prepare(data, tmp_path / out, request, checkpoint=tiny, context=context, **options).execute()
+        return read_forecast(tmp_path / out)
+
+    short = forecast("short.zarr", 5)
+    assert len(set(short.attrs[BESIDE])) == 2
+    long = forecast("long.zarr", 8, extend=tmp_path / "short.zarr")
+    np.testing.assert_array_equal(stacked(long)[:, :, :5], stacked(short))
+    with pytest.raises(EnmaError, match="trajectory 1"):
+        forecast("wrong.zarr", 8, values=1.5, extend=tmp_path / "short.zarr")
+    # As stores of earlier versions are.
+    monkeypatch.setattr(store_layout, "beside_hashes", lambda *given: [])
+    forecast("old.zarr", 5)
+    monkeypatch.undo()
+    forecast("longer.zarr", 8, extend=tmp_path / "old.zarr")
+    assert "does not say from which context" in caplog.text
+
+
+def test_other_known_inputs_are_no_extension(tmp_path: Path) -> None:
+    save_model(_told.model(), tmp_path / "told")
+    data = _told.field_file(2, 8)
+
+    def forecast(out: str, frames: int, data: FieldFile, **options: Any) -> xarray.Dataset:
+        request = enma_fast.forecasting.request.ForecastRequest(num_frames=frames, num_members=2)
+        module.prepare(data, tmp_path / out, request, checkpoint=tmp_path / "told", **options).execute()
+        return read_forecast(tmp_path / out)
+
+    def changed(frame: int) -> FieldFile:
+        wind = data.known["wind"].copy()
+        wind[:, frame] += 1
+        return replace(data, known={**data.known, "wind": wind})
+
+    forecast("short.zarr", 2, data)
+    with pytest.raises(EnmaError, match="trajectory 0"):
+        forecast("wrong.zarr", 4, changed(4), extend=tmp_path / "short.zarr")
+    # What follows the frames that are there may be another forcing.
+    assert stacked(forecast("long.zarr", 4, changed(5), extend=tmp_path / "short.zarr")).shape[2] == 4

@@ -204,7 +204,7 @@ def test_a_call_of_many_frames_ends_at_a_signal() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert made[-1].isnan().all()
-    sampler._idle = native._Idle(key, session, [])
+    sampler._idle = native.Idle(key, session, [])
     assert torch.equal(torch.stack(list(generate(sampler, given)), 1), play(sampler, given))
 
 
