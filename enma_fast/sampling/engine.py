@@ -222,10 +222,12 @@ class Engine:
             raise RuntimeError(f"its first frame differs from the reference by {distance:.2g}, more than {most}")
 
     def apart(self) -> Engine:
-        """The same with memory of its own for what the extension reads, and packed weights in common."""
+        """The same packed weights, with memory of their own for what the extension reads; itself by other backends."""
+        backend, sampler = self._made
+        if not isinstance(sampler, NativeSampler):
+            return self
         made = copy.copy(self)
-        if isinstance(self._sampler, NativeSampler):
-            made._sampler = self._sampler.apart()
+        made._made = backend, sampler.apart()
         return made
 
     def planned_bytes(self) -> dict[str, int]:

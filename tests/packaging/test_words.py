@@ -32,6 +32,7 @@ KINDS: dict[str, tuple[int | None, set[str]]] = {
             "docs/scattered-points.md",
             "docs/score-and-calibrate.md",
             "docs/stop-members-early.md",
+            "docs/forecast-again.md",
             "docs/train-a-model.md",
         },
     ),
