@@ -281,7 +281,8 @@ def read_request(model: Model, request: ForecastRequest) -> tuple[ForecastReques
     if queried is not None:
         coords = {name: (("point",), values) for name, values in zip(grid, queried.T.numpy(force=True), strict=True)}
     # Check this before the numbers of so many members are listed.
-    request.check_memory(config, num_frames=1, num_points=None if queried is None else len(queried))
+    places = None if queried is None else len(queried)
+    request.check_memory(config, num_frames=1, num_points=places, device=model.codec.device)
     labels = Labels(
         kind=leading.kind,
         members=tuple(request.members),

@@ -145,14 +145,14 @@ def encode_inputs(
     tok = config.codec
     earlier = None if request.earlier is None else _earlier(request, model, B, where, num_frames - num_observed)
     known_latents, num_latents = tok.whole_latents(num_observed), tok.latent_frames(num_frames)
-    # Those of a GPU are in its own memory. The last latent frame is not read.
-    counted_here = side_by_side and model.latent_mean.device.type == "cpu"
+    # The last latent frame is not read.
     request.check_memory(
         config,
         min(num_frames - num_observed, frames_held or num_frames),
         num_trajectories=B,
         num_points=None if query is None else len(query),
-        read_latents=num_latents - known_latents - 1 if counted_here else 0,
+        read_latents=num_latents - known_latents - 1 if side_by_side else 0,
+        device=model.latent_mean.device,
     )
     numbers = list(range(B)) if request.trajectories is None else request.trajectories
     if len(numbers) != B:

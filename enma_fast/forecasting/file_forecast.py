@@ -38,7 +38,8 @@ from .cautions import outside, report_outside, warn_if_long, warn_if_uneven, war
 from .channels import Channels
 from .extension import StoredMembers
 from .known import check_mask, told
-from .members import Stop, sample_members
+from .members import Stop, sample_as_asked
+from .memory import in_memory
 from .request import INITIAL_VALUE, TEMPORAL, Fields, ForecastRequest
 from .scattered import drawn_places, require_errors, require_scattered, require_together
 from .sink import Sink
@@ -148,7 +149,8 @@ class FileForecast:
         told(self.model, self.known(data, every), count=count, frames=self.num_total, argument=str(data.path))
         warn_if_long(config, self.num_total)
         warn_if_uneven(config, self.num_observed)
-        request.check_memory(config, self.num_frames, at_once=at_once)
+        device = self.model.codec.device
+        request.check_memory(config, self.num_frames, at_once=at_once, device=device)
         self._check_contexts(expected.of_context(data.path, data.channels, _units(data)))
 
     def _sees_whole_grids(self, count: int) -> bool:
@@ -241,7 +243,7 @@ class FileForecast:
         if self.earlier is not None and stop is None and part.num_frames == self.num_frames:
             part = replace(part, earlier=self.earlier.frames(numbers, part.members))
         # `check` and `outside_training` have warned.
-        return sample_members(self.model, part, stop=stop, warn=False)
+        return sample_as_asked(self.model, part, stop=stop)
 
     def fill(self, sinks: Sequence[Sink], *, progress: Callable[[int, int], None] | None = None) -> float:
         """Sample all trajectories into sinks after `check`; returns the seconds that sampling took.
@@ -271,7 +273,16 @@ class FileForecast:
         size = max(1, self.request.rows // self.request.num_members)
         for first in range(0, len(self.trajectories), size):
             part = list(self.trajectories[first : first + size])
-            yield part, self.sample(replace(self.request, trajectories=part))
+            yield part, self._in_memory(replace(self.request, trajectories=part))
+
+    def _in_memory(self, part: ForecastRequest) -> Tensor:
+        """As `sample`, by fewer rows at a time where they do not fit the memory."""
+        return in_memory(
+            lambda chunk: self.sample(replace(part, chunk=chunk)),
+            part.rows,
+            rows=len(part.trajectories or ()) * part.num_members,
+            independent=self.model.codec.device.type == "cpu",
+        )
 
     def context_places(self, trajectories: Sequence[int]) -> tuple[FieldFile, list[int]]:
         """The file that holds the contexts of these trajectories, and their places in it."""

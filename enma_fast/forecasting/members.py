@@ -31,6 +31,7 @@ from ..sampling.shifts import View, shifted
 from ..utils.forks import forkable, iterate_in_own_thread, run_in_own_thread
 from .encoding import EncodedInputs, encode_inputs
 from .kept import ROOM
+from .memory import in_memory
 from .request import ForecastRequest
 from .scattered import moved
 
@@ -51,12 +52,36 @@ def sample_members(
 ) -> Tensor:
     """Forecast arrays without labels: ``[K, T, *grid, c]`` or ``[B, K, T, *grid, c]``, fp32, on the model's device.
 
-    `EnmaError` if what is observed does not fit the model or the request. Without `warn` there is no warning of frames
-    beyond those of the training, nor of observations unlike them.
+    Chunks that do not fit the memory are halved, but with `stop`, whose chunks are in memory together. `EnmaError` if
+    what is observed does not fit the model or the request. Without `warn` there is no warning of frames beyond those of
+    the training, nor of observations unlike them.
     """
     request = request.on(model)
     inputs = encode_inputs(model, request, side_by_side=stop is not None, warn=warn)
     engine = engine_for(model.dynamics, dtype=request.dtype, backend=request.backend)
+    if stop is not None:
+        return _sampled(model, request, inputs, engine, stop)
+    return in_memory(
+        lambda chunk: _sampled(model, replace(request, chunk=chunk), inputs, engine, None),
+        request.rows,
+        rows=len(inputs.seeds) * request.num_members,
+        independent=engine.backend == "native",
+    )
+
+
+@forkable
+def sample_as_asked(model: Model, request: ForecastRequest, *, stop: Stop | None = None) -> Tensor:
+    """As `sample_members` without a warning, and by as many rows at a time as are asked for, or not at all."""
+    request = request.on(model)
+    inputs = encode_inputs(model, request, side_by_side=stop is not None, warn=False)
+    engine = engine_for(model.dynamics, dtype=request.dtype, backend=request.backend)
+    return _sampled(model, request, inputs, engine, stop)
+
+
+def _sampled(
+    model: Model, request: ForecastRequest, inputs: EncodedInputs, engine: Engine, stop: Stop | None
+) -> Tensor:
+    """Members of encoded inputs."""
     chunks = _chunks(engine, inputs, request, ahead=stop is None)
     shape = _shape(inputs, request)
     kept = _all_kept(inputs, shape)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import ModelConfig, SamplingConfig, check_sampling
 from ..errors import EnmaError
 from ..utils.bounds import MOST_FRAMES, whole_number
-from ..utils.system import memory
+from ..utils.system import gpu_memory, memory
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +122,8 @@ class ForecastRequest:
         How latent frames are made (:mod:`enma_fast.sampling.engine`); the best that can serve by default.
     chunk
         Rows (trajectories x members) sampled at a time: enough to keep every core busy, few enough for their keys and
-        values. By default 64 on a CPU, and 128 to 256 on a GPU by its level-2 cache. With the ``native`` backend no
+        values. By default 64 on a CPU, and at most 128 or 256 on a GPU,
+        by its level-2 cache and by the memory that is free. With the ``native`` backend no
         result depends on it; with the others results are rounded differently.
     strict
         Refuse observed frames outside what the model was trained on, or in other units, in place of a warning.
@@ -255,7 +256,8 @@ class ForecastRequest:
         dtype: torch.dtype | str | None = weights_dtype(model.dynamics, self.dtype, backend=self.backend)
         # The model's own format is written as such.
         dtype = None if self.dtype is None and dtype == own_dtype(model.dynamics) else dtype
-        chunk = rows_at_once(model.dynamics) if self.chunk is None else self.chunk
+        frames = self.num_frames or model.config.num_frames
+        chunk = rows_at_once(model.dynamics, num_frames=frames) if self.chunk is None else self.chunk
         return replace(self, chunk=chunk, dtype=dtype, settings=settings)
 
     def part(self, trajectories: slice, members: slice, *, chunk: int) -> ForecastRequest:
@@ -279,8 +281,9 @@ class ForecastRequest:
         at_once: int | None = None,
         num_points: int | None = None,
         read_latents: int = 0,
+        device: torch.device | None = None,
     ) -> None:
-        """Raise `EnmaError` if forecasts of so many members, by default all, cannot fit the memory at once.
+        """Raise `EnmaError` if forecasts of so many members, by default all, cannot fit a device's memory at once.
 
         A frame has `num_points`, by default those of the grid. Each row also holds the keys and values of
         `read_latents` latent frames.
@@ -290,12 +293,13 @@ class ForecastRequest:
         values = num_frames * (num_points or math.prod(tok.grid)) * tok.field_channels
         keys_values = read_latents * config.context.values_kept(config.num_tokens)
         held = 4 * max(values, _ROW_VALUES) + getattr(self.dtype, "itemsize", 4) * keys_values
-        each, there = held / 1e9, memory() / 1e9
+        on_gpu = device is not None and device.type == "cuda"
+        each, there = held / 1e9, (gpu_memory(device) if on_gpu else memory()) / 1e9
         if rows * each > there:
             remedy = "fewer at a time" if each <= there else "fewer frames"
             raise EnmaError(
                 f"forecasts of {rows:,} x {num_frames:,} frames take {rows * each:,.0f} GB, "
-                f"this machine has {there:,.0f} GB; use {remedy}"
+                f"this {'GPU' if on_gpu else 'machine'} has {there:,.0f} GB; use {remedy}"
             )
 
 

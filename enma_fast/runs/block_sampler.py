@@ -8,8 +8,6 @@ Shape suffixes: B trajectories, K members, T frames.
 
 from __future__ import annotations
 
-import gc
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,16 +15,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..errors import EnmaError, first_line, out_of_memory
+from ..errors import EnmaError, first_line
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.members import Stop
+from ..forecasting.memory import in_memory
 from ..models.codecs.native import native_codec
 from ..ops import instruction_set
 from ..sampling.engine import engine_for
 from .blocks import Block
 from .fingerprint import fingerprint, made_up_member
-
-log = logging.getLogger("enma_fast")
 
 
 class BlockSampler:
@@ -94,25 +91,17 @@ class BlockSampler:
         `stop` is as that of `enma_fast.forecast`. `EnmaError` if a single row does not fit the memory, or a chunk that
         must not become smaller.
         """
-        while True:
-            chosen = block.first_rows(self.chunk) if first_chunk else block
-            part = chosen.part_of(self.forecast.request, chunk=self.chunk)
-            try:
-                part = part if num_frames is None else replace(part, num_frames=num_frames)
-                made = self.forecast.sample(part, stop=stop).cpu().numpy()
-                self._check_arithmetic()
-                return made
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                rows = min(self.chunk, (chosen.b_end - chosen.b) * (chosen.k_end - chosen.k))
-                self._refuse(rows, error)
-            self.chunk = rows // 2
-            self.remember(self.chunk)
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            log.warning("out of memory: %d rows at a time from now on; no result changes", self.chunk)
+
+        def sampled(chunk: int) -> np.ndarray:
+            chosen = block.first_rows(chunk) if first_chunk else block
+            part = chosen.part_of(self.forecast.request, chunk=chunk)
+            part = part if num_frames is None else replace(part, num_frames=num_frames)
+            made = self.forecast.sample(part, stop=stop).cpu().numpy()
+            self._check_arithmetic()
+            return made
+
+        rows = (block.b_end - block.b) * (block.k_end - block.k)
+        return in_memory(sampled, self.chunk, rows=rows, independent=self.independent, halved=self._halve)
 
     def measure(self, block: Block) -> tuple[dict[str, int], float]:
         """Bytes by their purpose, and seconds a member, from a chunk of a block and few frames."""
@@ -141,15 +130,15 @@ class BlockSampler:
                 "begin anew: --force"
             )
 
-    def _refuse(self, rows: int, error: Exception) -> None:
-        reason = first_line(error)
-        if rows == 1:
-            raise EnmaError(f"one member does not fit the memory ({reason}); use another --device") from error
+    def _halve(self, chunk: int, error: Exception) -> None:
+        """Remember a smaller chunk, or refuse it where it would round results differently."""
         if not self.independent:
             raise EnmaError(
-                f"{rows} rows at a time do not fit the memory ({reason}); on this device their number decides how "
-                f"results are rounded, so begin anew: --chunk {rows // 2} --force"
+                f"{self.chunk} rows at a time do not fit the memory ({first_line(error)}); on this device their number "
+                f"decides how results are rounded, so begin anew: --chunk {chunk} --force"
             ) from error
+        self.chunk = chunk
+        self.remember(chunk)
 
 
 def _instructions(device: torch.device) -> str:

@@ -33,6 +33,7 @@ from ..models.layers import own_dtype, prepared
 from ..models.model import Dynamics
 from ..ops import choose, rates
 from ..ops._checks import dtype_name
+from ..utils.system import free_gpu_memory
 from . import native, static_plan
 from .ladder import Ladder, ladder_of, rungs_of
 from .native import NativeSampler
@@ -88,12 +89,13 @@ def weights_dtype(
     return faster if dtype_name(faster) in dynamics.config.context.formats else own
 
 
-def rows_at_once(dynamics: Dynamics) -> int | None:
-    """Rows that the device of a model samples at a time, by its level-2 cache; None on a CPU."""
+def rows_at_once(dynamics: Dynamics, *, num_frames: int) -> int | None:
+    """Rows of so many frames that a model's device samples at a time, by its cache and memory; None on a CPU."""
     device = next(dynamics.parameters()).device
     if device.type != "cuda":
         return None
-    return chunk_for(dynamics.config, cache=torch.cuda.get_device_properties(device).L2_cache_size)
+    cache, free = torch.cuda.get_device_properties(device).L2_cache_size, free_gpu_memory(device)
+    return chunk_for(dynamics.config, num_frames=num_frames, cache=cache, free=free)
 
 
 class Engine:

@@ -25,6 +25,9 @@ from ..models.model import Dynamics
 from ..ops.frame_layer import LayerWeights
 from .settings import Size
 
+# Values in memory for each one of a field that is decoded: three activations of 32 channels.
+_DECODED = 96
+
 Buffer = tuple[tuple[int, ...], torch.dtype]
 
 
@@ -117,18 +120,24 @@ def check_words(words: Mapping[str, Tensor], *, rows: int, device: torch.device)
             raise EnmaError(f"{name} is {kind}; expected [{rows}] torch.int64 on {device}")
 
 
-def chunk_for(config: ModelConfig, *, cache: int) -> int:
-    """Rows that a GPU samples at a time: 256 where their activations stay in a level-2 cache of so many bytes, or 128.
+def chunk_for(config: ModelConfig, *, num_frames: int, cache: int, free: int) -> int:
+    """Rows of so many frames that a GPU samples at a time, with a level-2 cache and free memory of so many bytes.
 
-    A row of the masked transformer holds the sum, its queries, keys and values, and the hidden layer of its MLP, in two
-    bytes each.
+    256 where their activations stay in the cache, or 128; half as many until they take half of the memory at most. A
+    row of the masked transformer holds the sum, its queries, keys and values, and the hidden layer of its MLP, in two
+    bytes each. A trajectory holds its keys and values, and its frames while they are decoded.
     """
-    if problem(config) is not None:
-        return 128
-    own, trunk = config.transformers
-    length = config.num_tokens * (2 if trunk.condition == "concat" else 1)
-    each = 2 * length * own.width * (4 + MLP_RATIO)
-    return 256 if 256 * each <= cache else 128
+    rows = 128
+    if problem(config) is None:
+        own, trunk = config.transformers
+        length = config.num_tokens * (2 if trunk.condition == "concat" else 1)
+        rows = 256 if 256 * 2 * length * own.width * (4 + MLP_RATIO) <= cache else 128
+    codec = config.codec
+    values = num_frames * math.prod(codec.grid) * codec.field_channels
+    kept = 2 * codec.latent_frames(num_frames) * config.context.values_kept(config.num_tokens)
+    while rows > 1 and rows * (4 * _DECODED * values + kept) > free // 2:
+        rows //= 2
+    return rows
 
 
 def _bytes(buffers: dict[str, Buffer]) -> int:

@@ -68,6 +68,21 @@ def memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def gpu_memory(device: Any) -> int:
+    """Size of a GPU's memory in bytes."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def free_gpu_memory(device: Any) -> int:
+    """Bytes of a GPU's memory that this process can still take, those that PyTorch holds unused among them."""
+    import torch
+
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + unused
+
+
 def _cpu_name() -> str:
     if _CPU_INFO.is_file():
         for line in _CPU_INFO.read_text(errors="replace").splitlines():

@@ -158,6 +158,16 @@ def test_the_numbers_of_members_take_memory_too(monkeypatch: pytest.MonkeyPatch)
     ForecastRequest(num_members=2**29).check_memory(CONFIGS["points"], 1, num_points=1)
 
 
+def test_the_memory_of_forecasts_on_a_gpu_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_module, "memory", lambda: 10**14)
+    monkeypatch.setattr(request_module, "gpu_memory", lambda device: 10**11)
+    request, gpu = ForecastRequest(num_members=2**32), torch.device("cuda", 1)
+    with pytest.raises(EnmaError, match="GPU"):
+        request.check_memory(CONFIGS["points"], 1, num_points=1, device=gpu)
+    request.check_memory(CONFIGS["points"], 1, num_points=1, device=torch.device("cpu"))
+    request.check_memory(CONFIGS["points"], 1, num_points=1, at_once=2**29, device=gpu)
+
+
 # Keywords of `score` and the fields of the request that they are.
 NAMES = {"history": "num_history", "members": "num_members"}
 
@@ -181,7 +191,7 @@ def test_a_gpu_has_its_own_chunk_and_number_format(monkeypatch: pytest.MonkeyPat
     assert ForecastRequest().rows == 64
     # A GPU of 50 MiB of level-2 cache, by what the request asks of it.
     monkeypatch.setattr(engine, "weights_dtype", lambda dynamics, dtype, backend: dtype or torch.bfloat16)
-    monkeypatch.setattr(engine, "rows_at_once", lambda dynamics: 256)
+    monkeypatch.setattr(engine, "rows_at_once", lambda dynamics, num_frames: 256)
     there = ForecastRequest().on(made)
     assert (there.dtype, there.rows, there.precision) == (torch.bfloat16, 256, "bf16")
     asked = ForecastRequest(dtype=torch.float32, chunk=8)
@@ -191,5 +201,9 @@ def test_a_gpu_has_its_own_chunk_and_number_format(monkeypatch: pytest.MonkeyPat
 def test_the_chunk_of_a_gpu_goes_by_its_cache() -> None:
     combined, vorticity = (RECIPES[name].model for name in ("combined-paper", "vorticity-paper"))
     h100, a100, l4 = (megabytes << 20 for megabytes in (50, 40, 48))
-    assert [chunk_for(combined, cache=cache) for cache in (h100, a100, l4)] == [256, 128, 256]
-    assert chunk_for(vorticity, cache=h100) == 128
+    assert [chunk_for(combined, num_frames=20, cache=cache, free=70 << 30) for cache in (h100, a100, l4)] == [
+        256,
+        128,
+        256,
+    ]
+    assert chunk_for(vorticity, num_frames=20, cache=h100, free=70 << 30) == 128

@@ -317,13 +317,23 @@ def test_a_gpu_has_its_own_number_format_and_chunk(monkeypatch: pytest.MonkeyPat
     assert weights_dtype(model, torch.float32) == weights_dtype(model, backend="reference") == torch.float32
     assert weights_dtype(on_gpu(torch.float64)) == torch.float64
     assert weights_dtype(build("paper")) == torch.float32
-    asked = []
+    asked, free = [], [70 << 30]
 
     def properties(device: torch.device) -> types.SimpleNamespace:
         asked.append(device)
         return types.SimpleNamespace(L2_cache_size=50 << 20)
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
-    assert rows_at_once(model) == 256
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 80 << 30))
+    # What PyTorch holds unused is free too.
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 9 << 20)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 << 20)
+    assert rows_at_once(model, num_frames=20) == 256
     assert asked == [torch.device("cuda", 1)]
-    assert rows_at_once(build("paper")) is None
+    assert rows_at_once(build("paper"), num_frames=20) is None
+    # 20 frames of 128 points, their activations, keys and values are 2 to 3 MB.
+    free[0] = 100 << 20
+    assert rows_at_once(model, num_frames=20) == 16
+    assert rows_at_once(model, num_frames=200) == 1
+    free[0] = 0
+    assert rows_at_once(model, num_frames=2000) == 1

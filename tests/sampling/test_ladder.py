@@ -74,7 +74,7 @@ class StandIn:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch, self.recorder = monkeypatch, StandInRecorder(None)
-        self.proofs = self.steps = 0
+        self.proofs = self.steps = self.rows = 0
         device = self
 
         class Captured(CapturedStep):
@@ -85,6 +85,7 @@ class StandIn:
             def __init__(self, *arguments: Any, **options: Any) -> None:
                 device.steps += 1
                 super().__init__(*arguments, **options)
+                device.rows = self.size.rows
 
         prove = engine.Engine._prove
 
@@ -231,6 +232,37 @@ def test_a_rung_that_cannot_be_pinned_says_why(monkeypatch: pytest.MonkeyPatch) 
         rungs_of(problems)
     monkeypatch.delenv(ladder.VARIABLE)
     assert rungs_of(problems) == ("static", "reference")
+
+
+@pytest.mark.parametrize("where", ["the capture", "a kernel"])
+def test_memory_that_runs_out_halves_the_chunk_and_leaves_no_rung(
+    where: str, device: StandIn, model: Model, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = forecast(model, members=8, backend="reference")
+
+    def fits(rows: int) -> None:
+        if rows > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    if where == "the capture":
+        record = device.recorder.record
+        # It follows the step that was made last.
+        monkeypatch.setattr(device.recorder, "record", lambda run: (fits(device.rows), record(run))[1])
+    else:
+        heads = static_step.heads_
+        monkeypatch.setattr(static_step, "heads_", lambda x, *a, **k: (fits(len(x)), heads(x, *a, **k))[1])
+    assert distance(forecast(model, members=8, chunk=16), expected) < CLOSE
+    assert engine_for(model.dynamics).backend == "graph"
+    # 16 rows are asked for, and 8 are there.
+    told = "out of memory: {} rows at a time; on this device results are rounded differently"
+    assert warnings_of(caplog) == [told.format(n) for n in (4, 2)]
+
+
+def test_a_member_that_does_not_fit_says_so(device: StandIn, model: Model) -> None:
+    device.break_kernels(lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    with pytest.raises(EnmaError, match="CUDA"):
+        forecast(model)
+    assert engine_for(model.dynamics).backend == "graph"
 
 
 @pytest.mark.parametrize("error", [EnmaError("seeds has shape [2]"), torch.OutOfMemoryError("CUDA out of memory")])
