@@ -6,7 +6,7 @@
 #   make lint, make check    format (C too), lint, types, spelling; and with them the quick tests/packaging but for builds
 #   make docs                the documentation site, into out/site; a warning is an error
 #   make libenma [PREFIX=...]  the C library (docs/embedding.md); make embed: all its tests; make wheel: wheels, into dist/
-#   make gpu   [DRY=1] [ONLY=...]  on a bare GPU machine, no network: build, benchmarks, tests, sanitizers; DRY: compile only
+#   make gpu   [DRY=1] [ONLY=...]  on a bare GPU machine, no network, in calls of ten minutes (benchmarks/gpu.py); DRY: compile only
 #   make gpu-wheels [GPU_PYTHON=3.12]  before, with a network: wheels for that machine's Python, into out/gpu-wheels
 #   make clean               what was built in the tree; .venv and out/ stay
 PYTHON ?= python3

@@ -29,7 +29,8 @@ from benchmarks import embed, embed_others
 from benchmarks.cases import CASES, SHORT, Case
 from benchmarks.ensemble import ensemble_case, overhead
 from benchmarks.forecast import forecast_case
-from benchmarks.harness import REPEATS, as_json, gemm_rate, graphed, interleave, machine, ratios, save
+from benchmarks.harness import REPEATS, gemm_rate, graphed, interleave, machine, ratios
+from benchmarks.rows import add, as_json, save
 from benchmarks.trajectory import trajectory_case
 from enma_fast.errors import EnmaError, first_line
 from enma_fast.ops._checks import dtype_name
@@ -155,7 +156,6 @@ def line(result: dict[str, Any]) -> str:
     """One row of the table for people."""
     head = f"{result['case']:<16} rows {result['rows']:>6}  {result['dtype']:<9}"
     off = f"  WRONG: {', '.join(result['wrong'])}" if result.get("wrong") else ""
-    off += "  (not captured)" if result.get("captured") is False else ""
     if result["ours_s"] is None:
         return f"{head} WRONG: error {result['error']:.2e}, allowed {result['allowed_error']:.2e}; no time is reported"
     against = "  ".join(
@@ -211,6 +211,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--alone", action="store_true", help="time ours alone, without baselines")
     parser.add_argument("--flag-wrong", action="store_true", help="time contenders that are off too, and name them")
     parser.add_argument("--out", type=Path, help="file for the rows, as JSON, written anew after each")
+    parser.add_argument("--add", type=Path, help="file to whose rows each is added, as JSON")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON list, one object per row")
     parser.add_argument("--library", type=Path, help="libenma.so, of the case embed")
     parser.add_argument(
@@ -307,6 +308,8 @@ def measured(options: argparse.Namespace) -> int:
             print(line(results[-1]), file=sys.stderr if options.json else sys.stdout, flush=True)
             if options.out is not None:
                 save(results, options.out)
+            if options.add is not None:
+                add(results[-1], options.add)
     if options.json:
         print(as_json(results))
     return int(any("ours" in result["wrong"] for result in results))

@@ -1,16 +1,19 @@
-"""All that a GPU has to answer, in one command and under eight minutes, on a machine without a network.
+"""All that a GPU has to answer, in calls of at most ten minutes, on a machine without a network.
 
     make gpu-wheels        first, where there is a network: wheels that a bare machine lacks, into out/gpu-wheels;
                            for its Python, GPU_PYTHON=3.11 (3.12 by default)
-    make gpu               builds and measures, the most valuable first; then tests, sanitizers and slower baselines
-    make gpu ONLY=a,b      these parts alone, and the build where there is none
+    python -m benchmarks.gpu_tree out/gpu-tree     the tree to take there
+    make gpu ONLY=smoke    under a minute and without a build: what is missing, operators, a member by each rung
+    make gpu ONLY=build    the environment and the extension
+    make gpu ONLY=trajectories, ONLY=operators, ONLY=tests, ONLY=baselines
+    make gpu ONLY=a,b      these groups or parts alone, and the build where they need one
+    make gpu               all groups, one after the other
     make gpu DRY=1         without a GPU: shows what would run, compiles every GPU kernel, links what is linked
 
-Rows of a benchmark go to benchmarks/results/<gpu>/*.json one by one as they are measured, and what a part says to
-out/gpu/<part>.log as it says it. Where ENMA_FAST_RESULTS names a folder both go there too, at once, and so does what
-was built (cache.tar), which the next call finds. Each part has a time limit, and one that fails does not keep the next
-from running; only without a build nothing runs. This file imports the standard library alone, since it runs before
-anything is installed.
+Rows go to benchmarks/results/<gpu>/results.json and to standard output as they are measured, and what a part says to
+out/gpu/<part>.log too. Where ENMA_FAST_RESULTS names a folder all of it is copied there at once, and so is what was
+built (cache.tar), which the next call finds. Each part has a time limit, and one that fails does not keep the next from
+running. This file imports the standard library alone, since it runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -27,19 +30,20 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu_bootstrap import BUILT, OUT, PYTHON, ROOT, TRITON_CACHE, architecture, ask_gpu
+from benchmarks.rows import RESULTS, add
 
-TOTAL = 480  # seconds
+CALL = 600  # seconds of the parts of a group
 FOLDER = ROOT / "benchmarks" / "results"
 SCRATCH = ROOT / "out" / "gpu-dry"
-# Names the folder to which results and logs are copied at once (`benchmarks.harness.save`).
-RESULTS = "ENMA_FAST_RESULTS"
 OPERATORS = ("flow_head", "frame_layer", "frame_attention", "point_attention", "rms_norm")
-MEMBERS = "1,64,256,1024"
+MEMBERS = (1, 64, 256, 1024)
+RESULT = "results.json"
 # The flow head's kernels by themselves, for the sanitizers.
 CHECK = OUT / "flow_head_check"
 CHECK_SOURCES = ("tests/ops/cuda_flow_head_main.cu", "csrc/core/cuda/flow_head.cu")
@@ -64,8 +68,10 @@ class Part:
     name: str
     command: tuple[str, ...]
     limit: int  # seconds
-    # Rows that it measures go to this file of the GPU's results.
-    result: str | None = None
+    # Parts of a group are one call.
+    group: str = ""
+    # It runs without a build.
+    bare: bool = False
     # Without this program the part is left out.
     tool: str | None = None
     variables: dict[str, str] = field(default_factory=dict)
@@ -84,30 +90,47 @@ class Outcome:
 def parts(gpu: str = "GPU", capability: str = "9.0") -> list[Part]:
     """The parts that `make gpu` runs, in this order: the most valuable facts first."""
     python = str(PYTHON)
-    rows = FOLDER / slug(gpu)
+    out = str(result_of(gpu).relative_to(ROOT))
+    found: list[Part] = []
 
-    def measured(name: str, limit: int, *words: str) -> Part:
-        out = str((rows / f"{name}.json").relative_to(ROOT))
-        command = (python, "-m", "benchmarks.compare", *words, "--device", "cuda", "--flag-wrong", "--out", out)
-        return Part(name=name, command=command, limit=limit, result=f"{name}.json")
+    def add_part(group: str, name: str, limit: int, *command: str, **more: Any) -> None:
+        found.append(Part(name=name, group=group, limit=limit, command=command, **more))
 
-    alone = ("--members", MEMBERS, "--alone", "--rounds", "3")
-    found = [
-        Part(name="build", command=(sys.executable, "-m", "benchmarks.gpu_bootstrap"), limit=120),
-        measured("trajectory", 60, "trajectory", "--preset", "combined-paper", *alone),
-        measured("trajectory-fast", 35, "trajectory", "--preset", "combined-fast-paper", *alone),
-    ]
-    found += [measured(name, 15, name, "--no-compile") for name in OPERATORS]
-    found.append(Part(name="tests", command=(python, "-m", "benchmarks.gpu_tests", str(OUT / "tests")), limit=60))
-    found.append(Part(name="check", command=check_command(architecture(capability)), limit=20, tool="nvcc"))
+    def measured(group: str, name: str, limit: int, *words: str) -> None:
+        options = ("--device", "cuda", "--flag-wrong", "--add", out)
+        add_part(group, name, limit, python, "-m", "benchmarks.compare", *words, *options)
+
+    def trajectory(preset: str, members: str) -> tuple[str, ...]:
+        return "trajectory", "--preset", preset, "--members", members, "--rounds", "3"
+
+    # Of all processes the first one compiles the kernels, which the others find.
+    add_part("smoke", "smoke", 60, sys.executable, "-m", "benchmarks.gpu_smoke", "--out", out, bare=True)
+    add_part("build", "build", 300, sys.executable, "-m", "benchmarks.gpu_bootstrap")
+    for kind, preset, first, later in (("flow", "combined-paper", 120, 50), ("pass", "combined-fast-paper", 80, 30)):
+        for count in MEMBERS:
+            limit = first if count == MEMBERS[0] else later
+            measured("trajectories", f"{kind}-{count}", limit, *trajectory(preset, str(count)), "--alone")
+    for count in MEMBERS:
+        command = (python, "-m", "benchmarks.gpu_fields", "--members", str(count), "--out", out)
+        add_part("trajectories", f"field-{count}", 40, *command)
+    for name in OPERATORS:
+        measured("operators", name, 60, name, "--no-compile")
+    # The goal of the head is set against compiled code under graphs, which takes minutes to compile.
+    measured("operators", "head", 240, "flow_head", "--rows", "2,4,64,256")
+    add_part("tests", "tests", 330, python, "-m", "benchmarks.gpu_tests", str(OUT / "tests"))
+    add_part("tests", "check", 60, *check_command(architecture(capability)), tool="nvcc")
     for tool in ("memcheck", "racecheck"):
         command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", str(CHECK))
-        found.append(Part(name=tool, command=command, limit=15, tool="compute-sanitizer"))
-    # Baselines that take long: the sampler as it is, then as torch.compile makes it.
-    eager = ("trajectory", "--preset", "combined-paper", "--members", "1,64", "--rounds", "3")
-    found.append(measured("trajectory-eager", 25, *eager, "--no-compile"))
-    found.append(measured("trajectory-compile", 55, *eager))
+        add_part("tests", tool, 60, *command, tool="compute-sanitizer")
+    # The sampler as it is, then as torch.compile makes it.
+    measured("baselines", "eager", 150, *trajectory("combined-paper", "1,64"), "--no-compile")
+    measured("baselines", "compile", 420, *trajectory("combined-paper", "1,64"))
     return found
+
+
+def result_of(gpu: str) -> Path:
+    """The file of the rows of a GPU."""
+    return FOLDER / slug(gpu) / RESULT
 
 
 def check_command(architecture: str) -> tuple[str, ...]:
@@ -144,8 +167,7 @@ def listing(chosen: Sequence[Part]) -> str:
     for part in chosen:
         words = [word.removeprefix(f"{ROOT}{os.sep}") for word in part.command]
         settings = "".join(f"{name}={value} " for name, value in part.variables.items())
-        kept = f"  > {part.result}" if part.result else ""
-        rows.append(f"{part.name:<18} {part.limit:>4} s  {settings}{shlex.join(words)}{kept}")
+        rows.append(f"{part.group:<13} {part.name:<18} {part.limit:>4} s  {settings}{shlex.join(words)}")
     return "\n".join(rows)
 
 
@@ -163,7 +185,7 @@ def run(part: Part, *, limit: float, logs: Path = SCRATCH) -> Outcome:
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{slug(part.name)}.log"
     begin = time.monotonic()
-    with log.open("wb") as output, copied(log):
+    with log.open("wb") as output, copied(log), shown(log):
         process = subprocess.Popen(
             part.command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -178,25 +200,17 @@ def run(part: Part, *, limit: float, logs: Path = SCRATCH) -> Outcome:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     seconds = time.monotonic() - begin
-    if verdict != "ok":
-        print(log.read_text(errors="replace")[-4000:], flush=True)
     return Outcome(part=part, verdict=verdict, seconds=seconds, note=note)
 
 
 @contextlib.contextmanager
-def copied(path: Path) -> Iterator[None]:
-    """Copy a file that grows to the folder that ENMA_FAST_RESULTS names, every second and at the end."""
-    kept = os.environ.get(RESULTS)
-    if not kept:
-        yield
-        return
-    folder = Path(kept) / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
+def followed(step: Callable[[], object]) -> Iterator[None]:
+    """Do this every half second, and at the end."""
     done = threading.Event()
 
     def follow() -> None:
-        while not done.wait(1.0):
-            shutil.copyfile(path, folder / path.name)
+        while not done.wait(0.5):
+            step()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -205,7 +219,27 @@ def copied(path: Path) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        shutil.copyfile(path, folder / path.name)
+        step()
+
+
+@contextlib.contextmanager
+def shown(path: Path) -> Iterator[None]:
+    """Say what a file that grows holds, on standard output."""
+    with path.open(errors="replace") as log, followed(lambda: print(log.read(), end="", flush=True)):
+        yield
+
+
+@contextlib.contextmanager
+def copied(path: Path) -> Iterator[None]:
+    """Copy a file that grows to the folder that ENMA_FAST_RESULTS names."""
+    kept = os.environ.get(RESULTS)
+    if not kept:
+        yield
+        return
+    folder = Path(kept) / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    with followed(lambda: shutil.copyfile(path, folder / path.name)):
+        yield
 
 
 def pack() -> None:
@@ -232,19 +266,21 @@ def slug(name: str) -> str:
 
 
 def measure(only: Sequence[str] = ()) -> list[Outcome]:
-    """All parts within `TOTAL` seconds, or some of them; without a build there is nothing to run."""
+    """All parts, or some of them; without an environment those that need none."""
     gpu = ask_gpu("name")
     if not gpu:
         raise SystemExit("make gpu: nvidia-smi shows no GPU; make gpu DRY=1 compiles the kernels without one")
     chosen = choose(parts(gpu, ask_gpu("compute_cap")), only, built=PYTHON.exists() and BUILT.is_file())
-    end = time.monotonic() + TOTAL
     outcomes: list[Outcome] = []
     for part in chosen:
         print(f"=== {part.name}", flush=True)
-        outcomes.append(run(part, limit=end - time.monotonic(), logs=OUT))
+        outcomes.append(run(part, limit=part.limit, logs=OUT))
         print(table(outcomes[-1:]), flush=True)
+        done = outcomes[-1]
+        add({"part": part.name, "verdict": done.verdict, "seconds": done.seconds, "note": done.note}, result_of(gpu))
         if part.name == "build":
-            if outcomes[-1].verdict != "ok":
+            # Without an extension there are Triton and PyTorch; without the packages there is nothing.
+            if not PYTHON.exists():
                 break
             pack()
         if part.name == "tests":
@@ -256,27 +292,31 @@ def measure(only: Sequence[str] = ()) -> list[Outcome]:
 
 
 def choose(found: Sequence[Part], only: Sequence[str], *, built: bool) -> list[Part]:
-    """The parts that are asked for, all by default, in their order; and the build where there is none.
+    """The parts or groups that are asked for, all by default, in their order; and the build where they need one.
 
     Raises
     ------
     SystemExit
-        If a name is no part.
+        If a name is neither.
     """
-    unknown = set(only) - {part.name for part in found}
+    unknown = set(only) - {name for part in found for name in (part.name, part.group)}
     if unknown:
-        names = ", ".join(part.name for part in found)
+        names = ", ".join(dict.fromkeys(name for part in found for name in (part.group, part.name)))
         raise SystemExit(f"make gpu: no part is called {', '.join(sorted(unknown))}; the parts are {names}")
+    if not only:
+        return list(found)
     # Sanitizers run what the part before them compiles.
     needed = set(only) | ({"check"} if set(only) & {"memcheck", "racecheck"} else set())
-    return [part for part in found if not only or part.name in needed or (part.name == "build" and not built)]
+    asked = [part for part in found if {part.name, part.group} & needed]
+    builds = not built and not all(part.bare for part in asked)
+    return [part for part in found if part in asked or (part.name == "build" and builds)]
 
 
 def main() -> int:
     """Command line; exit status 1 when a part failed or took too long."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.partition("\n")[0])
     parser.add_argument("--dry", action="store_true", help="show what would run, and compile every GPU kernel")
-    parser.add_argument("--only", default="", metavar="PARTS", help="these parts alone, comma-separated")
+    parser.add_argument("--only", default="", metavar="PARTS", help="these groups or parts alone, comma-separated")
     options = parser.parse_args()
     only = [name for name in options.only.split(",") if name]
     SCRATCH.mkdir(parents=True, exist_ok=True)

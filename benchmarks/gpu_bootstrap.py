@@ -73,8 +73,8 @@ def missing() -> list[str]:
     return subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
 
-def main() -> None:
-    """Make the environment anew."""
+def main() -> int:
+    """Make the environment anew; exit status 1 where it has no extension, which is for parts that need none."""
     venv.EnvBuilder(clear=True).create(ENVIRONMENT)
     # The interpreter may belong to an environment itself, so its packages are named rather than inherited.
     there = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
@@ -93,6 +93,8 @@ def main() -> None:
     wheels = sorted(map(str, WHEELS.glob("*.whl")))
     if wheels:
         subprocess.run([*pip, "--no-compile", "--ignore-installed", *wheels], check=True)
+    for name in missing():
+        print(f"warning: there is no {name}; what needs it will fail (make gpu-wheels)", flush=True)
     OUT.mkdir(parents=True, exist_ok=True)
     if kept := os.environ.get("ENMA_FAST_RESULTS"):
         unpack(Path(kept) / "cache.tar")
@@ -103,12 +105,15 @@ def main() -> None:
         variables["ENMA_FAST_NO_EXT"] = "1"
     # Until it is checked there is no build.
     BUILT.unlink(missing_ok=True)
-    subprocess.run([*pip, "--no-build-isolation", "--editable", str(ROOT)], check=True, env=variables)
+    install = [*pip, "--no-build-isolation", "--editable", str(ROOT)]
     check = "import enma_fast._C as built; assert hasattr(built, 'flow_head_cuda'), 'built without CUDA kernels'"
-    subprocess.run([str(PYTHON), "-c", check], check=True)
+    for command, settings in ((install, variables), ([str(PYTHON), "-c", check], None)):
+        if subprocess.run(command, env=settings).returncode:
+            print("there is no extension: Triton and PyTorch do its work", flush=True)
+            subprocess.run(install, check=True, env=variables | {"ENMA_FAST_NO_EXT": "1"})
+            return 1
     BUILT.write_text(wanted)
-    for name in missing():
-        print(f"warning: there is no {name}; what needs it will fail (make gpu-wheels)", flush=True)
+    return 0
 
 
 if __name__ == "__main__":

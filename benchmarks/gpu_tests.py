@@ -18,7 +18,7 @@ TESTS = ("tests/gpu", "tests/ops", "tests/sampling")
 MARK = "gpu"
 PROCESSES = 8
 # Seconds after which they are interrupted, and then killed.
-SECONDS, GRACE = 50.0, 6.0
+SECONDS, GRACE = 300.0, 10.0
 # Exit status of pytest where a process had no test for a GPU.
 NONE_COLLECTED = 5
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
 import subprocess
 import time
@@ -17,10 +15,7 @@ import torch
 
 from enma_fast.sampling.cuda_graphs import Recorder
 from enma_fast.utils import system
-from enma_fast.utils.files import write_atomic
 
-# Names the folder to which results and logs are copied as soon as they are there.
-RESULTS = "ENMA_FAST_RESULTS"
 # Seconds that a turn takes, or one call if that takes longer.
 TURN = 0.02
 # Calls of an operator in one graph.
@@ -100,31 +95,9 @@ def graphed(run: Callable[[], Any], recorder: Recorder) -> Callable[[], None] | 
     try:
         recorder.warm_up(run)
         return recorder.record(calls)
-    except RuntimeError:
+    # Triton's errors are no RuntimeErrors.
+    except Exception:
         return None
-
-
-def as_json(value: Any) -> str:
-    """A result as JSON, in which numbers that are not finite are words."""
-
-    def plain(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {key: plain(each) for key, each in part.items()}
-        if isinstance(part, list | tuple):
-            return [plain(each) for each in part]
-        return str(part) if isinstance(part, float) and not math.isfinite(part) else part
-
-    return json.dumps(plain(value), allow_nan=False)
-
-
-def save(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write what is known so far, and copy it to the folder that ENMA_FAST_RESULTS names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (as_json(rows) + "\n").encode())
-    if kept := os.environ.get(RESULTS):
-        folder = Path(kept) / path.parent.name
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / path.name, path.read_bytes())
 
 
 def ratios(seconds: dict[str, list[float]], ours: str) -> dict[str, dict[str, float]]:

@@ -30,10 +30,11 @@ import torch
 from torch import Tensor
 
 import enma_fast
-from benchmarks.harness import as_json, machine
+from benchmarks.harness import machine
 from benchmarks.own_networks import HISTORY, NETWORKS, fit, relative_errors
 from benchmarks.own_results import FIELD, QUICK_SECONDS, RESULTS, broken, load, merged, page
 from benchmarks.own_sets import SETS, write_set
+from benchmarks.rows import as_json
 from enma_fast.data import FieldFile, read
 from enma_fast.data.drivers import rows_of
 from enma_fast.evaluation.baselines import Method, Observations, baselines

@@ -10,7 +10,7 @@ import torch
 from benchmarks import compare
 from benchmarks.cases import Case
 from benchmarks.ensemble import overhead
-from benchmarks.harness import save
+from benchmarks.rows import save
 
 
 def row(low: float, high: float) -> dict:

@@ -15,19 +15,27 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, gpu_bootstrap, gpu_tests, harness
+from benchmarks import gpu, gpu_bootstrap, gpu_tests, gpu_tree, rows
 from benchmarks.gpu_bootstrap import architecture
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_everything_fits_into_eight_minutes():
-    chosen = gpu.parts()
-    assert [part.name for part in chosen[:3]] == ["build", "trajectory", "trajectory-fast"]
-    # Whole forecasts first, what torch.compile takes long for last.
-    assert chosen[-1].name == "trajectory-compile"
-    assert all("--no-compile" in part.command or "--alone" in part.command for part in chosen[:-1] if part.result)
-    assert sum(part.limit for part in chosen) <= gpu.TOTAL == 480
+def test_a_group_is_a_call_of_ten_minutes():
+    groups: dict[str, int] = {}
+    for part in gpu.parts():
+        groups[part.group] = groups.get(part.group, 0) + part.limit
+    # Facts of the first minute first, what torch.compile takes long for last.
+    assert list(groups) == ["smoke", "build", "trajectories", "operators", "tests", "baselines"]
+    assert all(seconds <= gpu.CALL == 600 for seconds in groups.values())
+    assert groups["smoke"] <= 60
+    trajectories = [part for part in gpu.parts() if part.group == "trajectories"]
+    assert [part.name for part in trajectories] == [
+        f"{kind}-{count}" for kind in ("flow", "pass", "field") for count in (1, 64, 256, 1024)
+    ]
+    # One process each, without a compiler's baselines; the tests end in order before they are killed.
+    assert all("--alone" in part.command or "benchmarks.gpu_fields" in part.command for part in trajectories)
+    assert next(part.limit for part in gpu.parts() if part.name == "tests") > gpu_tests.SECONDS + gpu_tests.GRACE
 
 
 def test_tests_and_modules_that_are_named_exist():
@@ -44,10 +52,16 @@ def test_tests_and_modules_that_are_named_exist():
 
 def test_the_parts_that_are_asked_for():
     every = gpu.parts()
-    names = [part.name for part in gpu.choose(every, ["rms_norm", "trajectory"], built=True)]
-    assert names == ["trajectory", "rms_norm"]
-    # A part comes with those that it needs.
-    assert [part.name for part in gpu.choose(every, ["racecheck"], built=False)] == ["build", "check", "racecheck"]
+
+    def names(*only: str, built: bool = True) -> list[str]:
+        return [part.name for part in gpu.choose(every, only, built=built)]
+
+    assert names("rms_norm", "flow-1") == ["flow-1", "rms_norm"]
+    # A part comes with those that it needs; the smoke needs none.
+    assert names("racecheck", built=False) == ["build", "check", "racecheck"]
+    assert names("smoke", built=False) == ["smoke"]
+    assert names("smoke", "head", built=False) == ["smoke", "build", "head"]
+    assert names("tests") == ["tests", "check", "memcheck", "racecheck"]
     assert gpu.choose(every, [], built=True) == every
     with pytest.raises(SystemExit, match="speed"):
         gpu.choose(every, ["speed"], built=True)
@@ -170,9 +184,11 @@ def test_every_gpu_kernel_is_compiled():
 
 def test_the_listing_has_a_line_for_each_part():
     lines = gpu.listing(gpu.parts()).splitlines()
-    assert [line.split()[0] for line in lines] == [part.name for part in gpu.parts()]
+    assert [line.split()[:2] for line in lines] == [[part.group, part.name] for part in gpu.parts()]
     assert not any(str(ROOT) in line.replace(sys.executable, "") for line in lines)
-    assert lines[-1].endswith("> trajectory-compile.json")
+    # Rows of all parts go to one file.
+    kept = {word for part in gpu.parts() for word in part.command if word.endswith(".json")}
+    assert kept == {"benchmarks/results/gpu/results.json"}
 
 
 def python_part(code: str, **changes) -> gpu.Part:
@@ -180,14 +196,17 @@ def python_part(code: str, **changes) -> gpu.Part:
 
 
 @pytest.mark.slow
-def test_rows_and_logs_are_kept_at_once(tmp_path, monkeypatch):
+def test_rows_and_logs_are_kept_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ENMA_FAST_RESULTS", str(tmp_path / "kept"))
-    harness.save([{"rows": 1}], tmp_path / "a-gpu" / "trajectory.json")
-    assert json.loads((tmp_path / "kept" / "a-gpu" / "trajectory.json").read_text()) == [{"rows": 1}]
+    for count in (1, 2):
+        rows.add({"rows": count}, tmp_path / "a-gpu" / "results.json")
+    for folder in (tmp_path, tmp_path / "kept"):
+        assert json.loads((folder / "a-gpu" / "results.json").read_text()) == [{"rows": 1}, {"rows": 2}]
     # A part that is stopped has left what it said, here and there, also while it ran.
     talks_and_sleeps = gpu.Part(name="one", command=("sh", "-c", "echo one; sleep 60"), limit=20)
     outcome = gpu.run(talks_and_sleeps, limit=10, logs=tmp_path / "logs")
     assert outcome.verdict == "too long"
+    assert capsys.readouterr().out == "one\n"
     assert (tmp_path / "logs" / "one.log").read_text() == "one\n"
     assert (tmp_path / "kept" / "logs" / "one.log").read_text() == "one\n"
     assert gpu.run(python_part("exit(3)"), limit=20, logs=tmp_path).note == "exit status 3"
@@ -263,6 +282,19 @@ def test_a_part_ends_with_its_time(part_limit):
     outcome = gpu.run(python_part("import time; time.sleep(60)", limit=part_limit), limit=0.5)
     assert outcome.verdict == "too long"
     assert outcome.seconds < 10
+
+
+def test_the_tree_that_travels_is_small(tmp_path):
+    size = gpu_tree.copy(tmp_path)
+    assert 5 << 20 < size <= gpu_tree.MOST == 40 << 20
+    # What the parts read is there.
+    for part in gpu.parts():
+        for word in part.command:
+            if word.startswith(("tests/", "csrc/")):
+                assert (tmp_path / word).is_file(), word
+            if word.startswith(("tests.", "benchmarks.")):
+                assert (tmp_path / f"{word.replace('.', '/')}.py").is_file(), word
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".h5")]
 
 
 def test_what_cannot_run_is_left_out():

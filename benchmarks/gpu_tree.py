@@ -1,0 +1,47 @@
+"""The tree that travels to a GPU machine, at most 40 MiB: `python -m benchmarks.gpu_tree FOLDER`.
+
+What git does not ignore, without weights, data, results and figures, which no part of `make gpu` reads; and the wheels
+of out/gpu-wheels.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LEFT_OUT = ("*.safetensors", "*.h5", "*.png", "*.tar.xz", "benchmarks/results/*", "docs/figures/*")
+MOST = 40 << 20  # bytes
+
+
+def travelling(root: Path = ROOT) -> list[str]:
+    """Files that travel, relative to the root."""
+    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, capture_output=True, check=True).stdout.decode().split("\0")
+    there = (name for name in dict.fromkeys(names) if name and (root / name).is_file())
+    return [name for name in there if not any(fnmatch.fnmatch(name, pattern) for pattern in LEFT_OUT)]
+
+
+def copy(folder: Path, root: Path = ROOT) -> int:
+    """Copy the tree, and give its bytes without the wheels."""
+    names = travelling(root)
+    wheels = [path.relative_to(root).as_posix() for path in sorted((root / "out" / "gpu-wheels").glob("*.whl"))]
+    for name in [*names, *wheels]:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / name, target)
+    return sum((root / name).stat().st_size for name in names)
+
+
+def main() -> int:
+    """Exit status 1 if it is larger than what a machine takes."""
+    size = copy(Path(sys.argv[1]))
+    print(f"{sys.argv[1]}: {size / 2**20:.1f} MiB without wheels; at most {MOST >> 20} travel")
+    return int(size > MOST)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
