@@ -17,6 +17,7 @@ from torch import Tensor
 from ..data.drivers import rows_of
 from ..data.selection import spread_rows
 from ..forecasting.members import sample_fields
+from ..models.codecs.codec import Codec
 from ..models.field_step import PAST, FieldStep
 from ..models.model import Model
 from .ranks import ALONE, Rank
@@ -74,12 +75,10 @@ class Choices:
             trained = step.spread.clone()
             step.spread.zero_()
             none, chosen, best = self._errors_of(0.0, count), 0.0, math.inf
-            # Windows of a series share frames.
-            frames = len(self.model.codec.without_gaps(self.val).flatten(0, 1).flatten(1).unique(dim=0))
-            independent = round(frames / self.val.shape[1])
+            number = independent(self.model.codec, self.val)
             for size in _SIZES:
                 errors = self._errors_of(size, count)
-                if float(errors.mean()) < (1 - _BETTER) * best and surely_less(errors, none, independent):
+                if float(errors.mean()) < (1 - _BETTER) * best and surely_less(errors, none, number):
                     chosen, best = size, float(errors.mean())
             step.size.fill_(chosen)
             step.spread.copy_(trained)
@@ -202,6 +201,11 @@ def _next_factor(tried: Sequence[_Tried]) -> float:
         return last.factor / last.ratio if last.ratio > 0 else _SPREAD[1] * last.factor
     # Members that are too far apart have a mean that is worse; some forecasts are lost.
     return (last.factor * chosen.factor) ** 0.5 if chosen.factor and math.isfinite(chosen.crps) else last.factor / 2
+
+
+def independent(codec: Codec, fields: Tensor) -> int:
+    """How many of the trajectories `[n, T, *x, c]` are independent; windows of a series share frames."""
+    return round(len(codec.without_gaps(fields).flatten(0, 1).flatten(1).unique(dim=0)) / fields.shape[1])
 
 
 def surely_less(errors: Tensor, others: Tensor, independent: int) -> bool:

@@ -71,6 +71,8 @@ def notes(plan: Plan, metrics: dict[str, Any]) -> list[str]:
     if plan.right:
         said.append("It is right, so no network was trained.")
         return said
+    if metrics.get("alone"):
+        said.append(f"{plan.best} alone forecasts validation data better than the network, so the model is that.")
     for row in metrics["rows"]:
         best = min(row["methods"], key=lambda name: row["methods"][name]["rel_l2"])
         if row["methods"][best]["rel_l2"] <= _AS_GOOD * row["rel_l2"]:

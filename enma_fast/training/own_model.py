@@ -9,8 +9,10 @@ all else                 as a run of the recipe (:mod:`enma_fast.training.run`)
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from ..config import PhysicsConfig
 from ..data import FieldFile, ImportOptions, read, write_fields
+from ..data.drivers import rows_of
 from ..data.importing import imported, with_drivers
 from ..data.selection import spread_rows
 from ..drawing.training import TrainingCurve
@@ -29,6 +32,7 @@ from ..evaluation.metrics import Scores
 from ..evaluation.metrics.arrays import where_there
 from ..evaluation.scoring import score_forecast
 from ..forecasting.file_forecast import FileForecast
+from ..forecasting.members import sample_fields
 from ..forecasting.request import ForecastRequest, task_named
 from ..models.checkpoint import IN_RUN, LOG, METRICS, load_model, save_model
 from ..models.contexts.physics import PhysicsContext
@@ -38,10 +42,22 @@ from ..models.grid_layers import Edge
 from ..models.model import Model
 from ..utils.launch import detect
 from .card import tell_training
+from .field_choices import independent, surely_less
 from .loop import RunOptions
 from .own_card import own_card
-from .own_data import TEST, TRAIN
-from .own_plan import DATA, MINUTES, SIMPLE, Plan, Request, make_plan, saved_plan, training_fields, with_floor
+from .own_data import TEST, TRAIN, VAL
+from .own_plan import (
+    DATA,
+    MINUTES,
+    SIMPLE,
+    Plan,
+    Request,
+    make_plan,
+    saved_plan,
+    training_fields,
+    with_floor,
+    with_kind,
+)
 from .run import Progress, account, data_file, train
 
 # Seconds between saved states, and steps between looks at the loss.
@@ -52,6 +68,8 @@ _FEWEST, SCORED, MEMBERS = 4, 64, 16
 _SCORING = 0.05
 # Rows of tables are called so, whatever kind of floor the linear one is.
 LINEAR = "linear"
+# Folder of a model that is the best floor alone, and validation trajectories on which it is compared with the network.
+ALONE, _COMPARED = "alone", 48
 
 
 def train_fields(
@@ -171,19 +189,59 @@ def _trained(plan: Plan, out: Path, command: str, progress: Progress | None) -> 
     if progress is not None:
         progress(1, 1, "scoring")
     dataset = plan.recipe.model.dataset
-    tell_training(model, data_file(out / DATA, dataset, TRAIN))
-    train_data, test_data = (read(data_file(out / DATA, dataset, split)) for split in (TRAIN, TEST))
+    train_data, val_data, test_data = (read(data_file(out / DATA, dataset, split)) for split in (TRAIN, VAL, TEST))
     methods = baselines(train_data) | linear_methods(plan, train_data, model)
+    alone = _behind(model, plan, methods[LINEAR if plan.best == plan.linear else plan.best], val_data)
+    if alone:
+        model = train(
+            with_kind(plan.recipe, plan.best),
+            options=RunOptions(out=out / ALONE, seconds=0.0),
+            data_dir=out / DATA,
+            progress=progress,
+        )
+        assert model is not None
+    tell_training(model, data_file(out / DATA, dataset, TRAIN))
     tasks = ("temporal", "initial-value") if plan.contexts else ("temporal",)
     step: Any = model.dynamics.step
     found = {
         "rows": [_scores(model, test_data, methods, task, _SCORING * total / len(tasks)) for task in tasks],
         "training": account(out, plan.recipe),
+        "floor": plan.best if alone else cast(PhysicsConfig, plan.recipe.model.context).floor,
+        "alone": alone,
         "size": float(step.model.size),
         "spread": step.model.spread.tolist(),
     }
     save_model(model, out / IN_RUN, card=own_card(plan, found, command), metrics=found)
     return found
+
+
+def _behind(model: Model, plan: Plan, floor: Method, val_data: FieldFile) -> bool:
+    """Whether the best floor surely forecasts validation data better than a model that adds to another one.
+
+    A short training may end so.
+    """
+    if plan.right or plan.best == cast(PhysicsConfig, plan.recipe.model.context).floor:
+        return False
+    rows = spread_rows(len(val_data), _COMPARED)
+    val, codec = torch.from_numpy(val_data.u[rows]), model.codec
+    known, frames = rows_of(val_data.known, rows), val.shape[1] - KNOWN
+    still = replace(model.config.sampling, temperature=0.0)
+    made = sample_fields(model, val[:, :KNOWN], known=known, num_members=1, settings=still, warn=False)[:, 0]
+    given = Observations(
+        history=val[:, :KNOWN].numpy(),
+        context=None,
+        num_frames=frames,
+        num_members=1,
+        trajectories=rows.tolist(),
+        seed=0,
+    )
+    truth = codec.standardised(val[:, KNOWN:])
+
+    def errors(forecasts: Tensor) -> Tensor:
+        off = (codec.standardised(forecasts) - truth).flatten(1).norm(dim=1)
+        return (off / truth.flatten(1).norm(dim=1)).nan_to_num(math.inf)
+
+    return surely_less(errors(torch.as_tensor(floor(given))[:, 0]), errors(made), independent(codec, val))
 
 
 def linear_methods(plan: Plan, train: FieldFile, model: Model | None = None) -> dict[str, Method]:

@@ -122,6 +122,11 @@ class Plan:
         tried = {name: error for name, error in self.floors.items() if name not in SIMPLE}
         return min(tried, key=lambda name: tried[name]) if tried else None
 
+    @property
+    def best(self) -> str:
+        """The floor with the least error of those that were tried."""
+        return min(self.floors, key=lambda name: self.floors[name])
+
     def save(self, out: Path) -> None:
         """Write `plan.json`."""
         write_atomic(out / PLAN, to_json(self).encode())
@@ -228,9 +233,7 @@ def with_floor(plan: Plan, train: FieldFile, folder: Path, *, begun: float) -> P
         shifted=shifted,
         seconds=60 * _CHOOSING * plan.request.minutes,
     )
-    context = dataclasses.replace(plan.recipe.model.context, floor=choice.name)  # type: ignore[call-arg]
-    recipe = dataclasses.replace(plan.recipe, model=dataclasses.replace(plan.recipe.model, context=context))
-    floor = choice.floor
+    recipe, floor = with_kind(plan.recipe, choice.name), choice.floor
     assert isinstance(floor, torch.nn.Module)
     write_tensors(folder / FLOOR, floor.state_dict())
     return dataclasses.replace(
@@ -241,6 +244,12 @@ def with_floor(plan: Plan, train: FieldFile, folder: Path, *, begun: float) -> P
         right=choice.right,
         seconds=time.monotonic() - begun,
     )
+
+
+def with_kind(recipe: Recipe, floor: str) -> Recipe:
+    """The recipe of a model with this kind of floor."""
+    context = dataclasses.replace(recipe.model.context, floor=floor)  # type: ignore[call-arg]
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, context=context))
 
 
 def window_folds(data: FieldFile) -> list[tuple[Tensor, Tensor]] | None:

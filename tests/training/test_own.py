@@ -5,6 +5,7 @@ import shutil
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.models.checkpoint import load_model
 from enma_fast.models.model import Model
 from enma_fast.training import own_model, own_plan
+from enma_fast.training.field_stage import FLOOR
 from enma_fast.training.own_card import notes
 from enma_fast.training.own_model import prepare_own, train_own
-from enma_fast.training.own_plan import Plan, Request
+from enma_fast.training.own_plan import Plan, Request, with_kind
 from enma_fast.training.own_recipe import SIZES, derived_recipe
 from enma_fast.training.recipes import read_recipe
 from enma_fast.training.run import _context_rows
@@ -162,6 +164,22 @@ def test_a_linear_equation_needs_no_network(planned: Callable) -> None:
     assert any("right" in note for note in notes(plan, found))
     again = read_recipe(out / "recipe.toml")
     assert again == plan.recipe
+
+
+def test_a_network_that_is_behind_the_best_floor_gives_way_to_it(planned: Callable) -> None:
+    plan, out = planned("behind")
+    assert plan.best not in ("persistence", "damped persistence")
+    # No time is left for a network.
+    plan = replace(plan, recipe=with_kind(plan.recipe, "persistence"), seconds=1e9)
+    (out / "field" / FLOOR).unlink()
+    found = train_own(plan, out, command="enma-fast train")
+    assert found["alone"]
+    assert found["floor"] == load_model(out).config.context.floor == plan.best
+    assert any(f"{plan.best} alone forecasts" in note for note in notes(plan, found))
+    (row,) = found["rows"]
+    others = {name: part["rel_l2"] for name, part in row["methods"].items()}
+    assert row["rel_l2_member"] < 0.9 * others["persistence"]
+    assert row["rel_l2"] < 1.1 * others["linear"]
 
 
 @pytest.mark.slow
