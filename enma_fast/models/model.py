@@ -183,6 +183,12 @@ class Model(nn.Module):
         """Write a checkpoint folder, which `load_model` reads."""
         save_model(self, Path(folder))
 
+    def at_grid(self, *grid: int) -> Model:
+        """A copy of a field model for fields with another number of points and the same spacing (`models.resized`)."""
+        from .resized import resized
+
+        return resized(self, grid)
+
     def to_tokens(self, z_BTNC: Tensor) -> Tensor:
         """Standardise the codec's latents and merge them to the transformers' tokens."""
         z = (z_BTNC - self.latent_mean) / self.latent_std

@@ -37,7 +37,7 @@ class _SameForAll(nn.Module):
     """What these floors share: nothing is inferred, nothing is drawn, and the frame before the first is the first."""
 
     num_views, num_draws, num_features, reads = 1, 0, 0, 1
-    moves = False
+    moves, local = False, False
 
     def infer(self, windows: Tensor, *, own: bool = True) -> Nothing:
         del own
@@ -66,7 +66,7 @@ class _SameForAll(nn.Module):
 class Persistence(_SameForAll):
     """The last frame stays."""
 
-    moves = True
+    moves, local = True, True
 
     def learn(self, fields: Tensor) -> None:
         """Nothing is learned."""

@@ -37,12 +37,13 @@ class Floor(Protocol):
     `step` gives the frame after `past [B, P, *x, c]`, `views [B, *x, c, F]` that frame and others that a network may
     read, and `before` a frame before the first one. `draw` gives a member's own coefficients, by `num_draws` standard
     normals. A step reads the last frames of its past, as many as `reads`; `moves` says that fields which are shifted
-    along periodic axes have shifted forecasts.
+    along periodic axes have shifted forecasts, and `local` that it knows the distance of points and not their number.
     """
 
     num_views: int
     reads: int
     moves: bool
+    local: bool
 
     @property
     def num_draws(self) -> int: ...

@@ -78,7 +78,7 @@ class StencilFloor(nn.Module):
     _weights: Tensor
     _eigenvalues: Tensor
     _to_terms: Tensor
-    num_views, moves = 1, True
+    num_views, moves, local = 1, True, True
 
     def __init__(
         self,
