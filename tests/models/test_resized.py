@@ -47,9 +47,9 @@ def test_walls_stay_walls():
 
 def test_what_is_of_its_grid_is_refused():
     for made, grid, reason in (
-        (resizable(), (32,), "the floor of .*, waves, is of its grid"),
+        (resizable(), (32,), "the floor 'waves', which is of its grid"),
         (resizable(floor="persistence"), (32, 32), r"grid is \[32, 32\]; .* has 1 axes"),
-        (field_model(grid=(16,), periodic=(True,), floor="persistence"), (32,), "adds residuals to its members"),
+        (field_model(grid=(16,), periodic=(True,), floor="persistence"), (32,), "residuals of single steps, which"),
     ):
         with pytest.raises(EnmaError, match=reason):
             made.at_grid(*grid)

@@ -24,6 +24,10 @@ class BlocksCodec(Codec):
 
     config: BlocksConfig
 
+    @property
+    def of_grid(self) -> str | None:
+        return "a mask" if self.config.masked else None
+
     def encode(self, u: Tensor, points: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         config = self.config
         x = self.filled(self.on_grid(u, points))

@@ -45,6 +45,11 @@ class Codec(nn.Module):
         if self.mask is not None:
             self.mask.copy_(torch.as_tensor(mask))
 
+    @property
+    def of_grid(self) -> str | None:
+        """What it has that is of its grid alone; None if it serves any."""
+        return f"a codec of kind {self.config.kind!r}"
+
     def without_gaps(self, u: Tensor) -> Tensor:
         """Fields ``[..., *x, c]`` with the mean of each channel where they have no values."""
         if self.mask is None:

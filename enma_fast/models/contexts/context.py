@@ -18,6 +18,11 @@ class Context(nn.Module):
     one. What was read is an object of the kind's own, and so is what it says of the next frame.
     """
 
+    @property
+    def of_grid(self) -> str | None:
+        """What it has that is of its grid alone; None if it serves any."""
+        return f"a {type(self).__name__}"
+
     def begin(self, segments: Sequence[Tensor], *, room: int) -> Any:
         """Read whole segments, of which the last may be empty; `room` is the number of frames that may follow."""
         raise NotImplementedError

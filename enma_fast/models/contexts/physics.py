@@ -125,10 +125,14 @@ class PhysicsContext(nn.Module):
         found = kinds(codec.grid, self.fields.edges, codec.field_channels, spacings=codec.spacings, masked=codec.masked)
         if own.floor not in found:
             raise EnmaError(f"{config.name}: context.floor is {own.floor!r}; this grid has {', '.join(found)}")
-        self.floor = found[own.floor]()
+        self.floor, self.name = found[own.floor](), own.floor
         assert isinstance(self.floor, nn.Module)
         told = self.floor.num_features + num_numbers(config)
         self.encoder = PhysicsEncoder(codec.grid, self.fields.edges, codec.field_channels, own, told)
+
+    @property
+    def of_grid(self) -> str | None:
+        return None if self.floor.local else f"the floor {self.name!r}"
 
     def begin(self, segments: Sequence[Segment], *, room: int) -> Physics:
         """Read whole segments ``[B, T_i, N, C]``: perhaps a context, then the known frames, at least one."""

@@ -102,6 +102,11 @@ class Decoder(nn.Module):
     past: int = 0
     draws_fields: bool = False
 
+    @property
+    def of_grid(self) -> str | None:
+        """What it has that is of its grid alone; None if it serves any."""
+        return f"a {type(self).__name__}"
+
     def decide(self, h: Any, past_BPNC: Tensor, noise: Noise, settings: SamplingConfig) -> Tensor:
         """All tokens ``[B, N, C]`` of the next frame, at least fp32.
 

@@ -53,6 +53,10 @@ class FieldDecoder(Decoder):
             told=num_inputs(config),
         )
 
+    @property
+    def of_grid(self) -> str | None:
+        return "residuals of single steps" if bool(self.model.residuals.any()) else None
+
     def decide(self, h: Physics, past_BPNC: Tensor, noise: Noise, settings: SamplingConfig) -> Tensor:
         missing = max(0, PAST - h.frames)
         past = self._completed(self.places.of(past_BPNC)[:, missing:], h.floor, h.state[h.index] if missing else None)
