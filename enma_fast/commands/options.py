@@ -113,15 +113,11 @@ def use_threads(threads: int | None) -> None:
 
 def on_device(device: str) -> str:
     """The device if it can be used, or an `EnmaError`."""
-    import torch
+    from ..utils.devices import can_use
 
-    try:
-        if torch.device(device).type in ("cpu", "cuda"):
-            torch.empty(0, device=device)
-            return device
-    except (RuntimeError, AssertionError):
-        pass
-    raise EnmaError(f"--device {device}: cannot be used here; use cpu")
+    if not can_use(device):
+        raise EnmaError(f"--device {device}: cannot be used here; use cpu")
+    return device
 
 
 def sampling(config: ModelConfig, **options: Any) -> tuple[SamplingConfig, dict[str, Any]]:

@@ -48,7 +48,7 @@ def train(
         str, typer.Option("--precision", help="Of a recipe: auto (bf16 where it is fast), bf16 or fp32.")
     ] = "auto",
     compile_steps: Annotated[bool, typer.Option("--compile", help="Of a recipe: torch.compile the steps.")] = False,
-    device: Annotated[str, typer.Option("--device", help="Of a recipe: cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="Where the network is trained: cpu or cuda.")] = "cpu",
     model_size: Annotated[
         str, typer.Option("--size", help="Of your data: small, or base with wider layers.")
     ] = "small",
@@ -89,8 +89,6 @@ def train(
         for option, other in (("--precision", precision != "auto"), ("--compile", compile_steps)):
             if other:
                 raise EnmaError(f"{option}: is an option of recipes; train the recipe that `train {source}` writes")
-        if device != "cpu":
-            raise EnmaError(f"--device: is an option of recipes; train the recipe that `train {source}` writes")
         from ..training.own_plan import MINUTES, Request
 
         request = Request(
@@ -102,7 +100,7 @@ def train(
             mask=mask,
             periodic=periodic_axes(periodic),
         )
-        _train_own(terminal, Path(source), out, request, plot, dry_run)
+        _train_own(terminal, Path(source), out, request, plot, dry_run, on_device(device))
         return
     given = (
         ("--size", model_size != "small"),
@@ -161,7 +159,9 @@ def _train_recipe(
     terminal.result({"out": str(out), **result})
 
 
-def _train_own(terminal: Terminal, source: Path, out: Path, request: Request, plot: Path | None, dry_run: bool) -> None:
+def _train_own(
+    terminal: Terminal, source: Path, out: Path, request: Request, plot: Path | None, dry_run: bool, device: str
+) -> None:
     from ..models.checkpoint import IN_RUN, MANIFEST
     from ..training.own_model import drawn, prepare_own, train_own
     from ..training.own_plan import make_plan, saved_plan
@@ -176,7 +176,7 @@ def _train_own(terminal: Terminal, source: Path, out: Path, request: Request, pl
     try:
         with terminal.progress(plan.recipe.model.name) as update:
             progress = update if plot is None else drawn(update, plan, out, plot)
-            metrics = train_own(plan, out, command=request.command(source), progress=progress)
+            metrics = train_own(plan, out, command=request.command(source), device=device, progress=progress)
     except KeyboardInterrupt:
         if (out / IN_RUN / MANIFEST).is_file():
             terminal.note(f"stopped: {out} holds the best model until now; the same command goes on with it")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..errors import EnmaError
+from ..utils.devices import num_chosen
 
 _TINY = 1e-12
 
@@ -53,7 +54,7 @@ class Drivers:
         """Those of some of the trajectories."""
         start = self.start[rows] if isinstance(self.start, Tensor) else self.start
         values = tuple(v if len(v) == 1 else v[rows] for v in self.values)
-        return replace(self, values=values, count=len(torch.arange(self.count)[rows]), start=start)
+        return replace(self, values=values, count=num_chosen(self.count, rows), start=start)
 
     def since(self, frame: int | Tensor) -> Self:
         """The same, with this frame, or one of each trajectory `[B]`, as frame 0."""

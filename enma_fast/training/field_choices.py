@@ -89,7 +89,7 @@ class Choices:
         """Relative errors `[count]` of forecasts of validation trajectories with this size of the correction."""
         self.step.size.fill_(size)
         material, rows = self.material, spread_rows(len(self.val), count)
-        val, standardised = self.val[rows], self.model.codec.standardised
+        val, codec = self.val[rows], self.model.codec
         given: list[dict[str, Any]] = [{"history": val[:, :PAST], "known": rows_of(material.val_known, rows)}]
         if material.val_contexts is not None:
             of_context = rows_of(material.val_context_known, rows)
@@ -97,8 +97,8 @@ class Choices:
             given.append({**given[0], "history": val[:, :1], **context})
         errors = torch.zeros(len(rows))
         for one in given:
-            made = standardised(sample_fields(self.model, **one, num_members=1)[:, 0])
-            truth = standardised(val[:, one["history"].shape[1] :])
+            made = codec.standardised(sample_fields(self.model, **one, num_members=1)[:, 0])
+            truth = codec.standardised(val[:, one["history"].shape[1] :].to(codec.device))
             errors += ((made - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1).clamp_min(_TINY)).cpu()
         return errors.nan_to_num(math.inf)
 
@@ -129,7 +129,8 @@ class Choices:
         val, known = self.val[rows], rows_of(self.material.val_known, rows)
         still = replace(self.model.config.sampling, temperature=0.0)
         made = sample_fields(self.model, history=val[:, :PAST], known=known, num_members=1, settings=still)[:, 0]
-        off = self.model.codec.standardised(val[:, PAST]) - self.model.codec.standardised(made[:, 0])
+        codec = self.model.codec
+        off = codec.standardised(val[:, PAST].to(codec.device)) - codec.standardised(made[:, 0])
         off /= len(val) ** 0.5
         scores = self.scores(count, _CALIBRATED)
         tried, factor = [_Tried.of(0.0, scores)], 1.0

@@ -206,7 +206,9 @@ class FieldTask(Task):
             load_tensors(self.floor, read_tensors(path)[0], source=str(path))
             return
         material.tell("learning the floor")
-        learn(self.floor, self.fields, environments)
+        # Closed forms in float64, which take longer to move than to learn.
+        learn(self.floor.cpu(), self.fields.cpu(), environments)
+        self.floor.to(self.fields.device)
         if material.rank.index == 0:
             write_tensors(path, self.floor.state_dict())
 
@@ -245,8 +247,8 @@ class FieldTask(Task):
         if not own:
             last = torch.where(coin[count + 1 : 2 * count + 1] < 0.5, 0, last)
         mine = rank.part(count)
-        rows, last = rows[mine], last.clamp(max=T - 1 - frames)[mine].to(self.fields.device)
-        taken = self._frames(rows, last - 2, PAST + frames)
+        rows, last = rows[mine], last.clamp(max=T - 1 - frames)[mine]
+        taken, last = self._frames(rows, last - 2, PAST + frames), last.to(self.fields.device)
         past, truth = taken[:, :PAST], taken[:, PAST:]
         read = self._physics(rows, own, generator)
         windows, state, told = read.windows, read.state, self.told and self.told[rows].since(last + 1)

@@ -74,7 +74,7 @@ def mirrors(fields: Tensor, edges: Sequence[Edge], told: Drivers | None = None) 
     half, of_half = [fields[part] for part in rows], [told and told[part] for part in rows]
     x, y = _samples(half[0], of_half[0], edges)
     gram = x.T @ x
-    held = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    held = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     weights = torch.linalg.solve(gram + held, x.T @ y)
     plain = _unexplained(half[1], of_half[1], edges, weights)
     channels, found = fields.shape[-1], {}
@@ -83,7 +83,7 @@ def mirrors(fields: Tensor, edges: Sequence[Edge], told: Drivers | None = None) 
             continue
         count = channels + (0 if told is None else len(told.values))
         for signs in itertools.islice(itertools.product((1, -1), repeat=count), _TRIED):
-            image = half[1].flip(2 + axis) * torch.tensor(signs[:channels], dtype=fields.dtype)
+            image = half[1].flip(2 + axis) * fields.new_tensor(signs[:channels])
             of_image = of_half[1] and of_half[1].mirrored(axis, signs[channels:])
             if _unexplained(image, of_image, edges, weights) <= (1 + _WITHIN) * plain + _OF_STEP:
                 found[axis] = signs

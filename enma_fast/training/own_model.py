@@ -40,6 +40,7 @@ from ..models.floors.choice import KNOWN, kinds, learn
 from ..models.floors.ladder import Floor, roll
 from ..models.grid_layers import Edge
 from ..models.model import Model
+from ..utils.devices import can_use
 from ..utils.launch import detect
 from .card import tell_training
 from .field_choices import independent, surely_less
@@ -79,6 +80,7 @@ def train_fields(
     minutes: float = MINUTES,
     known: Sequence[str] | Mapping[str, Any] = (),
     plot: str | Path | bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
     **options: Any,
 ) -> Model:
@@ -92,6 +94,7 @@ def train_fields(
     known : what the model is told beside the fields: names of parameters, series, maps and fields of the data; or
         arrays by name, with a value for each trajectory, each frame, each place, or for several of these in this order
     plot : picture of loss and validation that is drawn again while it trains; True to show it in a notebook
+    device : where the network is trained, "cpu" or "cuda"; plan and scores are made on the CPU, where the model ends
     progress : called with what is done, all of it, and a note
     options : further entries of the request: `size`, "small", or "base" with wider layers; `seed`; `shift`, whether
         training may move fields along periodic axes where they look the same; `mask`, the name of a field that is 0
@@ -100,8 +103,10 @@ def train_fields(
     Raises
     ------
     EnmaError
-        If the data cannot be trained on, or `out` was begun otherwise.
+        If the data cannot be trained on, `out` was begun otherwise, or the device cannot be used.
     """
+    if not can_use(device):
+        raise EnmaError(f"device {device}: cannot be used here; use cpu")
     out, data = Path(out), Path(data) if isinstance(data, str) else data
     arrays, names = (known, ()) if isinstance(known, Mapping) else ({}, tuple(known))
     if not isinstance(data, FieldFile | Path) or (arrays and isinstance(data, Path)):
@@ -115,7 +120,7 @@ def train_fields(
     plan = prepare_own(data, out, request)
     if plot:
         progress = drawn(progress, plan, out, None if plot is True else Path(plot))
-    train_own(plan, out, command=request.command(data), progress=progress)
+    train_own(plan, out, command=request.command(data), device=device, progress=progress)
     return load_model(out)
 
 
@@ -155,8 +160,10 @@ def prepare_own(source: Path, out: Path, request: Request) -> Plan:
     return plan
 
 
-def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None = None) -> dict[str, Any]:
-    """Train, score and write what `prepare_own` planned, from where an earlier call stopped.
+def train_own(
+    plan: Plan, out: Path, *, command: str, device: str = "cpu", progress: Progress | None = None
+) -> dict[str, Any]:
+    """Train on a device, score and write what `prepare_own` planned, from where an earlier call stopped.
 
     `command`, which makes the run again, is for the card. From the first validation on the folder holds a model that
     can be used. Returns the contents of `metrics.json` of the checkpoint: `rows` of scores, each with those of other
@@ -168,19 +175,20 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
         found: dict[str, Any] = json.loads(done.read_text())
         return found
     try:
-        return _trained(plan, out, command, progress)
+        return _trained(plan, out, command, device, progress)
     except OSError as error:
         raise EnmaError(
             f"{out}: cannot be written ({error}); what was written is kept, fix this and repeat the command"
         ) from error
 
 
-def _trained(plan: Plan, out: Path, command: str, progress: Progress | None) -> dict[str, Any]:
+def _trained(plan: Plan, out: Path, command: str, device: str, progress: Progress | None) -> dict[str, Any]:
     total = 60 * plan.request.minutes
     seconds = 0.0 if plan.right else max(0.0, (1 - _SCORING) * total - plan.seconds)
+    options = RunOptions(out=out, device=device, save_seconds=_SAVE_SECONDS, log_every=_LOG_EVERY, seconds=seconds)
     model = train(
         plan.recipe,
-        options=RunOptions(out=out, save_seconds=_SAVE_SECONDS, log_every=_LOG_EVERY, seconds=seconds),
+        options=options,
         data_dir=out / DATA,
         better=lambda better: save_model(better, out / IN_RUN),
         progress=progress,
@@ -195,7 +203,7 @@ def _trained(plan: Plan, out: Path, command: str, progress: Progress | None) -> 
     if alone:
         model = train(
             with_kind(plan.recipe, plan.best),
-            options=RunOptions(out=out / ALONE, seconds=0.0),
+            options=replace(options, out=out / ALONE, seconds=0.0),
             data_dir=out / DATA,
             progress=progress,
         )

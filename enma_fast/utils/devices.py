@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+
+def can_use(device: str) -> bool:
+    """Whether this is a CPU, or a GPU that is there."""
+    try:
+        usable = torch.device(device).type in ("cpu", "cuda")
+        torch.empty(0, device=device if usable else "meta")
+    except (RuntimeError, AssertionError):
+        return False
+    return usable
+
+
+def num_chosen(count: int, index: Any) -> int:
+    """How many of so many rows an index takes: a slice, a list or a tensor on any device."""
+    return len(torch.arange(count, device=index.device if isinstance(index, Tensor) else None)[index])
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

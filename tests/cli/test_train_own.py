@@ -92,10 +92,13 @@ def test_what_cannot_be_trained_on_is_refused_at_once(enma: Callable, plane: Pat
     assert "--minutes" in enma("train", "combined-fast", "--out", out, "--minutes", 3).error()
     assert "--periodic" in enma("train", "combined-fast", "--out", out, "--periodic", "x").error()
     assert "axis 'z'" in enma("train", plane, "--out", out, "--periodic", "z").error()
+    assert enma("train", plane, "--out", out, "--device", "abacus").error().startswith("--device abacus:")
     assert not out.exists()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("a")
     assert "exists and is no run" in enma("train", plane, "--out", tmp_path / "notes").error()
+    assert enma("train", plane, "--out", out, "--device", "abacus").error().startswith("--device abacus:")
+    assert not out.exists()
 
 
 def test_options_may_stand_before_the_file(enma: Callable, tmp_path: Path) -> None:

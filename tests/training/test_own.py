@@ -24,6 +24,7 @@ from enma_fast.models.checkpoint import load_model
 from enma_fast.models.model import Model
 from enma_fast.training import own_model, own_plan
 from enma_fast.training.field_stage import FLOOR
+from enma_fast.training.loop import RunOptions
 from enma_fast.training.own_card import notes
 from enma_fast.training.own_model import prepare_own, train_own
 from enma_fast.training.own_plan import Plan, Request, with_kind
@@ -275,6 +276,26 @@ def test_a_model_is_trained_on_fields_in_memory_and_saved(tmp_path: Path) -> Non
     assert enma_fast.train(data, tmp_path / "run", minutes=0.05).config == made.config
     with pytest.raises(EnmaError, match="minutes"):
         enma_fast.train(data, tmp_path / "run", minutes=0.06)
+
+
+def test_the_network_is_trained_on_a_device_and_one_that_is_not_there_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = read(save(tmp_path / "ring.h5", advected(24))), tmp_path / "run"
+    with pytest.raises(EnmaError, match=r"^device abacus:"):
+        enma_fast.train(data, out, minutes=0.05, device="abacus")
+    assert not out.exists()
+    seen: list[RunOptions] = []
+
+    def stopped(recipe: object, *, options: RunOptions, **more: object) -> None:
+        seen.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(own_model, "train", stopped)
+    monkeypatch.setattr(own_model, "can_use", lambda device: device == "cuda")
+    with pytest.raises(KeyboardInterrupt):
+        enma_fast.train(data, out, minutes=0.05, device="cuda")
+    assert [options.device for options in seen] == ["cuda"]
 
 
 def test_a_data_set_of_xarray_is_trained_as_its_file_is(tmp_path: Path) -> None:

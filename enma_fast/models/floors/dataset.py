@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...utils.devices import num_chosen
+
 # Components and ridges of the linear inverse model, these relative to the variance of the components, blocks that they
 # are chosen over, and frames of the forecasts that choose.
 _COMPONENTS, _RIDGES = (5, 10, 30), (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0, 10.0)
@@ -26,7 +28,7 @@ class Nothing:
     count: int
 
     def __getitem__(self, index: Tensor | slice) -> Nothing:
-        return Nothing(len(torch.arange(self.count)[index]))
+        return Nothing(num_chosen(self.count, index))
 
     @classmethod
     def join(cls, parts: Sequence[Nothing]) -> Nothing:
