@@ -184,10 +184,29 @@ class Model(nn.Module):
         save_model(self, Path(folder))
 
     def at_grid(self, *grid: int) -> Model:
-        """A copy of a field model for fields with another number of points and the same spacing (`models.resized`)."""
-        from .resized import resized
+        """A copy of a field model for fields with another number of points on each axis, and the same spacing.
 
-        return resized(self, grid)
+        So the domain is larger or smaller; convolutions, and the laws of vibrations and diffusion, know the distance
+        between points and not their number. The copy does not warn of fields outside the training data, as it knows
+        none of this size. `EnmaError` if a slot has something that is of its own grid.
+        """
+        config, codec = self.config, self.config.codec
+        for part in (self.codec, self.dynamics.context, self.dynamics.step):
+            if (reason := part.of_grid) is not None:
+                raise EnmaError(f"{config.name} has {reason}, which is of its grid; train on the other grid")
+        if len(grid) != codec.dims:
+            raise EnmaError(f"grid is {list(grid)}; {config.name} has {codec.dims} axes")
+        assert codec.lengths is not None
+        # Between walls a length is that of the steps between the points.
+        sizes = zip(codec.grid, grid, codec.periodic, strict=True)
+        steps = [(n, m) if wraps else (n - 1, m - 1) for n, m, wraps in sizes]
+        lengths = tuple(length * new / old for length, (old, new) in zip(codec.lengths, steps, strict=True))
+        made = Model(replace(config, codec=replace(codec, grid=grid, lengths=lengths))).requires_grad_(False).eval()
+        known = self.state_dict()
+        # What has another shape there is as it was made.
+        tensors = {name: known[name] if known[name].shape == x.shape else x for name, x in made.state_dict().items()}
+        made.load_state_dict(tensors)
+        return made
 
     def to_tokens(self, z_BTNC: Tensor) -> Tensor:
         """Standardise the codec's latents and merge them to the transformers' tokens."""
