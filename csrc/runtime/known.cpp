@@ -77,16 +77,11 @@ std::string KnownInputs::shape_text(const KnownInput& input, std::int64_t frames
     return "[" + out + "]";
 }
 
-std::vector<char> KnownInputs::saved(const Told& told) {
-    std::vector<char> out;
-    const auto put = [&](const void* data, std::size_t size) {
-        out.insert(out.end(), static_cast<const char*>(data), static_cast<const char*>(data) + size);
-    };
+void KnownInputs::save(const Told& told, const std::function<void(const void*, std::size_t)>& put) {
     for (const Driver& driver : told.drivers) {
         put(&driver.frames, sizeof driver.frames);
         put(driver.values.data(), driver.values.size() * sizeof(float));
     }
-    return out;
 }
 
 Told KnownInputs::restored(const char*& at, const char* end, std::int64_t frames) const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -25,8 +26,8 @@ class KnownInputs {
     Told told(std::int64_t frames) const;
     void clear() { given_.clear(); }
 
-    // Of a saved session: what `told` gave, as bytes, and back from `at` on, which moves on. Throws Error.
-    static std::vector<char> saved(const Told& told);
+    // Of a saved session: what `told` gave, as parts in bytes, and back from `at` on, which moves on. Throws Error.
+    static void save(const Told& told, const std::function<void(const void*, std::size_t)>& put);
     Told restored(const char*& at, const char* end, std::int64_t frames) const;
 
    private:

@@ -1,6 +1,6 @@
 // A session in a buffer: a header, latents of context, history and members, the frames that each member keeps if some
-// were stopped, what the model is told of context and history, and the SHA-256 of all before it. Keys, values and the decoder's memory are computed again from the
-// latents, to the same bits.
+// were stopped, what the model is told of context and history, and the SHA-256 of all before it. Keys, values and the
+// decoder's memory are computed again from the latents, to the same bits.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -60,8 +60,10 @@ Session::SavedHeader Session::header() const {
 std::size_t Session::saved_bytes() const {
     check_ready();
     const std::size_t values = observed_.context.size() + observed_.history.size() + observed_.made.size();
-    const std::size_t told =
-        KnownInputs::saved(observed_.context_told).size() + KnownInputs::saved(observed_.told).size();
+    std::size_t told = 0;
+    for (const Told* each : {&observed_.context_told, &observed_.told}) {
+        KnownInputs::save(*each, [&](const void*, std::size_t size) { told += size; });
+    }
     return sizeof(SavedHeader) + values * sizeof(float) + observed_.kept.size() * sizeof(std::int64_t) + told +
            sizeof(Digest);
 }
@@ -78,10 +80,7 @@ void Session::save(char* out) const {
         put(part->data(), part->size() * sizeof(float));
     }
     put(observed_.kept.data(), observed_.kept.size() * sizeof(std::int64_t));
-    for (const Told* told : {&observed_.context_told, &observed_.told}) {
-        const std::vector<char> of_segment = KnownInputs::saved(*told);
-        put(of_segment.data(), of_segment.size());
-    }
+    for (const Told* told : {&observed_.context_told, &observed_.told}) KnownInputs::save(*told, put);
     const Digest digest = sha256(out, at - out);
     put(digest.data(), digest.size());
 }

@@ -38,8 +38,7 @@ from .cautions import outside, report_outside, warn_if_long, warn_if_uneven, war
 from .channels import Channels
 from .extension import StoredMembers
 from .known import check_mask, told
-from .members import Stop, sample_as_asked
-from .memory import in_memory
+from .members import Stop, sample_as_asked, sample_members
 from .request import INITIAL_VALUE, TEMPORAL, Fields, ForecastRequest
 from .scattered import drawn_places, require_errors, require_scattered, require_together
 from .sink import Sink
@@ -232,18 +231,22 @@ class FileForecast:
     def sample(self, part: ForecastRequest, *, stop: Stop | None = None) -> Tensor:
         """Forecast part of the request, after `check`: `[B, K, T, *x, c]` fp32 without the observed frames.
 
-        `part` is the request for some of the trajectories and members, perhaps of fewer frames; `stop` is as that of
-        `enma_fast.forecast`.
+        `part` is the request for some of the trajectories and members, perhaps of fewer frames, and is sampled by as
+        many rows at a time as it says or not at all; `stop` is as that of `enma_fast.forecast`.
         """
+        # `check` and `outside_training` have warned.
+        return sample_as_asked(self.model, self._with_data(part, stopped=stop is not None), stop=stop)
+
+    def _with_data(self, part: ForecastRequest, *, stopped: bool = False) -> ForecastRequest:
+        """Part of the request with what is observed, and with the earlier frames of members that are not `stopped`."""
         numbers = part.trajectories
         assert numbers is not None
         history, context = self._history(numbers), self._contexts(numbers)
         part = replace(part, observed=history, context=context, num_frames=part.num_frames or self.num_frames)
         # The first frames alone, of which memory and time are measured, are made anew.
-        if self.earlier is not None and stop is None and part.num_frames == self.num_frames:
+        if self.earlier is not None and not stopped and part.num_frames == self.num_frames:
             part = replace(part, earlier=self.earlier.frames(numbers, part.members))
-        # `check` and `outside_training` have warned.
-        return sample_as_asked(self.model, part, stop=stop)
+        return part
 
     def fill(self, sinks: Sequence[Sink], *, progress: Callable[[int, int], None] | None = None) -> float:
         """Sample all trajectories into sinks after `check`; returns the seconds that sampling took.
@@ -273,16 +276,8 @@ class FileForecast:
         size = max(1, self.request.rows // self.request.num_members)
         for first in range(0, len(self.trajectories), size):
             part = list(self.trajectories[first : first + size])
-            yield part, self._in_memory(replace(self.request, trajectories=part))
-
-    def _in_memory(self, part: ForecastRequest) -> Tensor:
-        """As `sample`, by fewer rows at a time where they do not fit the memory."""
-        return in_memory(
-            lambda chunk: self.sample(replace(part, chunk=chunk)),
-            part.rows,
-            rows=len(part.trajectories or ()) * part.num_members,
-            independent=self.model.codec.device.type == "cpu",
-        )
+            given = self._with_data(replace(self.request, trajectories=part))
+            yield part, sample_members(self.model, given, warn=False)
 
     def context_places(self, trajectories: Sequence[int]) -> tuple[FieldFile, list[int]]:
         """The file that holds the contexts of these trajectories, and their places in it."""

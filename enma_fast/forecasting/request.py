@@ -122,9 +122,8 @@ class ForecastRequest:
         How latent frames are made (:mod:`enma_fast.sampling.engine`); the best that can serve by default.
     chunk
         Rows (trajectories x members) sampled at a time: enough to keep every core busy, few enough for their keys and
-        values. By default 64 on a CPU, and at most 128 or 256 on a GPU,
-        by its level-2 cache and by the memory that is free. With the ``native`` backend no
-        result depends on it; with the others results are rounded differently.
+        values. By default 64 on a CPU, and at most 128 or 256 on a GPU, by its level-2 cache and by the memory that is
+        free. With the ``native`` backend no result depends on it; with the others results are rounded differently.
     strict
         Refuse observed frames outside what the model was trained on, or in other units, in place of a warning.
     points

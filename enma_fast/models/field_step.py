@@ -96,11 +96,6 @@ def _known(scale: Tensor) -> Tensor:
     return torch.where(scale > _TINY, scale, torch.ones_like(scale))
 
 
-def _misfit(share: Tensor, added: Tensor, off: Tensor) -> Tensor:
-    """Root mean square `[B]` of what known forecasts lack with this share of their corrections."""
-    return (off - on_grid(share[:, None], added) * added).flatten(1).square().mean(1).sqrt()
-
-
 class FieldNetwork(nn.Module):
     """Gated convolutions on blocks, `[B, *x, inward]` to `[B, *x, outward]`, under a condition `[B, Z]`."""
 
@@ -236,9 +231,12 @@ class FieldStep(nn.Module):
         that the windows are of the trajectory itself.
         """
         added, off = self.known_forecasts(windows, condition_BZ, forecast, first=first, told=told)
-        usual = self.usual[0 if own else 1].clamp_min(_TINY)
-        share = self.size * (known_share(added, off) / usual).clamp(max=1)
-        return share, _misfit(share, added, off)
+        return self._reliance(known_share(added, off), added, off, 0 if own else 1)
+
+    def _reliance(self, shares: Tensor, added: Tensor, off: Tensor, place: int) -> tuple[Tensor, Tensor]:
+        """How much counts by these known shares `[B]`, and the root mean square of what known forecasts then lack."""
+        share = self.size * (shares / self.usual[place].clamp_min(_TINY)).clamp(max=1)
+        return share, (off - on_grid(share[:, None], added) * added).flatten(1).square().mean(1).sqrt()
 
     def factor(self, misfit: Tensor, *, own: bool) -> Tensor:
         """What multiplies the draws of members of trajectories with these misfits `[B]`."""
@@ -279,8 +277,8 @@ class FieldStep(nn.Module):
         """
         place, shares = 0 if own else 1, known_share(added, off)
         self.usual[place] = _TOLD * shares.min() if told else shares.quantile(0.1)
-        heard = self.size * (shares / self.usual[place].clamp_min(_TINY)).clamp(max=1)
-        self.misfit[place] = _misfit(heard, added, off).clamp_min(_TINY).log().mean().exp()
+        _, misfit = self._reliance(shares, added, off, place)
+        self.misfit[place] = misfit.clamp_min(_TINY).log().mean().exp()
 
     def bounds(self, observed: Tensor) -> tuple[Tensor, Tensor]:
         """Least and greatest value of forecasts after frames `[B, T, *x, C]`, for each channel."""

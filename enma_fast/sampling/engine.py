@@ -200,13 +200,13 @@ class Engine:
                 made = self._made = backend, self._sampler_by(backend)
             frames = made[1].trajectory(**given)
             first = next(frames, None)
-            unproved = self._ladder is not None and not self._ladder.proved and backend != "reference"
-            if self._ladder is not None and unproved and first is not None and len(first):
+            if ladder is not None and not ladder.proved and backend != "reference" and first is not None and len(first):
                 self._prove(first, given)
-                self._ladder.proved = True
+                ladder.proved = True
             return first, frames
 
-        first, frames = begun(self.backend) if self._ladder is None else self._ladder.climb(begun)
+        ladder = self._ladder
+        first, frames = begun(self.backend) if ladder is None else ladder.climb(begun)
         if first is not None:
             yield first
             yield from frames

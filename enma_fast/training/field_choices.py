@@ -97,10 +97,9 @@ class Choices:
             given.append({**given[0], "history": val[:, :1], **context})
         errors = torch.zeros(len(rows))
         for one in given:
-            made = codec.standardised(sample_fields(self.model, **one, num_members=1)[:, 0])
-            truth = codec.standardised(val[:, one["history"].shape[1] :].to(codec.device))
-            errors += ((made - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1).clamp_min(_TINY)).cpu()
-        return errors.nan_to_num(math.inf)
+            made = sample_fields(self.model, **one, num_members=1)[:, 0]
+            errors += relative_errors(codec, made, val[:, one["history"].shape[1] :])
+        return errors
 
     def calibrate(self, count: int) -> float:
         """Choose the factors of the spread with which it is as large as the error, as far as the CRPS allows.
@@ -202,6 +201,12 @@ def _next_factor(tried: Sequence[_Tried]) -> float:
         return last.factor / last.ratio if last.ratio > 0 else _SPREAD[1] * last.factor
     # Members that are too far apart have a mean that is worse; some forecasts are lost.
     return (last.factor * chosen.factor) ** 0.5 if chosen.factor and math.isfinite(chosen.crps) else last.factor / 2
+
+
+def relative_errors(codec: Codec, made: Tensor, truth: Tensor) -> Tensor:
+    """Relative errors `[n]` of standardised forecasts of fields `[n, T, *x, c]`; infinite where one is lost."""
+    made, truth = (codec.standardised(fields.to(codec.device)).flatten(1) for fields in (made, truth))
+    return ((made - truth).norm(dim=1) / truth.norm(dim=1).clamp_min(_TINY)).nan_to_num(math.inf).cpu()
 
 
 def independent(codec: Codec, fields: Tensor) -> int:

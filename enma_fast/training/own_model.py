@@ -9,7 +9,6 @@ all else                 as a run of the recipe (:mod:`enma_fast.training.run`)
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -43,7 +42,7 @@ from ..models.model import Model
 from ..utils.devices import can_use
 from ..utils.launch import detect
 from .card import tell_training
-from .field_choices import independent, surely_less
+from .field_choices import independent, relative_errors, surely_less
 from .loop import RunOptions
 from .own_card import own_card
 from .own_data import TEST, TRAIN, VAL
@@ -243,13 +242,9 @@ def _behind(model: Model, plan: Plan, floor: Method, val_data: FieldFile) -> boo
         trajectories=rows.tolist(),
         seed=0,
     )
-    truth = codec.standardised(val[:, KNOWN:])
-
-    def errors(forecasts: Tensor) -> Tensor:
-        off = (codec.standardised(forecasts) - truth).flatten(1).norm(dim=1)
-        return (off / truth.flatten(1).norm(dim=1)).nan_to_num(math.inf)
-
-    return surely_less(errors(torch.as_tensor(floor(given))[:, 0]), errors(made), independent(codec, val))
+    forecasts = torch.as_tensor(floor(given))[:, 0]
+    errors, others = (relative_errors(codec, each, val[:, KNOWN:]) for each in (forecasts, made))
+    return surely_less(errors, others, independent(codec, val))
 
 
 def linear_methods(plan: Plan, train: FieldFile, model: Model | None = None) -> dict[str, Method]:

@@ -1,8 +1,11 @@
 """Commands run inside the test's process."""
 
+import contextlib
 import json
+import resource
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,24 @@ def enma(capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
         return Run(status, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def files_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """Inside it no file of this process grows beyond so many bytes."""
+
+    @contextlib.contextmanager
+    def limited(most: int) -> Iterator[None]:
+        # A module that is compiled there would be cut off too.
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,19 +59,13 @@ def test_characters_that_a_locale_lacks_are_escapes(tmp_path: Path, encoding: st
 
 
 def test_a_full_disk_is_one_line_and_the_run_can_go_on(
-    enma: Callable, tiny: Path, test_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    enma: Callable, tiny: Path, test_in: Path, tmp_path: Path, files_of: Callable
 ) -> None:
-    # A module that is compiled there would be cut off too.
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     out = tmp_path / "run.zarr"
     command = ("forecast", test_in, "-c", tiny, "--out", out, "--members", 256, "--shard", 4, "--select", 0, "--quiet")
-    # No file of this process may grow beyond this: the store's metadata fit, its chunks do not.
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30000, hard))
-    try:
+    # The store's metadata fit, its chunks do not.
+    with files_of(30000):
         full = enma(*command)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert full.error().startswith(f"{out}: cannot be written ([Errno 27] File too large); what was written is kept")
     done = enma(*command)
     assert (done.status, done.out, done.err) == (0, "", "")

@@ -1,8 +1,6 @@
 """`enma-fast train FILE`: the plan, a short training with its report, and refusals."""
 
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -140,19 +138,13 @@ def test_what_is_known_is_told_and_land_is_left_out(enma: Callable, tmp_path: Pa
 
 
 def test_a_disk_that_fills_is_one_line_and_another_machine_goes_on(
-    enma: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    enma: Callable, tmp_path: Path, files_of: Callable
 ) -> None:
-    # A module that is compiled there would be cut off too.
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     out = tmp_path / "run"
     command = ("train", save(tmp_path / "ring.h5", steepened(30)), "--out", out, "--minutes", 0.05, "--json")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # Splits fit, weights do not.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
-    try:
+    with files_of(200_000):
         full = enma(*command)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert full.status == 2
     last = full.err.splitlines()[-1]
     assert last.startswith(f"error: {out}: cannot be written")

@@ -11,9 +11,6 @@ import enma_fast
 from .._tiny_field import FRAMES, field_model, waves
 from .._told import KNOWN, arrays
 from ._libenma import (
-    CSRC,
-    CXX,
-    FC,
     INVALID_ARGUMENT,
     UNSUPPORTED,
     Failure,
@@ -23,7 +20,7 @@ from ._libenma import (
     assert_restored_goes_on,
     run,
 )
-from ._programs import FORTRAN, WARNINGS, linked, needs
+from ._programs import compiled
 from .test_forecast import saved
 
 LINE = {"floor": "waves", "grid": (16,)}
@@ -193,14 +190,7 @@ def test_known_inputs_in_cpp_and_in_fortran(case: dict, library: Library, tmp_pa
     expected = library.open(made).forecast(history, context, num_members=2, **told)
     parts = [history, context, *(x for given in told.values() for x in given.values())]
     np.concatenate([np.asarray(x, np.float32).ravel() for x in parts]).tofile(tmp_path / "given")
-    program, here = str(tmp_path / "program"), Path(__file__).parent
-    if language == "c++17":
-        flags = ["-pedantic", *WARNINGS, "-Wshadow", "-Wconversion", "-Wno-sign-conversion", f"-I{CSRC / 'include'}"]
-        run([CXX, f"-std={language}", *flags, str(here / "known_main.cpp"), *linked(library), "-o", program])
-    else:
-        needs(FC)
-        files = [str(CSRC / "fortran/enma.f90"), str(here / "known_main.f90")]
-        run([*FORTRAN, f"-J{tmp_path}", *files, *linked(library), "-o", program])
+    program = compiled("known_main", language, library, tmp_path)
     run([program, str(made), str(tmp_path / "given"), str(tmp_path / "out"), "told" if "known" in case else "fields"])
     np.testing.assert_array_equal(np.fromfile(tmp_path / "out", np.float32).reshape(expected.shape), expected)
 

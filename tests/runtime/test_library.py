@@ -15,7 +15,7 @@ from enma_fast.models.checkpoint import PRETRAINED
 
 from .._tiny import CONFIGS, waves
 from ._libenma import CC, CSRC, CXX, FC, FLAGS, ROOT, SONAME, Library, Model, run
-from ._programs import CHECKPOINT, FORTRAN, WARNINGS, linked, needs
+from ._programs import CHECKPOINT, FORTRAN, WARNINGS, compiled, linked, needs
 
 
 def test_only_functions_of_the_header_are_exported(library: Library) -> None:
@@ -77,13 +77,8 @@ def test_the_example_in_c(library: Library, fast: Model, frames: Path, tmp_path:
 
 @pytest.mark.parametrize("standard", ["c++17", pytest.param("c++20", marks=pytest.mark.slow)])
 def test_the_header_for_cpp(library: Library, fast: Model, frames: Path, tmp_path: Path, standard: str) -> None:
-    needs(CXX)
-    program, out = tmp_path / "program", tmp_path / "out"
-    source = str(Path(__file__).with_name("cpp_main.cpp"))
-    include = f"-I{CSRC / 'include'}"
-    flags = [f"-std={standard}", "-pedantic", *WARNINGS, "-Wshadow", "-Wconversion", "-Wno-sign-conversion", include]
-    run([CXX, *flags, source, *linked(library), "-o", str(program)])
-    assert run([str(program), str(CHECKPOINT), str(frames), str(out)]) == "ok\n"
+    program, out = compiled("cpp_main", standard, library, tmp_path), tmp_path / "out"
+    assert run([program, str(CHECKPOINT), str(frames), str(out)]) == "ok\n"
     expected = fast.forecast(example(), num_members=4)
     assert np.array_equal(np.fromfile(out, np.float32).reshape(expected.shape), expected)
 

@@ -19,9 +19,6 @@ from enma_fast.training.recipes import RECIPES
 
 from .._tiny import CONFIGS, SQUARE, between_walls, random_model, waves
 from ._libenma import (
-    CSRC,
-    CXX,
-    FC,
     INVALID_ARGUMENT,
     TOLERANCE,
     UNSUPPORTED,
@@ -33,7 +30,7 @@ from ._libenma import (
     assert_close,
     run,
 )
-from ._programs import FORTRAN, WARNINGS, linked, needs
+from ._programs import compiled
 
 LINE, PLANE = CONFIGS["points"], CONFIGS["plane-paper"]
 ON_SQUARE = between_walls(PLANE, **SQUARE)
@@ -314,16 +311,9 @@ def by_a_program(library: Library, model: Model, config: ModelConfig, folder: Pa
     expected.append(session.forecast())
     if not config.codec.at_points:
         expected.append(forecast(model, Observations.of(points, values, errors=[0.25]), num_members=2))
-    program, out = str(folder / "program"), folder / "out"
-    here = Path(__file__).parent
+    program, out = compiled("points_main", language, library, folder), folder / "out"
     arguments = [str(folder / name) for name in ("it", "points", "values")]
-    if language == "c++17":
-        flags = ["-pedantic", *WARNINGS, "-Wshadow", "-Wconversion", "-Wno-sign-conversion", f"-I{CSRC / 'include'}"]
-        run([CXX, f"-std={language}", *flags, str(here / "points_main.cpp"), *linked(library), "-o", program])
-    else:
-        needs(FC)
-        files = [str(CSRC / "fortran/enma.f90"), str(here / "points_main.f90")]
-        run([*FORTRAN, f"-J{folder}", *files, *linked(library), "-o", program])
+    if language == "f2018":
         arguments.append("9")
     run([program, *arguments, str(out)])
     assert np.array_equal(np.fromfile(out, np.float32), np.concatenate([frames.ravel() for frames in expected]))

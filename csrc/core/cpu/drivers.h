@@ -29,8 +29,8 @@ struct Driver {
 
 struct Told {
     std::vector<Driver> drivers;
-    std::vector<float>
-        mask;  // 1 where fields have values, [points, channels]; none of fields that have them everywhere
+    // 1 where fields have values, [points, channels]; none of fields that have them everywhere.
+    std::vector<float> mask;
 
     // Throws Error if that is not what a model is told of so many trajectories.
     void check(const ToldShape& shape, std::int64_t trajectories, std::int64_t points, std::int64_t channels) const;
