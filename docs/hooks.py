@@ -1,4 +1,4 @@
-"""Hooks of the site: pages from elsewhere in the tree, the reference of the command line, and equations as MathML."""
+"""Hooks of the site: pages from elsewhere in the tree, references that are generated, and equations as MathML."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import latex2mathml.converter
+import native_reference
 import typer
 from mkdocs.structure.files import File, Files
 
@@ -43,7 +44,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Let links between files of the tree lead from page to page."""
+    """Add the references of C, C++ and Fortran, and let links between files of the tree lead from page to page."""
     at = page.file.src_uri
     source = {made: source for source, made in ELSEWHERE.items()}.get(at, f"docs/{at}")
 
@@ -52,7 +53,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         made = ELSEWHERE.get(target, target.removeprefix("docs/"))
         return link[1] + posixpath.relpath(made, posixpath.dirname(at) or ".")
 
-    return _LINK.sub(moved, markdown)
+    return _LINK.sub(moved, native_reference.included(markdown))
 
 
 def on_page_content(content: str, **_: Any) -> str:

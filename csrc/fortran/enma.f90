@@ -5,8 +5,8 @@
 ! is two axes, the second dimension first: (channels, ny, nx, frames, members). Arrays have to be contiguous, of kind
 ! real32 or real64.
 !
-! Every procedure takes an optional `status`, 0 if all is well; without it a failure stops the program by `error stop`
-! with the message, which enma_message() returns too.
+! Every procedure takes an optional status, ENMA_OK if all is well, or the error of the C function. Without it a failure
+! stops the program by error stop with the message, which enma_message() returns too.
 module enma
     use, intrinsic :: iso_c_binding
     use, intrinsic :: iso_fortran_env, only: int8, int32, int64, real32, real64
@@ -17,54 +17,91 @@ module enma
     public :: enma_known, enma_observe_points, enma_step, enma_forecast, enma_stop, enma_progress, enma_save, enma_restore
     public :: enma_message
 
+    ! Statuses, as in enma.h.
     integer(c_int32_t), parameter, public :: ENMA_OK = 0, ENMA_INVALID_ARGUMENT = 1, ENMA_CHECKPOINT = 2
     integer(c_int32_t), parameter, public :: ENMA_UNSUPPORTED = 3, ENMA_STATE = 4, ENMA_NO_MEMORY = 5, ENMA_INTERNAL = 6
-    ! Formats of weights.
+    ! Formats of the weights while sampling.
     integer(c_int32_t), parameter, public :: ENMA_FP32 = 0, ENMA_BF16 = 1
 
     ! Axes of an array in Fortran: at most, and of one that was not given.
     integer, parameter :: MOST_AXES = 15, ABSENT = -1
 
+    ! A checkpoint that was opened. Any number of sessions and threads may use it.
     type :: enma_model
-        type(c_ptr) :: handle = c_null_ptr
-        integer(int64) :: grid = 0, channels = 0, num_frames = 0  ! of a trajectory in training
+        type(c_ptr) :: handle = c_null_ptr  ! of the C library
+        integer(int64) :: grid = 0  ! points of a frame, on a plane those of both dimensions together
+        integer(int64) :: channels = 0  ! values of a point
+        integer(int64) :: num_frames = 0  ! of a trajectory in training, observed and forecast
         integer :: dims = 0  ! of space
-        integer(int64) :: shape(3) = 0  ! points along each, 1 beyond the last
-        real(real64) :: frame_interval = 0, length = 0
-        logical :: scattered = .false.  ! frames may be observed at scattered points
+        integer(int64) :: shape(3) = 0  ! points along each dimension of C, 1 beyond the last
+        real(real64) :: frame_interval = 0  ! time between two frames, in the unit of the training data
+        real(real64) :: length = 0  ! of the domain along its first dimension of C, in the unit of the training data
+        logical :: scattered = .false.  ! whether frames may be observed at scattered points
     end type enma_model
 
+    ! Members of one trajectory, with their memory. One thread at a time may use it.
     type :: enma_session
-        type(c_ptr) :: handle = c_null_ptr
-        integer(int64) :: num_members = 0
+        type(c_ptr) :: handle = c_null_ptr  ! of the C library
+        integer(int64) :: num_members = 0  ! sampled together
     end type enma_session
 
-    ! What a model was told in training beside the fields, by name: of the trajectory that is observed next, and of its
-    ! context. A parameter is a scalar, a series (frames), a map (grid), a forcing (grid, frames), of all observed and all
-    ! forecast frames; see enma_session_known in enma.h.
+    ! Gives a known input by name, in the units of training, to a model that was trained with known inputs. The next
+    ! enma_observe takes all that were given.
+    !
+    !   session: gets the input
+    !   name: of the input in training
+    !   values: of what is observed next: a scalar, (frames), (grid) or (grid, frames), of all observed and forecast frames
+    !   context_values: the same of the context
+    !
+    ! Errors: those of enma_session_known.
     interface enma_known
         module procedure known_real32, known_real64
     end interface enma_known
 
-    ! Observed frames (channels, grid, frames), without and with those of another trajectory of the same physics.
+    ! Encodes and reads observed frames, and forgets what was observed before.
+    !
+    !   session: observes
+    !   history: observed frames (channels, grid, frames), at least 3, or 1 with a context
+    !   context: frames of another trajectory of the same physics (channels, grid, frames)
+    !
+    ! Errors: those of enma_session_observe.
     interface enma_observe
         module procedure observe_real32, observe_real64
     end interface enma_observe
 
-    ! Frames observed at scattered points: `points` (dims, P) that all share and `values` (channels, P, frames); or, with
-    ! the number of points of each frame in `counts`, the rows of the frames one after the other, (dims, rows) and
-    ! (channels, rows). Likewise those of a context. `errors` are the standard deviations of the error of all values, one or
-    ! one for each channel.
+    ! Observes frames at scattered points, of a model that is scattered. Frames share their points, or each has its own:
+    ! then the rows of the frames follow one another, and counts has their numbers.
+    !
+    !   session: observes
+    !   points: coordinates (dims, P), with counts (dims, rows)
+    !   values: in the units of the fields, (channels, P, frames), with counts (channels, rows)
+    !   counts: points of each frame (frames)
+    !   context_points: coordinates of another trajectory of the same physics, likewise
+    !   context_values: its values, likewise
+    !   context_counts: points of each of its frames
+    !   errors: standard deviations of the error of the values, one or one for each channel
+    !
+    ! Errors: those of enma_session_observe_points.
     interface enma_observe_points
         module procedure observe_points_real32, observe_points_real64
     end interface enma_observe_points
 
-    ! The next frame of every member (channels, grid, members).
+    ! Forecasts the next frame of every member.
+    !
+    !   session: one that has observed
+    !   frame: written: (channels, grid, members)
+    !
+    ! Errors: those of enma_session_step.
     interface enma_step
         module procedure step_real32, step_real64
     end interface enma_step
 
-    ! All frames that are left (channels, grid, frames, members).
+    ! Forecasts all frames that are left.
+    !
+    !   session: one that has observed
+    !   frames: written: (channels, grid, frames, members), frames as enma_progress has left
+    !
+    ! Errors: those of enma_session_forecast.
     interface enma_forecast
         module procedure forecast_real32, forecast_real64
     end interface enma_forecast
@@ -215,7 +252,9 @@ module enma
 
 contains
 
-    ! Message of the last failure of this thread.
+    ! Message of the last failure of this thread; empty if there was none.
+    !
+    ! Errors: none.
     function enma_message() result(message)
         character(len=:), allocatable :: message
         character(kind=c_char), pointer :: text(:)
@@ -239,7 +278,13 @@ contains
         end if
     end subroutine report
 
-    ! Opens a checkpoint folder. `format` is that of the weights, ENMA_FP32 or ENMA_BF16.
+    ! Opens a checkpoint folder, verified against the SHA-256 of its manifest.
+    !
+    !   folder: path of the checkpoint; blanks at its end do not count
+    !   model: gets the model and its description
+    !   format: of the weights while sampling, ENMA_FP32 (default) or ENMA_BF16
+    !
+    ! Errors: those of enma_model_open.
     subroutine enma_open(folder, model, status, format)
         character(len=*), intent(in) :: folder
         type(enma_model), intent(out) :: model
@@ -266,6 +311,11 @@ contains
         call report(found, status)
     end subroutine enma_open
 
+    ! Closes a model. Its sessions go on, for they keep what they need.
+    !
+    !   model: an open one
+    !
+    ! Errors: those of enma_model_close.
     subroutine enma_close(model, status)
         type(enma_model), intent(inout) :: model
         integer(int32), intent(out), optional :: status
@@ -273,9 +323,20 @@ contains
         model%handle = c_null_ptr
     end subroutine enma_close
 
-    ! A session of the members first_member, ..., first_member + num_members - 1 of a trajectory. What is left out has the
-    ! default of enma.h: seed, trajectory and first member 0, one thread, the model's own settings, and frames up to the
-    ! length of training.
+    ! Makes a session: the members first_member, ..., first_member + num_members - 1 of a trajectory.
+    !
+    !   model: an open one
+    !   session: gets the session
+    !   num_members: at least 1, sampled together; memory grows with them
+    !   seed: of the noise; 0 by default
+    !   trajectory: number of the trajectory, part of the key of its noise; 0 by default
+    !   first_member: number of the first member; 0 by default
+    !   num_frames: to forecast; up to the length of training by default
+    !   threads: at most, the calling one included; 1 by default
+    !   shifts: places from which members see the field, 1 for none; the model's own by default
+    !   temperature: of the noise; the model's own by default
+    !
+    ! Errors: those of enma_session_new.
     subroutine enma_new_session(model, session, num_members, seed, trajectory, first_member, num_frames, threads, &
                                 shifts, temperature, status)
         type(enma_model), intent(in) :: model
@@ -307,6 +368,11 @@ contains
         call report(c_session_new(model%handle, options, session%handle), status)
     end subroutine enma_new_session
 
+    ! Ends a session and frees its memory.
+    !
+    !   session: one of enma_new_session
+    !
+    ! Errors: those of enma_session_free.
     subroutine enma_free(session, status)
         type(enma_session), intent(inout) :: session
         integer(int32), intent(out), optional :: status
@@ -314,8 +380,12 @@ contains
         session%handle = c_null_ptr
     end subroutine enma_free
 
-    ! Ends the members that are true in the mask, one entry for each member of the session: later frames of theirs are NaN
-    ! and cost nothing.
+    ! Ends members that need no more. Their places in later frames are NaN. The others keep their bits.
+    !
+    !   session: one that has observed
+    !   mask: true where a member ends (members)
+    !
+    ! Errors: those of enma_session_stop.
     subroutine enma_stop(session, mask, status)
         type(enma_session), intent(in) :: session
         logical, intent(in) :: mask(:)
@@ -323,7 +393,13 @@ contains
         call report(c_stop(session%handle, merge(1_c_int8_t, 0_c_int8_t, mask), size(mask, kind=c_size_t)), status)
     end subroutine enma_stop
 
-    ! Frames that were given out, and all.
+    ! Says how far a session is.
+    !
+    !   session: any; before it has observed, both numbers are 0
+    !   done: gets the number of frames that were given out
+    !   total: gets the number of frames of the whole forecast
+    !
+    ! Errors: those of enma_session_progress.
     subroutine enma_progress(session, done, total, status)
         type(enma_session), intent(in) :: session
         integer(int64), intent(out) :: done, total
@@ -332,6 +408,11 @@ contains
     end subroutine enma_progress
 
     ! The state of a session, for a restart file.
+    !
+    !   session: one that has observed
+    !   buffer: allocated with the bytes of the state
+    !
+    ! Errors: those of enma_session_save.
     subroutine enma_save(session, buffer, status)
         type(enma_session), intent(in) :: session
         integer(int8), allocatable, target, intent(out) :: buffer(:)
@@ -352,7 +433,12 @@ contains
         call report(found, status)
     end subroutine enma_save
 
-    ! Continues what was saved, in a session with the same model and options.
+    ! Continues a saved session, in one with the same model and options; threads may differ.
+    !
+    !   session: takes the state
+    !   buffer: what enma_save gave
+    !
+    ! Errors: those of enma_session_restore.
     subroutine enma_restore(session, buffer, status)
         type(enma_session), intent(in) :: session
         integer(int8), target, contiguous, intent(in) :: buffer(:)

@@ -5,6 +5,9 @@
 //     enma::Session session(model, {.num_members = 64, .threads = 4});   // designated in C++20, by name before
 //     session.observe(history);                                          // std::vector<float> or <double>, or a view
 //     while (session.done() < session.total()) session.step(frame);
+//
+// Shapes are written [members, frames, *grid, channels]; the grid of a plane is two axes.
+// A failure throws enma::Error with the status of the function of enma.h that failed.
 #pragma once
 
 #include <cstddef>
@@ -25,10 +28,20 @@ namespace enma {
 // the same.
 inline namespace api {
 
-// A status other than ENMA_OK, and its message.
+// A status other than ENMA_OK, and its message: what().
 class Error : public std::runtime_error {
    public:
+    // A failure.
+    //
+    //   status: one of enma.h
+    //   message: one line of text
+    //
+    // Errors: none.
     Error(enma_status status, const char* message) : std::runtime_error(message), status_(status) {}
+
+    // The status of the call that failed.
+    //
+    // Errors: none.
     enma_status status() const noexcept { return status_; }
 
    private:
@@ -43,16 +56,23 @@ inline void check(enma_status status) {
 
 }  // namespace detail
 
+// Numbers of entries along the axes of an array, or strides in entries.
 using Sizes = std::vector<std::int64_t>;
 
-// An array of the caller: float or double, row-major unless strides (in elements) are given. The array has to outlive
-// the call that it is passed to.
+// An array of the caller, of float or double. It has to outlive the call that it is passed to.
 template <class T>
 class View {
     static_assert(std::is_same_v<std::remove_const_t<T>, float> || std::is_same_v<std::remove_const_t<T>, double>,
                   "arrays are of float or double");
 
    public:
+    // A view of an array.
+    //
+    //   data: its first value
+    //   shape: entries along each axis
+    //   strides: values from one entry to the next, along each axis; empty: row-major
+    //
+    // Errors: ENMA_INVALID_ARGUMENT for another number of strides than of sizes.
     View(T* data, Sizes shape, Sizes strides = {})
         : data_(data), shape_(std::move(shape)), strides_(std::move(strides)) {
         if (!strides_.empty() && strides_.size() != shape_.size()) {
@@ -60,7 +80,9 @@ class View {
         }
     }
 
-    // Valid as long as the view.
+    // The same as enma.h takes it, valid as long as the view.
+    //
+    // Errors: none.
     DLTensor tensor() const {
         void* data = const_cast<void*>(static_cast<const void*>(data_));
         const DLDataType type = {kDLFloat, 8 * sizeof(T), 1};
@@ -80,23 +102,29 @@ class View {
     Sizes shape_, strides_;
 };
 
-// Frames observed at scattered points, enma_observations: points [P, dims] that all frames share and values [L, P,
-// channels]; or, with the number of points of each frame, their rows one after the other.
+// Frames observed at scattered points. Frames share their points, or each has its own: then the rows of the frames
+// follow one another, and counts has their numbers. See enma_observations.
 template <class T>
 struct Observations {
-    View<T> points, values;
-    std::vector<std::int64_t> counts{};
-    // Standard deviations of the error of the values, one or one for each channel.
-    std::vector<double> errors{};
+    View<T> points;                      // coordinates [P, dims], with counts [rows, dims]
+    View<T> values;                      // [frames, P, channels], with counts [rows, channels]
+    std::vector<std::int64_t> counts{};  // points of each frame; empty: frames share their points
+    std::vector<double> errors{};        // standard deviations of the error of the values: none, one, or one a channel
 };
 
-// Gets messages of a model and its sessions, on the thread that calls the library; must not call it back.
+// Gets messages of a model and its sessions, on the thread that calls the library. It must not call the library.
 using Log = std::function<void(int level, const std::string& message)>;
 
-// A checkpoint folder; sessions keep what they need of it.
+// A checkpoint that was opened. Sessions keep what they need of it. Any number of threads may use it.
 class Model {
    public:
-    // `format` is ENMA_FP32 or ENMA_BF16.
+    // Opens a checkpoint folder, verified against the SHA-256 of its manifest.
+    //
+    //   folder: path of the checkpoint
+    //   log: gets messages; empty: nobody does
+    //   format: of the weights while sampling, ENMA_FP32 or ENMA_BF16
+    //
+    // Errors: those of enma_model_open.
     explicit Model(const std::string& folder, Log log = {}, std::int32_t format = ENMA_FP32)
         : log_(std::make_shared<const Log>(std::move(log))) {
         enma_model_options options = ENMA_MODEL_OPTIONS;
@@ -110,17 +138,25 @@ class Model {
         detail::check(enma_model_info(handle, &about_));
     }
 
-    // Its texts live as long as the model.
+    // Describes the model. Its texts live as long as the model.
+    //
+    // Errors: none.
     const enma_model_description& about() const noexcept { return about_; }
 
-    // Sizes of an array of frames, such as {members, frames}: those and after them the grid and the channels.
+    // Sizes of an array of frames: [before, *grid, channels].
+    //
+    //   before: sizes of the first axes, such as {members, frames}
+    //
+    // Errors: none.
     Sizes shape(Sizes before) const {
         before.insert(before.end(), about_.shape, about_.shape + about_.dims);
         before.push_back(about_.field_channels);
         return before;
     }
 
-    // Values of a frame.
+    // Number of values of a frame: points times channels.
+    //
+    // Errors: none.
     std::size_t frame_size() const noexcept { return static_cast<std::size_t>(about_.grid * about_.field_channels); }
 
    private:
@@ -141,18 +177,28 @@ class Model {
     enma_model_description about_{};
 };
 
-// As enma_session_options, which describes them.
+// What a session forecasts, as enma_session_options.
 struct SessionOptions {
-    std::uint64_t seed = 0, trajectory = 0;
-    std::int64_t first_member = 0, num_members = 1, num_frames = 0;
-    std::int32_t threads = 1, shifts = 0;
-    double temperature = -1.0;
-    std::string isa{};
+    std::uint64_t seed = 0;         // of the noise
+    std::uint64_t trajectory = 0;   // number of the trajectory, part of the key of its noise
+    std::int64_t first_member = 0;  // number of the first member
+    std::int64_t num_members = 1;   // sampled together; memory grows with them
+    std::int64_t num_frames = 0;    // to forecast; 0: up to the length of training
+    std::int32_t threads = 1;       // at most, the calling one included
+    std::int32_t shifts = 0;        // places from which members see the field; 0: the model's own, 1: none
+    double temperature = -1.0;      // of the noise; negative: the model's own
+    std::string isa{};              // instruction set, such as "avx2"; empty: ENMA_ISA's, or this machine's best
 };
 
-// Members of one trajectory; used by one thread at a time.
+// Members of one trajectory, with their memory. One thread at a time may use it.
 class Session {
    public:
+    // Makes a session.
+    //
+    //   model: may end before the session
+    //   options: members, frames, threads and settings
+    //
+    // Errors: those of enma_session_new.
     explicit Session(const Model& model, const SessionOptions& options = {})
         : log_(model.log_),
           num_members_(options.num_members),
@@ -173,8 +219,13 @@ class Session {
         handle_.reset(handle);
     }
 
-    // What a model was told in training beside the fields, by name, of the trajectory that is observed next and of its
-    // context; see enma_session_known.
+    // Gives a known input by name, in the units of training, for what is observed next. A parameter may be a number.
+    //
+    //   name: of the input in training
+    //   values, value: [], [frames], [*grid] or [frames, *grid] of the trajectory
+    //   context_values, context_value: the same of its context
+    //
+    // Errors: those of enma_session_known.
     template <class T>
     void known(const std::string& name, const View<T>& values) {
         const DLTensor given = values.tensor();
@@ -187,34 +238,43 @@ class Session {
         detail::check(enma_session_known(handle_.get(), name.c_str(), &given, &other));
     }
 
-    // A parameter.
     void known(const std::string& name, double value) { known(name, View<const double>(&value, {})); }
+
     void known(const std::string& name, double value, double context_value) {
         known(name, View<const double>(&value, {}), View<const double>(&context_value, {}));
     }
 
-    // Observed frames [L, *grid, channels].
+    // Encodes and reads observed frames, and forgets what was observed before. A vector holds whole frames one after
+    // the other. Frames at scattered points need a model whose description says scattered.
+    //
+    //   history: observed frames [frames, *grid, channels], at least 3, or 1 with a context
+    //   context: frames of another trajectory of the same physics, of the same shape
+    //
+    // Errors: those of enma_session_observe and enma_session_observe_points. ENMA_INVALID_ARGUMENT for a vector that
+    // does not hold whole frames.
     template <class T>
     void observe(const View<T>& history) {
         const DLTensor seen = history.tensor();
         detail::check(enma_session_observe(handle_.get(), &seen, nullptr));
     }
 
-    // Observed frames, and those of another trajectory of the same physics.
     template <class T, class U>
     void observe(const View<T>& history, const View<U>& context) {
         const DLTensor seen = history.tensor(), other = context.tensor();
         detail::check(enma_session_observe(handle_.get(), &seen, &other));
     }
 
-    // Another trajectory alone: frame 0 is drawn too.
+    // Observes another trajectory of the same physics alone: frame 0 is drawn too.
+    //
+    //   context: its frames [frames, *grid, channels], best as many as in training
+    //
+    // Errors: those of observe.
     template <class T>
     void observe_context(const View<T>& context) {
         const DLTensor other = context.tensor();
         detail::check(enma_session_observe(handle_.get(), nullptr, &other));
     }
 
-    // Frames at scattered points, where `scattered` of the model says that it takes them.
     template <class T>
     void observe(const Observations<T>& history) {
         observe_points(&history, static_cast<const Observations<T>*>(nullptr));
@@ -230,7 +290,6 @@ class Session {
         observe_points(static_cast<const Observations<T>*>(nullptr), &context);
     }
 
-    // As many whole frames as a vector holds, one after the other.
     template <class T>
     void observe(const std::vector<T>& history) {
         observe(frames_of(history));
@@ -246,7 +305,11 @@ class Session {
         observe_context(frames_of(context));
     }
 
-    // The next frame of all members [members, *grid, channels].
+    // Forecasts the next frame of all members.
+    //
+    //   frame: written: [members, *grid, channels]; a vector gets the size that it needs
+    //
+    // Errors: those of enma_session_step.
     template <class T>
     void step(const View<T>& frame) {
         static_assert(!std::is_const_v<T>, "a frame is written");
@@ -254,14 +317,17 @@ class Session {
         detail::check(enma_session_step(handle_.get(), &out));
     }
 
-    // Likewise; `frame` gets the size that it needs.
     template <class T>
     void step(std::vector<T>& frame) {
         frame.resize(static_cast<std::size_t>(num_members_) * frame_size_);
         step(View<T>(frame.data(), sizes({num_members_}, frame.size())));
     }
 
-    // All frames that are left [members, frames, *grid, channels].
+    // Forecasts all frames that are left.
+    //
+    //   frames: written: [members, total() - done(), *grid, channels]; a vector gets the size that it needs
+    //
+    // Errors: those of enma_session_forecast.
     template <class T>
     void forecast(const View<T>& frames) {
         static_assert(!std::is_const_v<T>, "frames are written");
@@ -276,17 +342,29 @@ class Session {
         forecast(View<T>(frames.data(), sizes({num_members_, left}, frames.size())));
     }
 
-    // Ends the members that are true; see enma_session_stop.
+    // Ends members that need no more. Their places in later frames are NaN. The others keep their bits.
+    //
+    //   members: one entry for each member; those that are true end
+    //
+    // Errors: those of enma_session_stop.
     void stop(const std::vector<bool>& members) {
         const std::vector<std::uint8_t> bytes(members.begin(), members.end());
         detail::check(enma_session_stop(handle_.get(), bytes.data(), bytes.size()));
     }
 
-    // Frames that were given out, and all.
+    // Number of frames that were given out.
+    //
+    // Errors: those of enma_session_progress.
     std::int64_t done() const { return progress().first; }
+
+    // Number of frames of the whole forecast.
+    //
+    // Errors: those of enma_session_progress.
     std::int64_t total() const { return progress().second; }
 
-    // For a restart file.
+    // The state of the session in bytes, for a restart file.
+    //
+    // Errors: those of enma_session_save.
     std::vector<char> save() const {
         std::size_t size = 0;
         detail::check(enma_session_save(handle_.get(), nullptr, 0, &size));
@@ -295,6 +373,11 @@ class Session {
         return state;
     }
 
+    // Continues a saved session, in one with the same model and options; threads and isa may differ.
+    //
+    //   state: what save gave
+    //
+    // Errors: those of enma_session_restore.
     void restore(const std::vector<char>& state) {
         detail::check(enma_session_restore(handle_.get(), state.data(), state.size()));
     }
