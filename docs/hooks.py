@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import config_reference
 import latex2mathml.converter
 import native_reference
 import typer
@@ -44,7 +45,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Add the references of C, C++ and Fortran, and let links between files of the tree lead from page to page."""
+    """Add references that are generated, and let links between files of the tree lead from page to page."""
     at = page.file.src_uri
     source = {made: source for source, made in ELSEWHERE.items()}.get(at, f"docs/{at}")
 
@@ -53,7 +54,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         made = ELSEWHERE.get(target, target.removeprefix("docs/"))
         return link[1] + posixpath.relpath(made, posixpath.dirname(at) or ".")
 
-    return _LINK.sub(moved, native_reference.included(markdown))
+    return _LINK.sub(moved, config_reference.included(native_reference.included(markdown)))
 
 
 def on_page_content(content: str, **_: Any) -> str:

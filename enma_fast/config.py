@@ -18,9 +18,15 @@ from .config_codecs import CodecConfig as CodecConfig
 from .config_codecs import ConvConfig as ConvConfig
 from .config_codecs import InterpolationConfig as InterpolationConfig
 from .config_codecs import PointsConfig as PointsConfig
+from .config_decoders import DecoderConfig as DecoderConfig
+from .config_decoders import FieldConfig as FieldConfig
+from .config_decoders import FlowConfig as FlowConfig
+from .config_decoders import GaussianConfig as GaussianConfig
+from .config_decoders import LinearConfig as LinearConfig
+from .config_decoders import LocalConfig as LocalConfig
 from .errors import EnmaError
 from .utils.kinds import Slot
-from .utils.text import counted, times
+from .utils.text import counted
 
 # The most channels of a head of attention that the kernels of the extension take.
 MAX_HEAD_DIM = 128
@@ -30,7 +36,9 @@ MAX_HEAD_DIM = 128
 class ContextConfig(Slot):
     """Context: what is known of the past of a frame, and of another trajectory of the same physics.
 
-    The frames that it reads consist of tokens: patches of ``patch`` latent places.
+    Attributes
+    ----------
+    patch : latent places of a token along each dimension
     """
 
     kind: str
@@ -66,9 +74,15 @@ class ContextConfig(Slot):
 class CausalTransformerConfig(ContextConfig):
     """The paper's causal transformer on latent frames (paper 3.1.1, table 7).
 
-    ``positions``: ``sincos`` adds fixed embeddings of a token's position (the paper); ``rotary`` rotates queries and
-    keys by the token's position, with the harmonics of the domain, and by the frame number, so that a periodic model is
-    equivariant to shifts by whole tokens.
+    Attributes
+    ----------
+    width : channels of a token
+    heads : heads of attention
+    layers : blocks of attention and feed-forward
+    positions : ``sincos`` adds fixed embeddings of a token's position (the paper). ``rotary`` rotates queries and keys
+        by the token's position, with the harmonics of the domain, and by the frame number. A periodic model is then
+        equivariant to shifts by whole tokens.
+    scale_shift_rank : rank of the layer that scales and shifts the result; 0: no such layer
     """
 
     kind: str = "causal-transformer"
@@ -110,8 +124,13 @@ class CausalTransformerConfig(ContextConfig):
 class PhysicsConfig(ContextConfig):
     """The physics of a trajectory as a few numbers, from windows of three frames.
 
-    Convolutions of ``layers`` blocks of ``width`` on blocks of ``block`` points, and layers of ``hidden`` channels. The
-    ``floor`` is a forecast in closed form, one of the kinds of :mod:`enma_fast.models.floors`.
+    Attributes
+    ----------
+    floor : forecast in closed form, one of the kinds of :mod:`enma_fast.models.floors`
+    block : grid points along an axis of what the convolutions see as one place
+    width : channels of the convolutions
+    layers : blocks of convolutions
+    hidden : channels of the layers after the mean over space
     """
 
     kind: str = "physics"
@@ -143,7 +162,10 @@ class PhysicsConfig(ContextConfig):
 class TrunkConfig:
     """The masked transformer that decoders share (paper 3.1.2); its width, heads and positions are the context's.
 
-    ``condition``: ``concat`` gives it context and frame as 2N tokens (the paper), ``add`` their sum as N tokens.
+    Attributes
+    ----------
+    layers : blocks of attention and feed-forward
+    condition : ``concat`` gives it context and frame as 2N tokens (the paper), ``add`` their sum as N tokens
     """
 
     layers: int = 6
@@ -151,153 +173,16 @@ class TrunkConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderConfig(Slot):
-    """Decoder: context and noise -> the tokens of a latent frame.
+class SamplingConfig:
+    """Settings of the sampler.
 
     Attributes
     ----------
-    settings : the entries of `SamplingConfig` that a frame of this kind depends on
-    needs_trunk : whether it reads the masked transformer
-    native, static : whether the engine in C++, and the static step of a GPU, have it
-    """
-
-    kind: str
-
-    settings: ClassVar[tuple[str, ...]] = ("temperature",)
-    needs_trunk: ClassVar[bool] = False
-    native: ClassVar[bool] = False
-    static: ClassVar[bool] = False
-
-    def check(self, name: str, slot: str, codec: CodecConfig) -> None:
-        """Raise `EnmaError` for a config of the model `name` that no decoder in `slot` can have behind `codec`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowConfig(DecoderConfig):
-    """Mask steps and a flow-matching head for each token (the paper, 3.1.2).
-
-    ``target`` is the quantity that the flow generates for a token:
-
-    * ``data``: the token itself (the paper);
-    * ``residual``: (token - mean) / scale, where mean and scale are linear in the condition and trained by a Gaussian
-      likelihood (Seitzer et al., 2022). For nearly deterministic physics the flow then has a target of unit variance,
-      instead of one that is much narrower than the noise.
-    """
-
-    kind: str = "flow"
-    width: int = 512
-    layers: int = 3
-    time_features: int = 256
-    target: Literal["data", "residual"] = "data"
-
-    settings: ClassVar[tuple[str, ...]] = ("mask_steps", "flow_steps", "temperature")
-    needs_trunk: ClassVar[bool] = True
-    native: ClassVar[bool] = True
-    static: ClassVar[bool] = True
-    module: ClassVar[str] = "enma_fast.models.decoders.flow:FlowDecoder"
-
-    def check(self, name: str, slot: str, codec: CodecConfig) -> None:
-        even = "an even number is needed"
-        require(self, ("time_features",), lambda n: n >= 2 and n % 2 == 0, even, f"{name}: {slot}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearConfig(DecoderConfig):
-    """One pass of the masked transformer, with noise beside the mask token, and a linear layer that reads tokens."""
-
-    kind: str = "linear"
-
-    needs_trunk: ClassVar[bool] = True
-    native: ClassVar[bool] = True
-    static: ClassVar[bool] = True
-    module: ClassVar[str] = "enma_fast.models.decoders.linear:LinearDecoder"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalConfig(DecoderConfig):
-    """One pass, and convolutions over the latent grid that see the last latent frames.
-
-    With ``modes`` every third block, the first among them, is a Fourier block, whose filter has the waves of fewer than
-    so many periods along each dimension of the domain, which has to be periodic.
-    """
-
-    kind: str = "local"
-    width: int = 64
-    layers: int = 4
-    modes: int | None = None
-
-    needs_trunk: ClassVar[bool] = True
-    native: ClassVar[bool] = True
-    static: ClassVar[bool] = True
-    module: ClassVar[str] = "enma_fast.models.decoders.local:LocalDecoder"
-
-    def check(self, name: str, slot: str, codec: CodecConfig) -> None:
-        place = f"{name}: {slot}"
-        if self.width % 16:
-            raise EnmaError(f"{place}.width is {self.width}; a multiple of 16 is needed")
-        if self.modes is None:
-            return
-        if not all(codec.periodic):
-            raise EnmaError(f"{place}.modes is {self.modes} and the domain has walls; Fourier blocks need a ring")
-        most = (min(codec.token_grid) + 1) // 2
-        if not 1 <= self.modes <= most:
-            raise EnmaError(
-                f"{place}.modes is {self.modes}; 1 to {most} are possible on {times(codec.token_grid)} latent places"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FieldConfig(DecoderConfig):
-    """A floor's forecast, and what gated convolutions on blocks of ``block`` points add to it; for context `physics`.
-
-    There are ``layers`` blocks of ``width``, half of them before and half after a level of half the points with
-    ``middle_layers`` of ``middle_width``, if there are any. ``noise`` channels are drawn at each step, and ``member``
-    numbers for each member.
-    """
-
-    kind: str = "field"
-    block: int = 2
-    width: int = 64
-    layers: int = 6
-    middle_layers: int = 0
-    middle_width: int = 96
-    noise: int = 2
-    member: int = 16
-
-    native: ClassVar[bool] = True
-    module: ClassVar[str] = "enma_fast.models.decoders.field:FieldDecoder"
-
-    def check(self, name: str, slot: str, codec: CodecConfig) -> None:
-        if slot != "step":
-            raise EnmaError(f"{name}: {slot} is of kind 'field', which continues known frames; use another kind")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GaussianConfig(DecoderConfig):
-    """Frame 0 as a Gaussian random field, with the covariance of the training data and the spectrum of the context's.
-
-    For the slot `initial` alone.
-    """
-
-    kind: str = "gaussian"
-
-    settings: ClassVar[tuple[str, ...]] = ()
-    native: ClassVar[bool] = True
-    static: ClassVar[bool] = True
-    module: ClassVar[str] = "enma_fast.models.decoders.gaussian:GaussianDecoder"
-
-    def check(self, name: str, slot: str, codec: CodecConfig) -> None:
-        if slot != "initial":
-            raise EnmaError(f"{name}: {slot} is of kind 'gaussian', which draws frame 0 alone; use another kind")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """Settings of the sampler. Each of the ``flow_steps`` costs two velocity evaluations (midpoint rule).
-
-    ``temperature`` scales the noise, except that of the decoder of frame 0. With ``shifts`` members see a periodic
-    field from that many places, and one between walls mirrored, for physics that is the same in a mirror
-    (:mod:`enma_fast.sampling.shifts`).
+    mask_steps : steps in which the tokens of a frame are decided, of decoder `flow`
+    flow_steps : steps of the flow, of two velocity evaluations each (midpoint rule)
+    temperature : factor of the noise, except that of the decoder of frame 0
+    shifts : places from which members see a periodic field. Between walls they see it mirrored, where the physics is
+        the same in a mirror (:mod:`enma_fast.sampling.shifts`). None or 1: all see it as it is.
     """
 
     mask_steps: int = 6
@@ -308,9 +193,13 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownInput:
-    """A driver that a model is told: a number of each trajectory, of each frame, of each place, or of several of these.
+    """A known input of a model: a parameter, a series in time, a map in space, or a forcing in both.
 
-    A parameter varies neither ``in_time`` nor ``in_space``, a series in time, a map in space, a forcing in both.
+    Attributes
+    ----------
+    name : by which it is given
+    in_time : it has a value for each frame
+    in_space : it has a value for each grid point
     """
 
     name: str
@@ -332,10 +221,21 @@ class KnownInput:
 class ModelConfig:
     """Definition of a model; stored as ``config.json`` in a checkpoint.
 
-    A model is a codec, a context and two decoders: ``initial`` decides frame 0 of a generated trajectory, ``step`` all
-    others. Without ``initial`` frame 0 is as all others.
-    Its training has shown contexts of ``num_frames`` frames, or of ``shortest_context`` to ``num_frames``; the shorter
-    ones end with a whole latent frame. ``known`` are the drivers that it is told beside the fields.
+    Attributes
+    ----------
+    name : of the model
+    dataset : of the data that it is trained on: `dataset`-train.h5 and so on
+    num_frames : frames of a trajectory in training, observed and forecast
+    shortest_context : frames of the shortest context of the training; None: all had `num_frames`. Shorter ones end with
+        a whole latent frame.
+    frame_interval : time between two frames, in the unit of the data
+    codec : fields to latent frames and back
+    context : what is known of the past
+    trunk : transformer that decoders share; None where no decoder reads one
+    initial : decoder of frame 0 of a generated trajectory; None: `step` decides it too
+    step : decoder of all other frames
+    sampling : settings of the sampler
+    known : inputs that it is given beside the fields
     """
 
     name: str

@@ -19,8 +19,15 @@ KERNEL = 3
 class CodecConfig(Slot):
     """Codec: field frames <-> latent frames (paper 2, D.1); what all kinds know of the fields.
 
-    ``field_mean`` and ``field_scale`` standardise each channel of the fields, ``(u - mean) / scale``; None leaves them.
-    ``masked`` fields have no values at some places, such as land; the weights say which.
+    Attributes
+    ----------
+    grid : points along each dimension
+    lengths : of the domain along each dimension, in the unit of the data
+    periodic : whether the domain is a ring along each dimension
+    field_channels : values of a point
+    field_mean : of each channel, in its unit: the codec sees ``(u - mean) / scale``; None: 0
+    field_scale : of each channel, in its unit; None: 1
+    masked : fields have no values at some places, such as land; the weights say which
     """
 
     kind: str
@@ -104,10 +111,18 @@ class CodecConfig(Slot):
 class ConvConfig(CodecConfig):
     """The paper's variational auto-encoder: convolutions, causal in time.
 
-    ``layers`` is the encoder's list of ``residual``, ``space`` (halves every space dimension) and ``time`` (halves
-    the frames); the decoder mirrors it. ``max_width`` limits the channels, which double at each ``space``.
-    The first convolution steps over ``stride_ends`` grid points and the last one gives as many, so that nothing is
-    computed at full resolution.
+    Attributes
+    ----------
+    latent_channels : values of a latent place
+    width : channels of the first layer; they double at each ``space``
+    max_width : most channels of a layer
+    layers : of the encoder: ``residual``, ``space`` (halves every space dimension) and ``time`` (halves the frames).
+        The decoder mirrors it.
+    kernel_ends : grid points that the first and the last convolution see along a dimension, an odd number
+    stride_ends : grid points over which the first convolution steps, and that the last one gives. With 2 or more
+        nothing is computed at full resolution.
+    variational : latents are drawn in training, and pulled towards a Gaussian
+    kl_weight : weight of that pull in the loss
     """
 
     kind: str = "conv"
@@ -159,7 +174,14 @@ class ConvConfig(CodecConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolationConfig:
-    """Cross-attention between scattered points and the regular grid (paper D.1.1, table 12)."""
+    """Cross-attention between scattered points and the regular grid (paper D.1.1, table 12).
+
+    Attributes
+    ----------
+    features : channels, over all heads
+    heads : heads of attention, which divide `features`
+    slopes : first weights of the distance in the scores, one for each head; training changes them
+    """
 
     features: int = 64
     heads: int = 4
@@ -168,7 +190,12 @@ class InterpolationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PointsConfig(ConvConfig):
-    """The paper's codec for scattered points: cross-attention in front of the convolutions, and behind them."""
+    """The paper's codec for scattered points: cross-attention before and after the convolutions.
+
+    Attributes
+    ----------
+    interpolation : between the points and the grid
+    """
 
     kind: str = "points"
     interpolation: InterpolationConfig = field(default_factory=InterpolationConfig)
@@ -187,7 +214,13 @@ class PointsConfig(ConvConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BlocksConfig(CodecConfig):
-    """Lossless: a latent place holds the values of ``block`` points along each dimension and of ``frames`` frames."""
+    """Lossless: a latent place holds the values of some points and frames.
+
+    Attributes
+    ----------
+    block : grid points of a latent place along each dimension
+    frames : frames of a latent frame
+    """
 
     kind: str = "blocks"
     block: int = 2

@@ -139,7 +139,12 @@ class _Symmetry(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class Amplitude(_Symmetry):
-    """Fields times a factor, log-uniform between two."""
+    """Fields times a factor.
+
+    Attributes
+    ----------
+    between : least and largest factor, which is log-uniform
+    """
 
     kind: str = "amplitude"
     between: tuple[float, float]
@@ -155,9 +160,13 @@ class Amplitude(_Symmetry):
 
 @dataclass(frozen=True, kw_only=True)
 class Boost(_Symmetry):
-    """A mean flow is added, normal with this standard deviation.
+    """A mean flow is added.
 
     The dynamics, which encode their data once, see each environment as it is and carried by a flow of its own.
+
+    Attributes
+    ----------
+    deviation : standard deviation of the flow, which is normal, in the unit of the fields
     """
 
     kind: str = "boost"
@@ -187,7 +196,12 @@ class Boost(_Symmetry):
 
 @dataclass(frozen=True, kw_only=True)
 class LateStart(Augmentation):
-    """A share of the batches begins at a later frame, within the first half: an autonomous equation may."""
+    """Some batches begin at a later frame, within the first half: an autonomous equation may.
+
+    Attributes
+    ----------
+    share : of the batches, 0 to 1
+    """
 
     kind: str = "late-start"
     share: float
@@ -204,7 +218,12 @@ class LateStart(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class Strides(Augmentation):
-    """Every n-th frame of a batch, n one of these: an autonomous equation with n times its rates."""
+    """Every n-th frame of a batch: an autonomous equation with n times its rates.
+
+    Attributes
+    ----------
+    steps : numbers n, one of which is drawn
+    """
 
     kind: str = "strides"
     steps: tuple[int, ...]
@@ -229,7 +248,12 @@ class Strides(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class CutContexts(Augmentation):
-    """A share of the contexts is cut to its first frames, to as many as are drawn between 3 and all."""
+    """Some contexts are cut to their first frames, to as many as are drawn between 3 and all.
+
+    Attributes
+    ----------
+    share : of the contexts, 0 to 1
+    """
 
     kind: str = "cut-contexts"
     share: float = 0.5
@@ -255,11 +279,16 @@ class CutContexts(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class Damping(Augmentation):
-    """A share of the trajectories under a damping that their equation lacks, for physics beyond that of the data.
+    """Some trajectories under a damping that their equation lacks, for physics beyond that of the data.
 
     A solution whose waves are multiplied by ``exp(-d |k|^p t)`` solves the equation with the term
     ``-d (-lap)^(p/2) u`` added: exactly where the equation is linear with constant coefficients, nearly where its other
-    terms are small. ``rates`` are pairs of an order p and the largest d, in the units of the data.
+    terms are small.
+
+    Attributes
+    ----------
+    rates : pairs of an order p and the largest d, in the units of the data: a length to the power p over a time
+    share : of the trajectories, 0 to 1
     """
 
     kind: str = "damping"
@@ -289,7 +318,12 @@ class Damping(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class Emphasis(Augmentation):
-    """Trajectories are drawn in proportion to the product of powers of their equation's parameters."""
+    """Some trajectories are drawn more often than others.
+
+    Attributes
+    ----------
+    powers : names of parameters and their powers, whose product says how often
+    """
 
     kind: str = "emphasis"
     powers: tuple[tuple[str, float], ...]
@@ -314,9 +348,11 @@ class Emphasis(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class Scattered(Augmentation):
-    """A share of the trajectories is seen at random points of the grid, a fifth of them to all.
+    """Some trajectories are seen at random points of the grid, a fifth of them to all; for codecs that take points.
 
-    Of codecs that take points.
+    Attributes
+    ----------
+    share : of the trajectories, 0 to 1
     """
 
     kind: str = "scattered"

@@ -47,11 +47,14 @@ LATENTS = "latents-train-{}.safetensors"
 class DynamicsStage(Stage):
     """Train the dynamics on single frames.
 
-    ``mask_ratio`` is the share of masked tokens, drawn uniformly per frame, and ``draws`` the number of noises of a
-    token. ``context_share`` of the batches hold two trajectories of one environment: a context, then the target.
-    Latents are encoded at ``encoded_shifts`` of the shifts by less than a token, or at all. With ``by_flow`` a one-pass
-    model is trained with the flow in place of its own decoder: the flow teaches the transformers, and its mean is where
-    one pass begins.
+    Attributes
+    ----------
+    mask_ratio : least and largest share of masked tokens, drawn uniformly for each frame
+    draws : noises of a token
+    context_share : of the batches that hold two trajectories of one environment: a context, then the target
+    encoded_shifts : shifts by less than a token at which latents are encoded; None: all
+    by_flow : a one-pass model is trained with the flow in place of its own decoder. The flow trains the transformers,
+        and one pass begins from its mean.
     """
 
     kind: str = "dynamics"

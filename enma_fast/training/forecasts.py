@@ -72,8 +72,10 @@ FIELD_AUGMENTATIONS: tuple[type[Augmentation], ...] = (
 class RolloutStage(Stage):
     """Base of the stages that roll out latent frames.
 
-    A trajectory is observed for ``history`` latent frames, drawn between the two numbers, and forecast to its end, or
-    for ``frames`` latent frames.
+    Attributes
+    ----------
+    history : least and most latent frames that are observed, between which their number is drawn
+    frames : latent frames that are forecast; None: all to the end of the trajectory
     """
 
     history: tuple[int, int] = (2, 4)
@@ -105,8 +107,10 @@ class RolloutStage(Stage):
 class ForecastStage(RolloutStage):
     """Train the dynamics on whole forecasts.
 
-    ``context_share`` of the batches is observed for one frame beside a context. ``first_frame`` is the weight of the
-    flow loss of frame 0 given a context, which generation needs.
+    Attributes
+    ----------
+    context_share : of the batches that are observed for one frame and a context
+    first_frame : weight of the flow loss of frame 0 given a context; needed only for generation
     """
 
     kind: str = "forecasts"

@@ -29,9 +29,16 @@ log = logging.getLogger("enma_fast")
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """AdamW for everything, or Muon for the matrices of the layers, and the average of the weights that a stage gives.
+    """How weights follow from gradients, and the average of them that a stage gives.
 
-    The learning rate warms up linearly, and falls by a cosine to ``final_learning_rate``.
+    Attributes
+    ----------
+    kind : ``adamw`` for everything, or ``muon`` for the matrices of the layers
+    learning_rate : at its highest, after the warm-up
+    final_learning_rate : to which it falls by a cosine
+    warmup_steps : steps in which it rises linearly from 0
+    weight_decay : of AdamW
+    ema_decay : of the moving average of the weights, a step; 0: the last weights
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -81,7 +88,10 @@ class Stage(Slot):
 
     Attributes
     ----------
-    steps, batch : steps, and trajectories of each of them, over all ranks
+    steps : steps of the optimizer
+    batch : trajectories of a step, over all ranks
+    optimizer : how weights follow from gradients
+    augment : augmentations, which act in their order
     augmentations : the kinds of `augment` that a stage has
     validated : held-out trajectories of a validation, of which there is one every `validate_every` steps
     forecasts : its validations are forecasts, from as many frames as the model's

@@ -43,7 +43,9 @@ _SHORTER_SHARE = 0.25
 class TokenizerStage(Stage):
     """Train the codec.
 
-    A sample is ``window`` frames in a row from a random one on, or all of a trajectory.
+    Attributes
+    ----------
+    window : frames of a sample, in a row from a random one on; None: all of a trajectory
     """
 
     kind: str = "tokenizer"

@@ -1,6 +1,7 @@
 """The table of scores: a row made elsewhere is accumulated, printed and reported, and the docs list every row."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -172,4 +173,10 @@ def test_the_docs_list_every_score_in_order() -> None:
     assert listed == [*SCORES, SOLVER_FIDELITY.name]
     for column in (*SCORES.values(), SOLVER_FIDELITY):
         assert f"| `{column.name}` | {column.label} |" in page
+    for score in SCORES.values():
+        needs = ["truth"] * score.needs_truth + ["members"] * score.needs_members
+        needed = f"{score.fewest_members} members" if score.fewest_members > 1 else ", ".join(needs)
+        assert re.search(
+            rf"\| `{score.name}` \| [^|]+ \| (?:none|the field's) \| {needed} \| .{{20,}} \|$", page, re.MULTILINE
+        )
     assert {column.name for column in columns("paper")} <= set(listed)

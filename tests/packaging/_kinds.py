@@ -13,7 +13,7 @@ LOADERS = ("enma_fast/models/format_1.py", "csrc/runtime/format_1.*")
 OWN = {
     # What fills the slots: it asks whether there is a decoder of frame 0; and decoders, which ask for a trunk.
     "slots": (
-        *("enma_fast/config.py", "enma_fast/models/model.py", "csrc/runtime/model.*"),
+        *("enma_fast/config.py", "enma_fast/config_decoders.py", "enma_fast/models/model.py", "csrc/runtime/model.*"),
         *("enma_fast/models/decoders/*", "csrc/*/decoder_*"),
     ),
     "flow": ("*/flow_head*", "*/decoders/flow*", "csrc/*/decoder_flow*"),

@@ -12,6 +12,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("utils", "domain"),
     ("config_checks",),
     ("config_codecs",),
+    ("config_decoders",),
     ("config", "pretrained"),
     ("data", "drawing", "store", "kernels", "_C"),
     ("ops",),

@@ -57,6 +57,7 @@ KINDS: dict[str, tuple[int | None, set[str]]] = {
             "docs/reference/c.md",
             "docs/reference/changes.md",
             "docs/reference/commands.md",
+            "docs/reference/config.md",
             "docs/reference/cpp.md",
             "docs/reference/fortran.md",
             "docs/reference/operators.md",
