@@ -46,7 +46,7 @@ class ContextConfig(Slot):
 
     # Types of weights that the engine in C++ computes with.
     formats: ClassVar[tuple[str, ...]] = ("float32", "bfloat16")
-    # Whether the engine in C++, and the static step of a GPU, have it; and whether decoders share a trunk behind it.
+    # Whether the engine in C++, and the static step of a GPU, have it; and whether decoders share a trunk after it.
     native: ClassVar[bool] = False
     static: ClassVar[bool] = False
     leads_to_trunk: ClassVar[bool] = True
@@ -55,7 +55,7 @@ class ContextConfig(Slot):
 
     @property
     def transformer(self) -> CausalTransformerConfig:
-        """The sizes that the masked transformer behind it shares; `EnmaError` if there can be none."""
+        """The sizes that the masked transformer after it shares; `EnmaError` if there can be none."""
         raise EnmaError(f"context {self.kind!r}: no masked transformer reads it; use decoders without one")
 
     def values_kept(self, num_tokens: int) -> int:
@@ -63,11 +63,11 @@ class ContextConfig(Slot):
         return 0
 
     def native_problem(self, codec: CodecConfig, dtype: str) -> str | None:
-        """Why the engine in C++, which has its kind, cannot read it behind `codec` with weights of this type."""
+        """Why the engine in C++, which has its kind, cannot read it after `codec` with weights of this type."""
         return None if dtype in self.formats else f"takes {' and '.join(self.formats)} weights, these are {dtype}"
 
     def check(self, name: str, codec: CodecConfig) -> None:
-        """Raise `EnmaError` for a config of the model `name` that no context can have behind `codec`."""
+        """Raise `EnmaError` for a config of the model `name` that no context can have after `codec`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +235,7 @@ class ModelConfig:
     initial : decoder of frame 0 of a generated trajectory; None: `step` decides it too
     step : decoder of all other frames
     sampling : settings of the sampler
-    known : inputs that it is given beside the fields
+    known : inputs that it is given, apart from the fields
     """
 
     name: str

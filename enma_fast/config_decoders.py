@@ -31,7 +31,7 @@ class DecoderConfig(Slot):
     static: ClassVar[bool] = False
 
     def check(self, name: str, slot: str, codec: CodecConfig) -> None:
-        """Raise `EnmaError` for a config of the model `name` that no decoder in `slot` can have behind `codec`."""
+        """Raise `EnmaError` for a config of the model `name` that no decoder in `slot` can have after `codec`."""
 
 
 @dataclass(frozen=True, kw_only=True)

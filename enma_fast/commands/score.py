@@ -45,7 +45,7 @@ def score(
     as_json: options.AsJson = False,
     **sampler: Any,
 ) -> None:
-    """Score ensemble forecasts of a field file, or those in a forecast store, beside the paper's figures.
+    """Score ensemble forecasts of a field file, or those in a forecast store, next to the paper's figures.
 
     A store is scored as it is, without the model: --truth names the field file of its trajectories, where the store
     holds no truth itself. Repeat the command after an interruption and it goes on where it was.
@@ -99,7 +99,7 @@ def _refuse_options(context: typer.Context, store: Path) -> None:
         source = context.get_parameter_source(name)
         if name not in _OF_A_STORE and source is not None and source.name == "COMMANDLINE":
             option = name.replace("_", "-")
-            raise EnmaError(f"--{option}: {store} is a forecast store, scored as it was made; leave the option out")
+            raise EnmaError(f"--{option}: {store} is a forecast store, scored as it is; leave the option out")
 
 
 def _of_physics(found: dict[str, Any] | None) -> list[str]:

@@ -136,7 +136,7 @@ def _usual(source: Source, axes: Sequence[str], known: Sequence[str]) -> list[st
     there = [name for name in source.fields if name not in known]
     names = [name for name in there if name not in source.bounds] or there
     if not names:
-        raise EnmaError(f"{source.path}: holds no field beside {', '.join(known)}; name fewer by --known")
+        raise EnmaError(f"{source.path}: holds no field but {', '.join(known)}; name fewer by --known")
     varying = [name for name in names if not _static(source.fields[name], axes)]
     if varying and (left := [name for name in names if name not in varying]):
         log.warning("%s: without an axis of time, so left out: %s", source.path, ", ".join(left))

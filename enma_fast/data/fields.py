@@ -41,10 +41,10 @@ class FieldFile:
     parameters : name -> float64 [n], PDE parameters
     units : channel -> its unit; "1", or absent, where it has none
     environment : int64 [n], equal where the PDE and its parameters are; None if the file does not say
-    environment_by : names of the columns whose values are equal where the environment is, if the file says; those of
-        numbers are parameters, and with one of text the number of an environment is the same in every file
-    known : drivers by name, [n or 1, T or 1, x or 1..], which models are told (`data.drivers`); those that vary in time
-        may have more frames than there are times, for forecasts
+    environment_by : names of the columns whose values are equal where the environment is, if the file says. Columns of
+        numbers are parameters. With a column of text the number of an environment is the same in every file.
+    known : known inputs by name, [n or 1, T or 1, x or 1..] (`data.drivers`). Those that vary in time may have more
+        frames than there are times, for forecasts.
     numbers : int64 [n], of the trajectories in the file, of what `read_numbered` reads; None for 0, 1, ..., the numbers
         that `read` gives, also to what it selects
     total : trajectories of the file; None for n

@@ -67,7 +67,7 @@ def generate(
     """Solve one split of an equation and write it as `<out_dir>/<equation>-<split>.h5` (The Well layout).
 
     Trajectories go to the file a few groups at a time, so memory does not grow with their number. What was solved stays
-    in a hidden folder beside the file until that is complete, so the same call resumes after an interruption. A file
+    in a hidden folder next to the file until that is complete, so the same call resumes after an interruption. A file
     that the same call has made before is left as it is: its attributes `seed` and `generated_from` say so.
 
     Parameters
@@ -86,8 +86,8 @@ def generate(
     Raises
     ------
     EnmaError
-        On an unknown equation or split, a negative seed, too few or many groups or workers, a missing `[data]` extra,
-        another file of that name, a solver that fails, or a solution that is not finite.
+        On an unknown equation or split, a negative seed, or too few or many groups or workers. On a missing `[data]`
+        extra, another file of that name, a solver that fails, or a solution that is not finite.
     """
     if workers < 1:
         raise EnmaError(f"workers is {workers}, at least one process has to solve")

@@ -100,8 +100,8 @@ def import_fields(
     Raises
     ------
     EnmaError
-        In one line with the fix: if `out` exists, axes or positions are not known, positions are unsorted, repeated or
-        uneven, a value is missing or beyond float32, or a forecast would have two arrays of one name.
+        In one line with the fix: if `out` exists, axes or positions are not known, or positions are unsorted, repeated
+        or uneven. Also if a value is missing or beyond float32, or a forecast would have two arrays of one name.
     """
     source, out = Path(source) if isinstance(source, str) else source, Path(out)
     if out.exists() and not force:

@@ -57,8 +57,8 @@ def positions(
         )
     if len(found["time"]) == 1 and dt is None:
         raise EnmaError(
-            f"{path}: holds one frame, whose distance to the next is not known; add --dt 0.05 with the time between "
-            "frames of the model that it is for, or import a longer series"
+            f"{path}: holds one frame, so the time between frames is not known; add --dt 0.05 with that of the model, "
+            "or import a longer series"
         )
     _check_axis(path, "time", found["time"], fix="--dt to count the frames as even", fewest=1)
     return tuple(_evened(found[axis]) for axis in axes), _evened(found["time"], _off(found["time"]))

@@ -118,9 +118,13 @@ def describe(path: str | Path) -> dict[str, Any]:
 
     Returns
     -------
-    dict of plain data for JSON: file, layout, name, split (None if the name has none), trajectories, groups (None
-    without environments), frames, time [first, last], points, lengths, periodic, channels, units and rms per
-    channel, parameters (name -> [min, max]), known (names), masked (share of the places that have no values).
+    dict
+        Plain data for JSON:
+
+        * file, layout, name, and split (None if the name has none);
+        * trajectories, groups (None without environments), frames, time [first, last], points, lengths, periodic;
+        * channels, units and rms per channel, masked (share of the places that have no values);
+        * parameters (name -> [min, max]) and known (names).
 
     Raises
     ------

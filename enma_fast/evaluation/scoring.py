@@ -46,9 +46,9 @@ def score(
     `rmse`, are None. The trajectory of the file is instead one draw from the distribution that the members
     should follow, all initial conditions of the environment: against it `crps`, `rmsce`, `rmsce_rank`,
     `spread_skill` and the rank histogram have their usual meaning, and its RMS is the unit of `crps_relative`.
-    `solver_fidelity` says whether members obey the equation: the mean over trajectories of the relative L2 distance of
-    the first member from the solution that starts at its own first frame, with the true parameters (None if the file is
-    of no known equation).
+    `solver_fidelity` says whether members obey the equation. It is the relative L2 distance of the first member from
+    the solution that starts at its own first frame, with the true parameters, averaged over trajectories. It is None if
+    the file is of no known equation.
 
     Parameters
     ----------
@@ -69,13 +69,16 @@ def score(
     Returns
     -------
     dict
-        The same keys for every task, plain data for JSON: those of `metrics.Scores.result`, over all channels together;
-        `channels`, those of each channel by its name (`ChannelScores.result`; None if there is one), `rank_histogram`,
-        `solver_fidelity`, `physics` (`physics.Physics.result`), `seconds_per_member` (wall time of sampling, encoding
-        and decoding), `num_parameters`, `num_frames` (forecast), `model`, `dataset`, `split`, `task`, `history`
-        (observed frames), `points` (as asked), `seed`, `sampling` (the settings), `precision` (as in the request's
-        `precision`: fp32, bf16, or model for the model's own), and `num_outside` (trajectories whose observed frames
-        lie outside what the model was trained on; None if its checkpoint has no record of that).
+        The same keys for every task, plain data for JSON:
+
+        * the scores of `metrics.Scores.result`, over all channels together, and under `channels` those of each channel
+          by its name (`ChannelScores.result`; None if there is one);
+        * `rank_histogram`, `solver_fidelity`, and `physics` (`physics.Physics.result`);
+        * `seconds_per_member`, the wall time of sampling, encoding and decoding;
+        * `num_outside`, trajectories whose observed frames lie outside the training data (None if the checkpoint has no
+          record of that);
+        * what was scored: `model`, `num_parameters`, `dataset`, `split`, `task`, `history` (observed frames),
+          `num_frames` (forecast), `points` (as asked), `seed`, `sampling` (the settings), `precision` (as requested).
 
     Raises
     ------

@@ -67,13 +67,14 @@ def score_store(
     -------
     dict
         As `enma_fast.score` (see there for the task `generation`), except entries that only a run of the model can
-        give; `sampling` and `precision` as the store states them, `store`, and `truth` (None for the store's own).
+        give. `sampling` and `precision` are as the store states them. `store` and `truth` are the files that were
+        scored (None for the store's own truth).
 
     Raises
     ------
     EnmaError
-        If the store holds no members, or not all of them, or has a damaged chunk; if there is no truth, or channels,
-        grid, frames or times of the field file are not the store's.
+        If the store holds no members, or not all of them, or has a damaged chunk. Also if there is no truth, or if
+        channels, grid, frames or times of the field file are not the store's.
     """
     path = Path(path)
     dataset = read_forecast(path)

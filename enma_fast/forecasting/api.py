@@ -70,9 +70,9 @@ def forecast(
         the units of the training data, ``model.config.frame_interval`` apart. None to generate from the context. Give
         an odd number of them, or in general 1 + a multiple of ``model.config.codec.time_factor``: frames after the
         first are joined in groups of so many, and the rest of a group is left out with a warning.
-        In xarray the dimensions are ``trajectory`` (may be left out), ``time``, ``x``, ``y`` (or ``point``) and
-        ``channel`` (may be left out), in any order; the variables of a Dataset are the channels. Positions in space
-        have to increase and to span the model's domain.
+        In xarray the dimensions are ``trajectory``, ``time``, ``x``, ``y`` (or ``point``) and ``channel``, in any
+        order. The first and the last may be left out. The variables of a Dataset are the channels. Positions in
+        space have to increase and to span the model's domain.
     num_frames
         Frames to forecast after the history; by default up to the model's trained length.
     num_members
@@ -94,10 +94,10 @@ def forecast(
         ``[Q, d]`` coordinates of the output, in the domain; by default the model's grid. A model without an
         interpolation of its own gives the sum of waves that has its values on the grid.
     known
-        What a model is told beside the fields, by the names of its training (``model.config.known``): a parameter is a
-        number, or ``[B]``; a series ``[T]`` or ``[B, T]``, a map ``[*grid]``, a forcing ``[T, *grid]``, likewise with
-        ``B`` before them where trajectories differ. T are the observed frames and all that are forecast, or more.
-        The times of day and year go on by themselves.
+        Known inputs by the names of the training (``model.config.known``). A parameter is a number, or ``[B]``; a
+        series ``[T]`` or ``[B, T]``, a map ``[*grid]``, a forcing ``[T, *grid]``, likewise with ``B`` before them where
+        trajectories differ. T are the observed frames and all that are forecast, or more. The times of day and year go
+        on by themselves.
     context_known
         The same of the context; by default that of the history.
     observation_error
@@ -125,11 +125,11 @@ def forecast(
     stop
         ``stop(number, frame)`` is called once for each forecast frame of all members, in order, as soon as it is
         decided: with its number, from 0, and its values ``[K, *grid, c]`` or ``[B, K, *grid, c]``. It returns None or
-        False to go on, True to stop all members, or a mask ``[K]`` or ``[B, K]`` of those to stop; xarray goes by its
-        names, and a Dataset stops what any channel stops. The frame it saw stays, later frames of a stopped member are
-        NaN, and other members keep their bits. Frames that share a latent frame (two, mostly) are decided together. A
-        chunk that has wholly stopped is sampled no further, and after the last member ``stop`` is called no more. The
-        chunks advance side by side, so memory is that of all of them.
+        False to go on, True to stop all members, or a mask ``[K]`` or ``[B, K]`` of the members to stop. In xarray the
+        names of dimensions count, and a Dataset stops what any channel stops. The frame it saw stays, later frames of
+        a stopped member are NaN, and other members keep their bits. Frames that share a latent frame (two, mostly)
+        are decided together. A chunk that has wholly stopped is sampled no further, and after the last member ``stop``
+        is called no more. The chunks advance side by side, so memory is that of all of them.
     strict
         Raise where observed frames lie outside what the model was trained on (:mod:`enma_fast.models.envelope`), or a
         channel has another unit than the model's, in place of a warning. Checkpoints that do not say what that is give

@@ -117,7 +117,7 @@ class ForecastRequest:
         Of the sampler; the model's own by default.
     dtype
         Of the sampler's weights. By default the model's own on a CPU, and bf16 on a GPU, whose matrix units multiply
-        that; "auto" is the faster one of fp32 and bf16 on this processor (:mod:`enma_fast.ops.rates`).
+        that. "auto" is the faster one of fp32 and bf16 on this processor (:mod:`enma_fast.ops.rates`).
     backend
         How latent frames are made (:mod:`enma_fast.sampling.engine`); the best that can serve by default.
     chunk

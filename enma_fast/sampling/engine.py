@@ -170,7 +170,7 @@ class Engine:
         ----------
         segments
             The history, observed latent frames ``[G, T0, N, C]``, alone or after a context ``[G, Tc, N, C]``, which is
-            another trajectory of the same environment; beside one T0 may be 0. Of models that are told drivers they
+            another trajectory of the same environment. With one T0 may be 0. Of models that are told drivers they
             are `Told`.
         num_latents
             Latent frames of the whole trajectory, the observed ones included.
@@ -182,7 +182,7 @@ class Engine:
         groups
             ``[B]`` int64, the history that each row continues; by default row b has history b.
         chunk
-            What is known of the rows beside their keys.
+            What is known of the rows, apart from their keys.
 
         Yields
         ------

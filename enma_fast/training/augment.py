@@ -1,7 +1,7 @@
 """Augmentations: what a stage of training makes of the trajectories that it draws, as one list in its recipe.
 
-Each is a small object. It acts on a batch of fields before they are encoded, in the order of the list, except those
-that say how often a trajectory is drawn (`Emphasis`) and how a codec sees it (`Scattered`). One that the data or their
+Each is a small object that acts on a batch of fields before they are encoded, in the order of the list. `Emphasis` says
+how often a trajectory is drawn instead, and `Scattered` how a codec sees it. One that the data or their
 equation do not allow is refused by name. The dynamics encode their data once, so they read off `Shift`, `Boost`,
 `Strides`, `CutContexts` and `Scattered` how (:mod:`enma_fast.training.dynamics`).
 

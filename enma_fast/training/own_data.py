@@ -284,8 +284,8 @@ def _note_other_places(first: FieldFile, data: FieldFile) -> None:
     for axis, one, other in zip(SPACE, first.coords, data.coords, strict=False):
         if abs(other[0] - one[0]) > SPACING_TOLERANCE * np.ptp(one):
             log.warning(
-                "%s: its %s begins at %g, that of %s at %g; the model takes the same numbers of places as the same "
-                "places, so turn or crop one of them if these are continents or coasts",
+                "%s: its %s begins at %g, that of %s at %g; the model counts places and knows no positions. Turn or "
+                "crop one of them if these are continents or coasts",
                 data.path,
                 axis,
                 other[0],

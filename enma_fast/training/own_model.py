@@ -90,14 +90,15 @@ def train_fields(
     data : file or folder of fields, or fields in memory: what `read_fields` gives, or a Dataset of xarray whose
         variables are the channels
     out : run folder for splits, model, scores and card; the same call goes on with one that was stopped
-    known : what the model is told beside the fields: names of parameters, series, maps and fields of the data; or
-        arrays by name, with a value for each trajectory, each frame, each place, or for several of these in this order
+    known : known inputs: names of parameters, series, maps and fields of the data, or arrays by name. An array has a
+        value for each trajectory, each frame, each place, or for several of these in this order.
     plot : picture of loss and validation that is drawn again while it trains; True to show it in a notebook
     device : where the network is trained, "cpu" or "cuda"; plan and scores are made on the CPU, where the model ends
     progress : called with what is done, all of it, and a note
-    options : further entries of the request: `size`, "small", or "base" with wider layers; `seed`; `shift`, whether
-        training may move fields along periodic axes where they look the same; `mask`, the name of a field that is 0
-        where there are no values; and `periodic`, names of the axes that wrap around, by default as the data say
+    options : further entries of the request. `size` is "small", or "base" with wider layers. `seed` is that of the
+        training. `shift` says whether training may move fields along periodic axes where they look the same. `mask`
+        is the name of a field that is 0 where there are no values. `periodic` has the names of the axes that wrap
+        around, by default as the data say.
 
     Raises
     ------

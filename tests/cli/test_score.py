@@ -142,7 +142,7 @@ def test_out_holds_the_same_as_json(enma: Callable, store: Path, tiny: Path, tes
 def test_options_that_would_change_nothing_are_refused(enma: Callable, store: Path, option: tuple) -> None:
     name = "--checkpoint" if option[0] == "-c" else option[0]
     error = enma("score", store, *option).error()
-    assert error == f"{name}: {store} is a forecast store, scored as it was made; leave the option out"
+    assert error == f"{name}: {store} is a forecast store, scored as it is; leave the option out"
 
 
 def test_what_is_no_store_has_no_truth_beside_it(enma: Callable, test_in: Path, tmp_path: Path) -> None:

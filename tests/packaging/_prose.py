@@ -1,4 +1,4 @@
-"""Words and sentences of a page in Markdown, and what makes its prose hard to read.
+"""Words and sentences of a page in Markdown, of a docstring or a message, and what makes them hard to read.
 
 Tables, headings, code, formulas and comments are no sentences. Code or a formula within a sentence is one word.
 """
@@ -42,6 +42,18 @@ def sentences(text: str) -> list[str]:
     parts = re.split(r"\n\s*\n|\n(?=\s*(?:[*-]|\d+\.) )", prose(text))
     lines = [re.sub(r"^(?:[*-]|\d+\.) ", "", " ".join(part.split())) for part in parts]
     return [sentence for line in lines for sentence in re.split(r"(?<=[.!?:])\s+", line) if words(sentence)]
+
+
+def of_docstring(text: str) -> str:
+    """A docstring as a page: without the titles of its sections, what it says of each entry on lines of its own."""
+    text = re.sub(r"^.*\n-{3,}$", "", text.replace("``", "`"), flags=re.MULTILINE)
+    return re.sub(r"^[\w*]+(?:, [\w*]+)* : ", "\n", text, flags=re.MULTILINE)
+
+
+def line_faults(text: str) -> list[str]:
+    """What of a docstring or a message has to change: one long sentence is too many there."""
+    long = [f"{words(one)} words: {one}" for one in sentences(text) if words(one) > LONG_SENTENCE]
+    return long + [f"banned: {word}" for word in BANNED.findall(prose(text))]
 
 
 def prose_faults(text: str) -> list[str]:

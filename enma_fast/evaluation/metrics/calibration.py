@@ -56,9 +56,9 @@ def rmsce_rank(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Ten
     """Root mean squared calibration error from the truth's rank among the members, with no Gaussian assumed.
 
     `sqrt(mean_p (p - C(p))^2)` over the levels of `rmsce`. If `b` of `K` members lie below the truth and `m`
-    equal it, its probability position is uniform between `b / (K + 1)` and `(b + m + 1) / (K + 1)`; `C(p)` is
+    equal it, its probability position is uniform between `b / (K + 1)` and `(b + m + 1) / (K + 1)`. `C(p)` is
     the mean overlap of that span with `[1/2 - p/2, 1/2 + p/2]`. This is what randomly broken ties give on
-    average (the non-randomised probability integral transform of Czado, Gneiting and Held, 2009), and tends
+    average: the non-randomised probability integral transform of Czado, Gneiting and Held (2009). It tends
     to 0 for members that are exchangeable with the truth, however few.
 
     Parameters, returned value and errors are those of `rmsce`.

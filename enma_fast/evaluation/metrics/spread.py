@@ -17,7 +17,7 @@ def spread_skill(ensemble: Array, truth: Array, *, per_frame: bool = False) -> T
     """Spread-skill ratio: 1 for a calibrated ensemble, below 1 if it is too narrow.
 
     `sqrt((K + 1) / K mean s^2) / sqrt(mean (xbar - y)^2)` over trajectories, frames and points, with `s^2`
-    the members' variance (denominator `K - 1`) and `xbar` their mean; the factor makes the ratio 1 for
+    the members' variance (denominator `K - 1`) and `xbar` their mean. The factor makes the ratio 1 for
     members that are exchangeable with the truth, however few (Fortin et al., 2014).
 
     Parameters and errors are those of `rmsce`.
