@@ -80,7 +80,9 @@ def train(
 
     Your data are split into training, validation and test by environment; the model fits their grid and channels.
     """
-    terminal = Terminal(as_json)
+    # Of the processes that torchrun starts the first one speaks.
+    first = os.environ.get("RANK", "0") == "0"
+    terminal = Terminal(as_json and first, quiet=not first)
     use_threads(threads)
     if not _is_recipe(source):
         for option, value in (("--data", data), ("--from", start)):
@@ -143,15 +145,8 @@ def _train_recipe(
     from ..training.loop import RunOptions
 
     with terminal.progress(recipe.model.name) as update:
-
-        def report(done: float, total: float, note: str) -> None:
-            if _is_first_rank():
-                update(done, total, note=note)
-
         options = RunOptions(out=out, device=on_device(device), precision=precision, compile=compile_steps)
-        result = train_recipe(recipe, options=options, data_dir=data, start=start, progress=report)
-    if not _is_first_rank():
-        return
+        result = train_recipe(recipe, options=options, data_dir=data, start=start, progress=update)
     for name, part in result["training"]["stages"].items():
         scores = ", ".join(f"{key} {value:.4g}" for key, value in part["validation"].items())
         terminal.show(f"{name}: {part['steps']} steps in {part['seconds']:.0f} s; validation: {scores or 'none yet'}")
@@ -181,6 +176,8 @@ def _train_own(
         if (out / IN_RUN / MANIFEST).is_file():
             terminal.note(f"stopped: {out} holds the best model until now; the same command goes on with it")
         raise
+    if terminal.quiet:
+        return
     report = _report(terminal, plan, out)
     terminal.show(
         *_score_tables(plan, metrics),
@@ -214,11 +211,6 @@ def publish(
         )
     terminal.show(f"{out}: model, card and metrics")
     terminal.result({"checkpoint": str(out), **metrics})
-
-
-def _is_first_rank() -> bool:
-    """True for the rank that shows something, of those that torchrun starts."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _report(terminal: Terminal, plan: Plan, out: Path) -> Path | None:

@@ -319,19 +319,19 @@ class FieldStep(nn.Module):
         *,
         floor: Forecast | None = None,
         factor: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        spread: float = 0.0,
+        draw: Callable[..., Tensor] | None = None,
         told: Drivers | None = None,
     ) -> Tensor:
-        """The frames `[B, steps, *x, C]` after `past [B, 3, *x, C]`, by :meth:`frame`, with noise times `spread`.
+        """The frames `[B, steps, *x, C]` after `past [B, 3, *x, C]`, by :meth:`frame`.
 
-        The first of them is told of as 0.
+        `draw` gives the noise of each step, `[B, *shape]` of the shape that it is called with. The first frame is told
+        of as 0.
         """
         bounds, made = self.bounds(past), []
         for step in range(steps):
             noise = None
-            if spread and self.config.noise:
-                noise = spread * torch.randn(self.network.noise_shape(len(past)), generator=generator).to(past.device)
+            if draw is not None and self.config.noise:
+                noise = draw(*self.network.noise_shape(len(past))[1:]).to(past.device)
             known = None if told is None else told.at(step)
             frame = self.frame(past, condition_BZ, floor, bounds, factor=factor, noise=noise, known=known)
             made.append(frame)

@@ -118,7 +118,7 @@ def train_recipe(
     """
     model = train(recipe, options=options, data_dir=data_dir, start=start, progress=progress)
     out = options.out
-    if model is not None and join_ranks().index == 0 and not (out / IN_RUN / MANIFEST).is_file():
+    if model is not None and join_ranks().is_first and not (out / IN_RUN / MANIFEST).is_file():
         tell_training(model, data_file(data_dir or out / DATA, recipe.model.dataset, "train"))
         card = "\n\n".join([*_about(model.config), "## Training", training_text(account(out, recipe))])
         save_model(model, out / IN_RUN, card=f"{card}\n")

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..config import ModelConfig
@@ -90,7 +89,10 @@ class DynamicsStage(Stage):
     def _latents(self, model: Model, material: Material, stride: int) -> Latents:
         """Latents of every `stride`-th frame of the training data, from the stage's folder if they are there."""
         path = material.folder / LATENTS.format(stride)
-        if material.rank.index == 0 and not path.exists():
+
+        def encode() -> None:
+            if path.exists():
+                return
             data = material.train()
             environment_of(data)
             check_augmentations(self.augment, data, model.config, stage=self.kind, known=self.augmentations)
@@ -110,8 +112,8 @@ class DynamicsStage(Stage):
                 scattered=found(self.augment, Scattered),
                 seed=material.seed,
             ).save(path)
-        if material.rank.count > 1:
-            dist.barrier()
+
+        material.rank.by_first(encode)
         return Latents.load(path)
 
 

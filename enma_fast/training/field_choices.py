@@ -1,5 +1,6 @@
 """What the stage of field models chooses on validation data: size of the correction, spread and residuals of members.
 
+Ranks share the forecasts and choose the same, as all go by the scores and the clock of the first one.
 How many trajectories are forecast for it follows from how long forecasts take.
 """
 
@@ -20,8 +21,7 @@ from ..forecasting.members import sample_fields
 from ..models.codecs.codec import Codec
 from ..models.field_step import PAST, FieldStep
 from ..models.model import Model
-from .ranks import ALONE, Rank
-from .rollouts import rollout_scores
+from .rollouts import rollout_scores, shared_forecasts
 from .stage import Material
 
 _TINY = 1e-12
@@ -49,6 +49,7 @@ class Choices:
         decoder: Any = model.dynamics.step
         self.model, self.material, self.val, self.seconds_given = model, material, material.val, material.seconds
         self.step: FieldStep = decoder.model
+        self.rank = material.rank
         # Seconds for one member of one trajectory, as the last scores took.
         self._seconds_each: float | None = None
 
@@ -59,9 +60,9 @@ class Choices:
             return 0.0
         return _EVALUATIONS * self._affordable(_CHOOSING, _EVALUATIONS, _CHOSEN) * self._seconds_each
 
-    def validation(self, *, members: bool, rank: Rank = ALONE) -> dict[str, float]:
+    def validation(self, *, members: bool) -> dict[str, float]:
         """Scores of forecasts with members, or of a model that has none yet."""
-        return self.scores(self._affordable(_VALIDATING, _MEMBERS), _MEMBERS if members else _ALIKE, rank)
+        return self.scores(self._affordable(_VALIDATING, _MEMBERS), _MEMBERS if members else _ALIKE)
 
     def begin_members(self) -> None:
         """Choose the spread at which the training of members begins."""
@@ -90,16 +91,22 @@ class Choices:
         self.step.size.fill_(size)
         material, rows = self.material, spread_rows(len(self.val), count)
         val, codec = self.val[rows], self.model.codec
-        given: list[dict[str, Any]] = [{"history": val[:, :PAST], "known": rows_of(material.val_known, rows)}]
+        given = [{"history": val[:, :PAST]}]
         if material.val_contexts is not None:
-            of_context = rows_of(material.val_context_known, rows)
-            context = {"context": material.val_contexts[rows], "context_known": of_context}
-            given.append({**given[0], "history": val[:, :1], **context})
+            given.append({"history": val[:, :1], "context": material.val_contexts[rows]})
         errors = torch.zeros(len(rows))
         for one in given:
-            made = sample_fields(self.model, **one, num_members=1)[:, 0]
-            errors += relative_errors(codec, made, val[:, one["history"].shape[1] :])
-        return errors
+            made = shared_forecasts(
+                self.model,
+                **one,
+                known=rows_of(material.val_known, rows),
+                context_known=rows_of(material.val_context_known, rows),
+                num_members=1,
+                rank=self.rank,
+            )
+            if made is not None:
+                errors += relative_errors(codec, made[:, 0], val[:, one["history"].shape[1] :])
+        return self.rank.from_first(errors)
 
     def calibrate(self, count: int) -> float:
         """Choose the factors of the spread with which it is as large as the error, as far as the CRPS allows.
@@ -130,7 +137,7 @@ class Choices:
         made = sample_fields(self.model, history=val[:, :PAST], known=known, num_members=1, settings=still)[:, 0]
         codec = self.model.codec
         off = codec.standardised(val[:, PAST].to(codec.device)) - codec.standardised(made[:, 0])
-        off /= len(val) ** 0.5
+        off = self.rank.from_first(off.cpu() / len(val) ** 0.5)
         scores = self.scores(count, _CALIBRATED)
         tried, factor = [_Tried.of(0.0, scores)], 1.0
         for _ in range(_TURNS):
@@ -142,7 +149,7 @@ class Choices:
             factor = _next_factor(tried)
         residuals[: len(val)] = _chosen(tried).factor * off
 
-    def scores(self, count: int, members: int, rank: Rank = ALONE) -> dict[str, float]:
+    def scores(self, count: int, members: int) -> dict[str, float]:
         material, rows = self.material, spread_rows(len(self.val), count)
         started = time.monotonic()
         scores = rollout_scores(
@@ -150,11 +157,12 @@ class Choices:
             self.val[rows],
             None if material.val_contexts is None else material.val_contexts[rows],
             members=members,
-            rank=rank,
+            rank=self.rank,
             known=rows_of(material.val_known, rows),
             context_known=rows_of(material.val_context_known, rows),
         )
-        self._seconds_each = (time.monotonic() - started) / (len(rows) * members)
+        each = (time.monotonic() - started) / (len(rows) * members)
+        scores, self._seconds_each = self.rank.from_first((scores, each))
         return scores
 
     def _affordable(self, share: float, members: int, most: int = _VALIDATED) -> int:

@@ -31,7 +31,7 @@ from .augment import Augmentation, Shift, check_augmentations, found
 from .dynamics import environment_of
 from .field_choices import Choices
 from .measured_symmetries import apart, mirrors, shift_axes
-from .ranks import ALONE, Rank
+from .ranks import ALONE, BatchDraws, Rank
 from .stage import Material, Stage, Task
 
 # The floor, in the folder of the stage.
@@ -112,6 +112,8 @@ class FieldTask(Task):
         self.module, self.step, self.floor = model.dynamics, decoder.model, cast(Any, self.context.floor)
         for part in (self.context.encoder, self.step):
             part.requires_grad_(True)
+        # Without members until their training begins.
+        self.step.spread.zero_()
         model.codec.take_mask(data.mask)
         if model.drivers is not None:
             model.drivers.learn(data.known)
@@ -143,16 +145,19 @@ class FieldTask(Task):
         members = self._has_members
         if members and not self.step.spread.any():
             self._begin_members()
-        batch = self._batch(frames, members, generator, rank)
-        return self._loss(batch, members=members, generator=generator), {"frames": torch.tensor(float(frames))}
+        count = max(4, round(self.stage.batch / frames**_POWER / (2**0.5 if members else 1)))
+        draws = BatchDraws(generator, count, rank)
+        loss = draws.weight * self._loss(self._batch(frames, draws), members=members, draws=draws)
+        return loss, {"frames": torch.tensor(float(frames))}
 
     def validate(self, rank: Rank = ALONE) -> dict[str, float]:
         """Scores of forecasts, of members once they are trained."""
+        del rank
         members = self._has_members
         if not members:
             self.step.spread.zero_()
         self.learn_usual()
-        return self.choices.validation(members=members, rank=rank)
+        return self.choices.validation(members=members)
 
     def merit(self, scores: dict[str, float]) -> float:
         """Errors of the forecasts as distributions."""
@@ -167,6 +172,7 @@ class FieldTask(Task):
         """Choose the size of the correction and the spread of the members on validation data."""
         self.learn_usual()
         self.choices.finish()
+        self.choices.rank.align(self.module)
 
     @torch.no_grad()
     def _begin_members(self) -> None:
@@ -179,10 +185,10 @@ class FieldTask(Task):
 
     @torch.no_grad()
     def learn_usual(self) -> None:
-        """Measure how much of the correction usually counts; before a model is used."""
+        """Measure how much of the correction usually counts, for all ranks; before a model is used."""
         for own in (True, False) if self.companions is not None else (True,):
             rows = self._some_rows(_USUAL, own)
-            read = self._physics(rows, own, torch.Generator().manual_seed(0))
+            read = self._physics(rows, own, BatchDraws(torch.Generator().manual_seed(0), len(rows)))
             added, off = self.step.known_forecasts(
                 read.windows,
                 self.context.encoder(read.windows, read.numbers),
@@ -193,6 +199,7 @@ class FieldTask(Task):
             self.step.learn_usual(added, off, own=own, told=bool(self.model.config.known))
         if self.companions is None:
             self.step.usual[1], self.step.misfit[1] = self.step.usual[0], self.step.misfit[0]
+        self.choices.rank.align(self.module)
 
     @property
     def _has_members(self) -> bool:
@@ -202,15 +209,19 @@ class FieldTask(Task):
     def _learn_floor(self, material: Material, environments: Tensor | None) -> None:
         """Learn the floor, or read what was learned in the folder of the stage."""
         path = material.folder / FLOOR
-        if path.exists():
-            load_tensors(self.floor, read_tensors(path)[0], source=str(path))
-            return
-        material.tell("learning the floor")
-        # Closed forms in float64, which take longer to move than to learn.
-        learn(self.floor.cpu(), self.fields.cpu(), environments)
-        self.floor.to(self.fields.device)
-        if material.rank.index == 0:
+
+        def found() -> None:
+            if path.exists():
+                load_tensors(self.floor, read_tensors(path)[0], source=str(path))
+                return
+            material.tell("learning the floor")
+            # Closed forms in float64, which take longer to move than to learn.
+            learn(self.floor.cpu(), self.fields.cpu(), environments)
+            self.floor.to(self.fields.device)
             write_tensors(path, self.floor.state_dict())
+
+        material.rank.by_first(found)
+        material.rank.align(self.floor)
 
     @torch.no_grad()
     def _measure(self) -> None:
@@ -219,10 +230,9 @@ class FieldTask(Task):
         self.context.encoder.scales.learn(few)
         self.step.scales.learn(few)
         rows = self._some_rows(_USUAL, own=True)
-        generator = torch.Generator().manual_seed(0)
-        start = _random(self.fields.shape[1] - PAST, len(rows), generator)
-        frames = self._frames(rows, start, PAST + 1)
-        floor = forecaster(self.floor, self._physics(rows, True, generator).state)
+        draws = BatchDraws(torch.Generator().manual_seed(0), len(rows))
+        frames = self._frames(rows, draws.below(self.fields.shape[1] - PAST), PAST + 1)
+        floor = forecaster(self.floor, self._physics(rows, True, draws).state)
         self.step.scales.learn_floor(frames[:, :PAST], frames[:, PAST], floor)
 
     def _some_rows(self, most: int, own: bool) -> Tensor:
@@ -235,32 +245,29 @@ class FieldTask(Task):
         """`count` frames of each row from a frame on; the first one stands for those before it."""
         return self.fields[rows[:, None], (start[:, None] + torch.arange(count)).clamp_min(0)]
 
-    def _batch(self, frames: int, members: bool, generator: torch.Generator, rank: Rank) -> _Batch:
-        T = self.fields.shape[1]
-        count = max(4, round(self.stage.batch / frames**_POWER / (2**0.5 if members else 1)))
-        coin = torch.rand(2 * count + 1 + len(self.mirrors), generator=generator)
+    def _batch(self, frames: int, draws: BatchDraws) -> _Batch:
+        T, generator = self.fields.shape[1], draws.generator
+        coin = torch.rand(1 + len(self.mirrors), generator=generator)
         own = self.companions is None or bool(coin[0] >= _COMPANIONS)
-        rows = _random(len(self.fields), count, generator)
+        rows = draws.below(len(self.fields))
         # The frame before the forecast: the third one or a later one; beside a companion also the first.
-        later = 2 + _random(T - frames - 2, count, generator)
-        last = torch.where(coin[1 : count + 1] < _LATE, later, 2)
+        last = torch.where(draws.uniform() < _LATE, 2 + draws.below(T - frames - 2), 2)
         if not own:
-            last = torch.where(coin[count + 1 : 2 * count + 1] < 0.5, 0, last)
-        mine = rank.part(count)
-        rows, last = rows[mine], last.clamp(max=T - 1 - frames)[mine]
+            last = torch.where(draws.uniform() < 0.5, 0, last)
+        last = last.clamp(max=T - 1 - frames)
         taken, last = self._frames(rows, last - 2, PAST + frames), last.to(self.fields.device)
         past, truth = taken[:, :PAST], taken[:, PAST:]
-        read = self._physics(rows, own, generator)
+        read = self._physics(rows, own, draws)
         windows, state, told = read.windows, read.state, self.told and self.told[rows].since(last + 1)
         if not own and bool((last == 0).any()):
             before = self.floor.before(past[:, -1], state)
             begins = (last == 0).view(-1, *(1,) * (before.ndim - 1))
             past = torch.stack([*(torch.where(begins, before, past[:, t]) for t in (0, 1)), past[:, 2]], 1)
         for axis in self.shifts:
-            by = int(_random(self.fields.shape[2 + axis], 1, generator))
+            by = int(torch.randint(self.fields.shape[2 + axis], (), generator=generator))
             past, truth, windows = past.roll(by, 2 + axis), truth.roll(by, 2 + axis), windows.roll(by, 3 + axis)
             told = told and told.rolled(axis, by)
-        for drawn, (axis, signs) in zip(coin[2 * count + 1 :].tolist(), self.mirrors.items(), strict=True):
+        for drawn, (axis, signs) in zip(coin[1:].tolist(), self.mirrors.items(), strict=True):
             if drawn < 0.5:
                 sign = self.fields.new_tensor(signs[: self.fields.shape[-1]])
                 past, truth, windows = (
@@ -270,16 +277,15 @@ class FieldTask(Task):
         return _Batch(own, past, truth, windows, state, read.numbers, told)
 
     @torch.no_grad()
-    def _physics(self, rows: Tensor, own: bool, generator: torch.Generator) -> _Physics:
+    def _physics(self, rows: Tensor, own: bool, draws: BatchDraws) -> _Physics:
         """What is read of the rows' first frames, or of companions."""
         numbers = None if self.told_numbers is None else self.told_numbers[rows]
         if not own:
             assert self.companions is not None
             others = [self.companions[row] for row in rows.tolist()]
-            pick = torch.rand(len(rows), generator=generator)
             chosen = [
                 c[int(p * len(c))] if len(c) else row
-                for c, p, row in zip(others, pick.tolist(), rows.tolist(), strict=True)
+                for c, p, row in zip(others, draws.uniform().tolist(), rows.tolist(), strict=True)
             ]
             rows = torch.tensor(chosen)
         state, features = self._inferred(rows, own)
@@ -302,21 +308,23 @@ class FieldTask(Task):
         states, features = zip(*(known[row] for row in rows.tolist()), strict=True)
         return type(states[0]).join(states), torch.cat(features)
 
-    def _loss(self, batch: _Batch, *, members: bool, generator: torch.Generator) -> Tensor:
+    def _loss(self, batch: _Batch, *, members: bool, draws: BatchDraws) -> Tensor:
         """Mean relative error of forecasts, or the fair CRPS of two members relative to the size of the fields."""
-        past, truth, state, told = self.disturbed(batch.past, generator), batch.truth, batch.state, batch.told
+        past, truth, state, told = self.disturbed(batch.past, draws), batch.truth, batch.state, batch.told
         scales = self.step.scales
-        condition, spread = self.context.encoder(batch.windows, batch.numbers), 0.0
+        condition, draw = self.context.encoder(batch.windows, batch.numbers), None
         if members:
             twice = torch.arange(len(past), device=past.device).repeat_interleave(2)
             past, state, condition = past[twice], state[twice], condition[twice]
             told = told and told[twice]
             spread = float(self.step.spread[0 if batch.own else 1])
-            drawn = torch.randn(len(past), self.step.config.member, generator=generator).to(past.device)
-            condition = self.step.condition(condition, spread * drawn)
-        floor = forecaster(self.floor, state)
+
+            def draw(*shape: int) -> Tensor:
+                return spread * draws.normal(2, *shape).flatten(0, 1)
+
+            condition = self.step.condition(condition, draw(self.step.config.member).to(past.device))
         made = self.step.roll(
-            past, condition, truth.shape[1], floor=floor, spread=spread, generator=generator, told=told
+            past, condition, truth.shape[1], floor=forecaster(self.floor, state), draw=draw, told=told
         )
         size = ((truth - scales.mean) / scales.std).square().flatten(1).mean(1).sqrt() + _LEAST_SIZE
         if members:
@@ -325,17 +333,13 @@ class FieldTask(Task):
         error = ((made - truth) / scales.std).square().flatten(1).mean(1)
         return ((error + _TINY).sqrt() / size).mean()
 
-    def disturbed(self, past: Tensor, generator: torch.Generator) -> Tensor:
+    def disturbed(self, past: Tensor, draws: BatchDraws) -> Tensor:
         """Past frames `[B, 3, *x, C]` with white noise, of an amount of its own for each trajectory."""
-        noise = torch.randn(past.shape, generator=generator)
-        noise *= NOISE * (1 - self.share) * torch.rand(len(past), *(1,) * (past.ndim - 1), generator=generator)
+        noise = draws.normal(*past.shape[1:])
+        noise *= NOISE * (1 - self.share) * draws.uniform(*(1,) * (past.ndim - 1))
         disturbed = past + noise.to(past.device) * self.step.scales.error
         mask = self.model.codec.mask
         return disturbed if mask is None else torch.where(mask, disturbed, past)
-
-
-def _random(below: int, count: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(max(1, below), (count,), generator=generator)
 
 
 def _companions(environments: Tensor | None) -> list[list[int]] | None:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import EnmaError, TrainingError
@@ -32,7 +31,7 @@ from ..utils.files import write_atomic
 from ..utils.system import keep_freed_memory
 from .average import Average
 from .optim import CLIP_NORM, build, learning_rate
-from .ranks import average_gradients, join_ranks, mean_over_ranks
+from .ranks import Rank, average_gradients, join_ranks, mean_over_ranks
 from .stage import Task
 from .state import STATE, load_state, save_state
 from .subnormals import flush_subnormals
@@ -82,11 +81,8 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 @functools.cache
 def fast_bf16(device: str) -> bool:
-    """True if bf16 matrix products are faster than fp32 on this device, as measured; ranks go by the first."""
-    faster = torch.tensor(int(rates.measured(torch.device(device)).training == "bf16"))
-    if dist.is_initialized():
-        dist.broadcast(faster, 0)
-    return bool(faster)
+    """True if bf16 matrix products are faster than fp32 on this device, as measured."""
+    return rates.measured(torch.device(device)).training == "bf16"
 
 
 def in_bf16(options: RunOptions) -> bool:
@@ -121,7 +117,8 @@ def end_step(params: Iterable[nn.Parameter], optimizers: Iterable[torch.optim.Op
 def run(task: Task, options: RunOptions) -> dict[str, float]:
     """Train until ``task.stage.steps``, or for ``options.seconds``, from the state in ``options.out`` if it holds one.
 
-    At the end the module of the first rank holds the averaged weights of the best validation, whose scores are
+    Ranks go by the clock, the scores and the files of the first one, which also calls `options.better` and
+    `options.progress`. At the end the module holds the averaged weights of the best validation, whose scores are
     returned.
     """
     keep_freed_memory()
@@ -131,19 +128,20 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
     average = Average(module, stage.optimizer.ema_decay)
     options.out.mkdir(parents=True, exist_ok=True)
     state_path = options.out / STATE
-    first, spent = load_state(state_path, module, average, optimizers, stage) if state_path.exists() else (0, 0.0)
-    clock = _Clock(stage.steps, options.seconds, spent)
+    begun = rank.from_first(state_path.exists())
+    first, spent = load_state(state_path, module, average, optimizers, stage) if begun else (0, 0.0)
+    clock = _Clock(stage.steps, options.seconds, spent, rank)
     log_path = options.out / LOG
-    if rank.index == 0:
+    if rank.is_first:
         _trim_log(log_path, first)
     forward: Callable[..., Any] = _compiled(module) if options.compile else module
-    best = _Best(options.out / BEST, task, first)
-    last_save, timed, since, validated, worse = time.monotonic(), time.monotonic(), first, -1, 0
+    best = _Best(options.out / BEST, task, first, rank)
+    saved, timed, since, validated, worse = spent, time.monotonic(), first, -1, 0
     validate_every = options.validate_every or stage.validate_every
     end = stage.steps if options.stop_after is None else min(stage.steps, options.stop_after)
 
     def record(entry: dict[str, Any]) -> None:
-        if rank.index == 0:
+        if rank.is_first:
             with log_path.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
 
@@ -152,15 +150,16 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
         paused, validated = time.monotonic(), done
         module.eval()
         with average.applied(module):
-            scores = task.validate(rank)
-            better = rank.index == 0 and best.offer(done, scores)
+            scores = rank.from_first(task.validate(rank))
+            better = best.offer(done, scores)
             worse = 0 if better else worse + 1
-            if better and options.better:
+            if better and options.better and rank.is_first:
                 options.better()
         record({"step": done, "validation": scores})
-        if rank.index == 0:
+        if rank.is_first:
             log.info("step %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
         clock.finishing = task.finishing()
+        clock.read()
         timed += time.monotonic() - paused
 
     if options.seconds is not None and first == 0:
@@ -177,10 +176,11 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
         average_gradients(params, rank)
         norm = end_step(params, optimizers)
         average.update(module, step)
+        clock.read()
 
         done = step + 1
         logs = done % options.log_every == 0 or done == end
-        saves = rank.index == 0 and (done == end or time.monotonic() - last_save > options.save_seconds)
+        saves = done == end or clock.spent - saved > options.save_seconds
         # The norm is that of all ranks, and not finite either once a weight is not: such a state is never saved.
         if (logs or saves) and not torch.isfinite(norm):
             if options.seconds is not None and best.scores:
@@ -198,7 +198,7 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
             values |= {"grad_norm": float(norm), "per_second": stage.batch * (done - since) / elapsed}
             since = done
             record({"step": done, "lr": rate, **values})
-            if options.progress:
+            if options.progress and rank.is_first:
                 held = {"validation": best.scores["rel_l2"]} if "rel_l2" in best.scores else {}
                 options.progress(done, clock.steps(done), values | held)
         if (done % validate_every == 0 if options.seconds is None else clock.is_time(done)) or done == stage.steps:
@@ -210,13 +210,13 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
                     average = Average(module, stage.optimizer.ema_decay)
                 clock.go_on(task.last_part)
         if saves:
-            save_state(
-                state_path, module, average, optimizers, stage, done, 0.0 if options.seconds is None else clock.spent()
-            )
-            last_save = time.monotonic()
+            if rank.is_first:
+                spent = 0.0 if options.seconds is None else clock.spent
+                save_state(state_path, module, average, optimizers, stage, done, spent)
+            saved = clock.spent
     if options.seconds is not None and validated < done:
         validate(done)
-    if (end == stage.steps or options.seconds is not None) and rank.index == 0 and not best.scores:
+    if (end == stage.steps or options.seconds is not None) and not best.scores:
         raise TrainingError(
             f"{log_path}: no validation of this run gave a number; look for huge values in the validation data, or "
             "train again in an empty folder with a lower learning_rate"
@@ -230,21 +230,21 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
 class _Clock:
     """How much of a stage is over: of its steps, or of the seconds that it has, if these are over before.
 
-    Of the seconds some are left for the task to finish.
+    Of the seconds some are left for the task to finish. `spent` are those of the stage until the last reading.
     """
 
-    def __init__(self, most: int, seconds: float | None, spent: float) -> None:
+    def __init__(self, most: int, seconds: float | None, spent: float, rank: Rank) -> None:
         self.most, self.seconds, self.finishing = most, seconds, 0.0
-        self.begun = time.monotonic() - spent
+        self.spent, self.rank, self.begun = spent, rank, time.monotonic() - spent
         self.validated = int(_VALIDATIONS * self.share(0))
 
-    def spent(self) -> float:
-        """Seconds of the stage until now."""
-        return time.monotonic() - self.begun
+    def read(self) -> None:
+        """Look at the clock: all ranks at that of the first one."""
+        self.spent = self.rank.from_first(time.monotonic() - self.begun)
 
     def share(self, done: int) -> float:
         """From 0 to 1, after so many steps."""
-        by_time = 0.0 if self.seconds is None else self.spent() / max(self.seconds - self.finishing, 1e-9)
+        by_time = 0.0 if self.seconds is None else self.spent / max(self.seconds - self.finishing, 1e-9)
         return max(done / self.most, by_time)
 
     def steps(self, done: int) -> int:
@@ -253,7 +253,7 @@ class _Clock:
 
     def go_on(self, share: float) -> None:
         """From now on so much is over, and the rest goes on at the same pace."""
-        self.seconds, self.validated = self.spent() / share + self.finishing, int(_VALIDATIONS * share)
+        self.seconds, self.validated = self.spent / share + self.finishing, int(_VALIDATIONS * share)
 
     def is_time(self, done: int) -> bool:
         """Whether another part of the stage is over, after which there is a validation."""
@@ -270,18 +270,21 @@ def _compiled(module: nn.Module) -> Callable[..., Any]:
 
 
 class _Best:
-    """The averaged weights of the best validation so far, kept in a file of the run."""
+    """The averaged weights of the best validation so far, kept in a file of the run by the first rank."""
 
-    def __init__(self, path: Path, task: Task, step: int) -> None:
-        self.path, self.task = path, task
-        self.scores: dict[str, float] = {}
-        self.step = 0
-        if step and path.exists():
-            meta = read_tensors(path)[1]
-            scores = json.loads(meta["scores"])
+    def __init__(self, path: Path, task: Task, step: int, rank: Rank) -> None:
+        self.path, self.task, self.rank = path, task, rank
+        self.scores, self.step = rank.by_first(lambda: self._kept(step))
+
+    def _kept(self, step: int) -> tuple[dict[str, float], int]:
+        """Scores and step of the file, if it is of a run until this step."""
+        if step and self.path.exists():
+            meta = read_tensors(self.path)[1]
+            scores: dict[str, float] = json.loads(meta["scores"])
             # One of steps that a killed run took after its last saved state is found again.
-            if int(meta["step"]) <= step and math.isfinite(task.merit(scores)):
-                self.scores, self.step = scores, int(meta["step"])
+            if int(meta["step"]) <= step and math.isfinite(self.task.merit(scores)):
+                return scores, int(meta["step"])
+        return {}, 0
 
     def offer(self, step: int, scores: dict[str, float]) -> bool:
         """Keep the module's weights if they are the best so far; never those of a merit that is no finite number."""
@@ -289,13 +292,16 @@ class _Best:
         if not math.isfinite(merit) or (self.scores and merit >= self.task.merit(self.scores)):
             return False
         self.scores, self.step = scores, step
-        write_tensors(self.path, self.task.module.state_dict(), {"step": str(step), "scores": json.dumps(scores)})
+        if self.rank.is_first:
+            write_tensors(self.path, self.task.module.state_dict(), {"step": str(step), "scores": json.dumps(scores)})
         return True
 
     def take(self) -> bool:
         """Put the best weights into the module, if there are any."""
         if self.scores:
-            load_tensors(self.task.module, read_tensors(self.path)[0], source=str(self.path))
+            if self.rank.is_first:
+                load_tensors(self.task.module, read_tensors(self.path)[0], source=str(self.path))
+            self.rank.align(self.task.module)
         return bool(self.scores)
 
 

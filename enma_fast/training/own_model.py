@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,7 +41,6 @@ from ..models.floors.ladder import Floor, roll
 from ..models.grid_layers import Edge
 from ..models.model import Model
 from ..utils.devices import can_use
-from ..utils.launch import detect
 from .card import tell_training
 from .field_choices import independent, relative_errors, surely_less
 from .loop import RunOptions
@@ -58,6 +58,7 @@ from .own_plan import (
     with_floor,
     with_kind,
 )
+from .ranks import Rank, join_ranks
 from .run import Progress, account, data_file, train
 
 # Seconds between saved states, and steps between looks at the loss.
@@ -85,6 +86,8 @@ def train_fields(
 ) -> Model:
     """Train a field model on your own data for some minutes, and return it, as `enma-fast train FILE` does.
 
+    Processes that `torchrun` starts share the work, in one run folder that all of them see.
+
     Parameters
     ----------
     data : file or folder of fields, or fields in memory: what `read_fields` gives, or a Dataset of xarray whose
@@ -107,21 +110,30 @@ def train_fields(
     """
     if not can_use(device):
         raise EnmaError(f"device {device}: cannot be used here; use cpu")
-    out, data = Path(out), Path(data) if isinstance(data, str) else data
+    out = Path(out)
+    source, entries = join_ranks().by_first(lambda: _as_file(data, out, known, options))
+    request = Request(minutes=minutes, **entries)
+    plan = prepare_own(source, out, request)
+    if plot:
+        progress = drawn(progress, plan, out, None if plot is True else Path(plot))
+    train_own(plan, out, command=request.command(source), device=device, progress=progress)
+    return load_model(out)
+
+
+def _as_file(
+    data: Any, out: Path, known: Sequence[str] | Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[Path, dict[str, Any]]:
+    """The data as a file or folder, those in memory in a file of the run folder, and what is left to request."""
+    data, entries = Path(data) if isinstance(data, str) else data, dict(options)
     arrays, names = (known, ()) if isinstance(known, Mapping) else ({}, tuple(known))
     if not isinstance(data, FieldFile | Path) or (arrays and isinstance(data, Path)):
-        facts = {name: options.pop(name) for name in ("mask", "periodic") if name in options}
+        facts = {name: entries.pop(name) for name in ("mask", "periodic") if name in entries}
         data, names = imported(data, ImportOptions(known=names, **facts)), ()
     if arrays:
         data = with_drivers(data, arrays)
     if isinstance(data, FieldFile):
         data = write_fields(out / DATA / f"{data.name}.h5", data, name=data.name)
-    request = Request(minutes=minutes, known=names, **options)
-    plan = prepare_own(data, out, request)
-    if plot:
-        progress = drawn(progress, plan, out, None if plot is True else Path(plot))
-    train_own(plan, out, command=request.command(data), device=device, progress=progress)
-    return load_model(out)
+    return data, {**entries, "known": names}
 
 
 def drawn(progress: Progress | None, plan: Plan, out: Path, picture: Path | None) -> Progress:
@@ -138,15 +150,14 @@ def drawn(progress: Progress | None, plan: Plan, out: Path, picture: Path | None
 
 
 def prepare_own(source: Path, out: Path, request: Request) -> Plan:
-    """The plan of a run folder, made and written there with the splits if it is new.
+    """The plan of a run folder, made and written there with the splits, by the first rank, if it is new.
 
-    `EnmaError` as `make_plan` and `saved_plan`, or under a launcher of several processes.
+    `EnmaError` as `make_plan`, `saved_plan` and `join_ranks`.
     """
-    if detect().num_ranks > 1:
-        raise EnmaError(
-            "train FILE is one process; on several train the recipe that it writes: enma-fast train RUN/recipe.toml "
-            "--data RUN/data --out OTHER"
-        )
+    return join_ranks().by_first(lambda: _prepared(source, out, request))
+
+
+def _prepared(source: Path, out: Path, request: Request) -> Plan:
     begun = time.monotonic()
     plan = saved_plan(source, out, request)
     if plan is None:
@@ -166,23 +177,24 @@ def train_own(
     """Train on a device, score and write what `prepare_own` planned, from where an earlier call stopped.
 
     `command`, which makes the run again, is for the card. From the first validation on the folder holds a model that
-    can be used. Returns the contents of `metrics.json` of the checkpoint: `rows` of scores, each with those of other
-    `methods` by name and of single `channels`, the `training`, and the `size` of the network's correction and the
-    factors of the `spread`, which were chosen on validation data. `EnmaError` if the disk is full.
+    can be used. Ranks train together, and the first one scores and writes. Returns the contents of `metrics.json` of
+    the checkpoint: `rows` of scores, each with those of other `methods` by name and of single `channels`, the
+    `training`, and the `size` of the network's correction and the factors of the `spread`, which were chosen on
+    validation data. `EnmaError` if the disk is full.
     """
-    done = out / IN_RUN / METRICS
-    if done.is_file():
-        found: dict[str, Any] = json.loads(done.read_text())
+    done, rank = out / IN_RUN / METRICS, join_ranks()
+    found: dict[str, Any] | None = rank.by_first(lambda: json.loads(done.read_text()) if done.is_file() else None)
+    if found is not None:
         return found
     try:
-        return _trained(plan, out, command, device, progress)
+        return _trained(plan, out, command, device, progress, rank)
     except OSError as error:
         raise EnmaError(
             f"{out}: cannot be written ({error}); what was written is kept, fix this and repeat the command"
         ) from error
 
 
-def _trained(plan: Plan, out: Path, command: str, device: str, progress: Progress | None) -> dict[str, Any]:
+def _trained(plan: Plan, out: Path, command: str, device: str, progress: Progress | None, rank: Rank) -> dict[str, Any]:
     total = 60 * plan.request.minutes
     seconds = 0.0 if plan.right else max(0.0, (1 - _SCORING) * total - plan.seconds)
     options = RunOptions(out=out, device=device, save_seconds=_SAVE_SECONDS, log_every=_LOG_EVERY, seconds=seconds)
@@ -193,13 +205,19 @@ def _trained(plan: Plan, out: Path, command: str, device: str, progress: Progres
         better=lambda better: save_model(better, out / IN_RUN),
         progress=progress,
     )
-    assert model is not None
-    if progress is not None:
-        progress(1, 1, "scoring")
-    dataset = plan.recipe.model.dataset
-    train_data, val_data, test_data = (read(data_file(out / DATA, dataset, split)) for split in (TRAIN, VAL, TEST))
-    methods = baselines(train_data) | linear_methods(plan, train_data, model)
-    alone = _behind(model, plan, methods[LINEAR if plan.best == plan.linear else plan.best], val_data)
+    methods: dict[str, Method] = {}
+    data_of = partial(data_file, out / DATA, plan.recipe.model.dataset)
+
+    def behind() -> bool:
+        if progress is not None:
+            progress(1, 1, "scoring")
+        assert model is not None
+        train_data = read(data_of(TRAIN))
+        methods.update(baselines(train_data) | linear_methods(plan, train_data, model))
+        best = methods[LINEAR if plan.best == plan.linear else plan.best]
+        return _behind(model, plan, best, read(data_of(VAL)))
+
+    alone = rank.by_first(behind)
     if alone:
         model = train(
             with_kind(plan.recipe, plan.best),
@@ -207,20 +225,25 @@ def _trained(plan: Plan, out: Path, command: str, device: str, progress: Progres
             data_dir=out / DATA,
             progress=progress,
         )
+
+    def scored() -> dict[str, Any]:
         assert model is not None
-    tell_training(model, data_file(out / DATA, dataset, TRAIN))
-    tasks = ("temporal", "initial-value") if plan.contexts else ("temporal",)
-    step: Any = model.dynamics.step
-    found = {
-        "rows": [_scores(model, test_data, methods, task, _SCORING * total / len(tasks)) for task in tasks],
-        "training": account(out, plan.recipe),
-        "floor": plan.best if alone else cast(PhysicsConfig, plan.recipe.model.context).floor,
-        "alone": alone,
-        "size": float(step.model.size),
-        "spread": step.model.spread.tolist(),
-    }
-    save_model(model, out / IN_RUN, card=own_card(plan, found, command), metrics=found)
-    return found
+        test_data = read(data_of(TEST))
+        tell_training(model, data_of(TRAIN))
+        tasks = ("temporal", "initial-value") if plan.contexts else ("temporal",)
+        step: Any = model.dynamics.step
+        found = {
+            "rows": [_scores(model, test_data, methods, task, _SCORING * total / len(tasks)) for task in tasks],
+            "training": account(out, plan.recipe),
+            "floor": plan.best if alone else cast(PhysicsConfig, plan.recipe.model.context).floor,
+            "alone": alone,
+            "size": float(step.model.size),
+            "spread": step.model.spread.tolist(),
+        }
+        save_model(model, out / IN_RUN, card=own_card(plan, found, command), metrics=found)
+        return found
+
+    return rank.by_first(scored)
 
 
 def _behind(model: Model, plan: Plan, floor: Method, val_data: FieldFile) -> bool:

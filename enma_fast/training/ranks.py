@@ -1,13 +1,18 @@
-"""The processes of a `torchrun` launch that train one run: which part of a batch each computes, and their means."""
+"""The processes of a `torchrun` launch that train one run: which part of a batch each computes, and what they agree on.
+
+The first one reads the clock, chooses, writes and speaks; the others take what it found.
+"""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import datetime
 import importlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +21,8 @@ from torch import Tensor, nn
 from ..errors import EnmaError
 from ..utils.launch import detect
 
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -23,6 +30,10 @@ class Rank:
 
     index: int = 0
     count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
 
     def share(self, batch: int) -> slice:
         """Rows of a global batch that this rank computes."""
@@ -39,15 +50,82 @@ class Rank:
         """The parts of all ranks in their order, on the CPU; None but at the first rank."""
         if self.count == 1:
             return part.cpu()
-        parts: list[Tensor] | None = [part] * self.count if self.index == 0 else None
-        dist.gather_object(part.cpu(), parts)
+        parts: list[Tensor] | None = [part] * self.count if self.is_first else None
+        _together(dist.gather_object, part.cpu(), parts)
         return torch.cat(parts) if parts is not None else None
+
+    def from_first(self, value: _T) -> _T:
+        """The value that the first rank has, on every rank."""
+        if self.count == 1:
+            return value
+        held = [value if self.is_first else None]
+        _together(dist.broadcast_object_list, held)
+        return held[0]  # type: ignore[return-value]
+
+    def by_first(self, make: Callable[[], _T]) -> _T:
+        """What the first rank makes while the others wait, on every rank, or its `EnmaError`."""
+        if self.count == 1:
+            return make()
+        made: _T | None = None
+        if self.is_first:
+            try:
+                made = make()
+            except BaseException as error:
+                known = error if isinstance(error, EnmaError) else EnmaError(_ENDED)
+                with contextlib.suppress(EnmaError):
+                    self.from_first((made, known))
+                raise
+        made, failed = self.from_first((made, None))
+        if failed is not None:
+            raise failed
+        return made  # type: ignore[return-value]
+
+    def align(self, module: nn.Module) -> None:
+        """Give the module of every rank the parameters and buffers that it has at the first one."""
+        if self.count > 1:
+            held = {name: value.cpu() for name, value in module.state_dict().items()} if self.is_first else {}
+            module.load_state_dict(self.from_first(held))
 
 
 ALONE = Rank()
 
-# The others wait while the first rank encodes the training data of the dynamics.
-_PATIENCE = datetime.timedelta(hours=6)
+
+class BatchDraws:
+    """Random numbers for a batch of some trajectories, of which a rank with a `part` of them keeps its own."""
+
+    def __init__(self, generator: torch.Generator, count: int, rank: Rank = ALONE) -> None:
+        self.generator, self.count = generator, count
+        part = rank.part(count)
+        # A rank whose part is empty computes a row that does not count.
+        self.rows = part if part.start < part.stop else slice(0, 1)
+        # By this the mean over the rows of a rank is multiplied, so that the mean over ranks is that of the batch.
+        self.weight = rank.count * (part.stop - part.start) / count
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Numbers from 0 to 1 for each row of this rank, `[rows, *shape]`."""
+        return torch.rand(self.count, *shape, generator=self.generator)[self.rows]
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers for each row of this rank, `[rows, *shape]`."""
+        return torch.randn(self.count, *shape, generator=self.generator)[self.rows]
+
+    def below(self, most: int) -> Tensor:
+        """Whole numbers from 0 to below `most`, or 0, for each row of this rank `[rows]`."""
+        return torch.randint(max(1, most), (self.count,), generator=self.generator)[self.rows]
+
+
+# The others wait while the first rank plans a training, learns a floor or scores: in a long training for many hours.
+_PATIENCE = datetime.timedelta(days=2)
+_ENDED = "another process of this training has ended; its own message says why; the same command goes on"
+
+
+def _together(collective: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a collective; `EnmaError` where another process is gone."""
+    try:
+        return collective(*arguments)
+    except RuntimeError as error:
+        abandon_ranks()
+        raise EnmaError(_ENDED) from error
 
 
 def join_ranks() -> Rank:
@@ -99,7 +177,7 @@ def average_gradients(params: Iterable[nn.Parameter], rank: Rank) -> None:
         return
     grads = [p.grad for p in params if p.grad is not None]
     flat = torch.cat([g.flatten() for g in grads])
-    dist.all_reduce(flat)
+    _together(dist.all_reduce, flat)
     flat /= rank.count
     for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
         g.copy_(part.view_as(g))
@@ -109,6 +187,6 @@ def mean_over_ranks(terms: dict[str, Tensor], rank: Rank) -> dict[str, float]:
     """Mean of each term over all ranks."""
     values = torch.stack([t.float() for t in terms.values()])
     if rank.count > 1:
-        dist.all_reduce(values)
+        _together(dist.all_reduce, values)
         values /= rank.count
     return dict(zip(terms, values.tolist(), strict=True))

@@ -71,18 +71,10 @@ def rollout_scores(
         inputs["_ivp"] = {"history": val[:, :1], "context": contexts}
     if points is not None:
         inputs["_points"] = _at_points(model, val[:, :HISTORY], points)
-    mine = rank.part(len(val))
     for name, given in inputs.items():
-        forecast = torch.empty(0)
-        if mine.start < mine.stop:
-            part: dict[str, Any] = {key: value[mine] for key, value in given.items()}
-            part["known"] = rows_of(known, mine)
-            if "context" in given:
-                part["context_known"] = rows_of(context_known, mine)
-            forecast = sample_fields(
-                model, **part, trajectories=range(mine.start, mine.stop), num_members=members, seed=0
-            )
-        samples = rank.gathered(forecast)
+        samples = shared_forecasts(
+            model, **given, known=known, context_known=context_known, num_members=members, rank=rank
+        )
         if samples is None:
             continue
         device, truth = model.codec.device, val[:, given["history"].shape[1] :]
@@ -96,6 +88,30 @@ def rollout_scores(
         result = scores.result()
         out |= {f"{key}{name}": float(result[key]) for key in names}
     return out
+
+
+def shared_forecasts(
+    model: Model,
+    *,
+    rank: Rank,
+    known: Mapping[str, np.ndarray],
+    context_known: Mapping[str, np.ndarray],
+    num_members: int,
+    **given: Tensor,
+) -> Tensor | None:
+    """Forecasts by `sample_fields` of what is given of each trajectory, of which each rank makes a part.
+
+    All of them at the first rank, and None at the others.
+    """
+    mine, forecast = rank.part(len(given["history"])), torch.empty(0)
+    if mine.start < mine.stop:
+        part: dict[str, Any] = {key: value[mine] for key, value in given.items()}
+        part["known"] = rows_of(known, mine)
+        if "context" in given:
+            part["context_known"] = rows_of(context_known, mine)
+        rows = range(mine.start, mine.stop)
+        forecast = sample_fields(model, **part, trajectories=rows, num_members=num_members, seed=0)
+    return rank.gathered(forecast)
 
 
 def _at_points(model: Model, u: Tensor, count: int) -> dict[str, Tensor]:

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ..config import ModelConfig
@@ -93,12 +92,13 @@ def train(
         On missing or unfit data, or a run folder begun with another recipe or data.
     """
     rank, out = join_ranks(), options.out
-    options = dataclasses.replace(with_format(options), seed=recipe.seed)
+    options = dataclasses.replace(options, precision=rank.by_first(lambda: chosen_format(options)), seed=recipe.seed)
     if data_dir is None:
-        data_dir = _generated(recipe, out / DATA, rank)
+        data_dir = rank.by_first(lambda: _generated(recipe, out / DATA))
     files = [data_file(data_dir, recipe.model.dataset, split) for split in ("train", "val")]
     val = _read(files[1], recipe.model)
-    begin_run(options, rank, recipe, files=files, start=None if start is None else locate(start))
+    begin = partial(begin_run, options, rank.count, recipe, files=files, start=None if start is None else locate(start))
+    rank.by_first(begin)
     stages = recipe.folders()
     total, steps = sum(stage.steps for stage in stages.values()), 0
     config, before = recipe.model, start
@@ -106,7 +106,7 @@ def train(
         # What contexts earlier stages have shown stays true until another stage shows some.
         config = stage.config(dataclasses.replace(recipe.model, shortest_context=config.shortest_context))
         folder = out / name
-        if not (folder / IN_RUN / MANIFEST).is_file():
+        if not rank.from_first((folder / IN_RUN / MANIFEST).is_file()):
             left = None if options.stop_after is None else options.stop_after - steps
             if left is not None and left <= 0:
                 return None
@@ -161,12 +161,9 @@ def _train(stage: Stage, model: Model, options: RunOptions, rank: Rank, *, train
     except BaseException:
         abandon_ranks()
         raise
-    if rank.index == 0 and (options.stop_after is None or options.stop_after >= stage.steps):
+    if options.stop_after is None or options.stop_after >= stage.steps:
         task.finish()
-        save_model(model, options.out / IN_RUN)
-    if rank.count > 1:
-        # Nobody leaves before the checkpoint is on disk.
-        dist.barrier()
+        rank.by_first(lambda: save_model(model, options.out / IN_RUN))
 
 
 def _tell(
@@ -191,7 +188,7 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def begin_run(options: RunOptions, rank: Rank, recipe: Recipe, *, files: list[Path], start: Path | None) -> None:
+def begin_run(options: RunOptions, ranks: int, recipe: Recipe, *, files: list[Path], start: Path | None) -> None:
     """Write recipe and record of a new run, or hold one that goes on to the record that is there."""
     record = {
         "recipe": to_toml(recipe),
@@ -200,7 +197,7 @@ def begin_run(options: RunOptions, rank: Rank, recipe: Recipe, *, files: list[Pa
         "precision": options.precision,
         "compile": options.compile,
         "device": options.device,
-        "ranks": rank.count,
+        "ranks": ranks,
         "machine": machine(),
         "versions": versions(),
     }
@@ -215,12 +212,11 @@ def begin_run(options: RunOptions, rank: Rank, recipe: Recipe, *, files: list[Pa
                     "--out, or go on with the same"
                 )
         return
-    if rank.index == 0:
-        try:
-            write_atomic(options.out / RECIPE, to_toml(recipe).encode())
-            write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
-        except OSError as error:
-            raise EnmaError(f"{options.out}: cannot be written ({error.strerror}); choose another --out") from error
+    try:
+        write_atomic(options.out / RECIPE, to_toml(recipe).encode())
+        write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
+    except OSError as error:
+        raise EnmaError(f"{options.out}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def _difference(old: Any, new: Any, name: str) -> str:
@@ -247,17 +243,15 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def with_format(options: RunOptions) -> RunOptions:
-    """The options with bf16 or fp32 in place of `auto`: that of the run which goes on, or else the faster one."""
-    # Every rank asks, since the first one answers all.
-    fastest = "bf16" if in_bf16(options) else "fp32"
-    begun = read_record(options.out)["precision"] if (options.out / RUN).exists() else None
+def chosen_format(options: RunOptions) -> str:
+    """bf16 or fp32 in place of `auto`: that of the run which goes on, or else the faster one."""
+    begun: str | None = read_record(options.out)["precision"] if (options.out / RUN).exists() else None
     if begun is not None and options.precision not in ("auto", begun):
         raise EnmaError(
             f"precision is {options.precision}: {options.out} was begun in {begun}; leave it at auto, or choose an "
             "empty --out"
         )
-    return dataclasses.replace(options, precision=begun or fastest)
+    return begun or ("bf16" if in_bf16(options) else "fp32")
 
 
 def account(folder: Path, recipe: Recipe) -> dict[str, Any]:
@@ -292,16 +286,13 @@ def data_file(folder: Path, dataset: str, split: str) -> Path:
     return path
 
 
-def _generated(recipe: Recipe, folder: Path, rank: Rank) -> Path:
+def _generated(recipe: Recipe, folder: Path) -> Path:
     """The folder of the training and validation data of a recipe, which are made there unless they are there."""
     dataset = recipe.model.dataset
     if dataset not in EQUATIONS:
         raise EnmaError(f"{dataset}: no equation of this name makes the data; give their folder by --data")
-    if rank.index == 0:
-        for split in ("train", "val"):
-            generate(dataset, split, groups=recipe.data.get(split), out_dir=folder)
-    if rank.count > 1:
-        dist.barrier()
+    for split in ("train", "val"):
+        generate(dataset, split, groups=recipe.data.get(split), out_dir=folder)
     return folder
 
 

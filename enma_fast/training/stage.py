@@ -158,5 +158,5 @@ class Task(Protocol):
         return 0.0
 
     def finish(self) -> None:
-        """What is left to do once the module holds its last weights; by default nothing."""
+        """What all ranks are left to do once the module holds its last weights; by default nothing."""
         return

@@ -95,7 +95,11 @@ def test_members_differ_by_their_numbers_and_by_noise():
 
     def roll(seed=0, *, spread=1.0, member=None):
         generator = torch.Generator().manual_seed(seed)
-        return model.roll(x, model.condition(z, member), 2, spread=spread, generator=generator)
+
+        def draw(*shape):
+            return spread * torch.randn(1, *shape, generator=generator)
+
+        return model.roll(x, model.condition(z, member), 2, draw=draw)
 
     assert torch.equal(roll(0), roll(0))
     assert not torch.equal(roll(0), roll(1))

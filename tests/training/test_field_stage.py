@@ -16,6 +16,7 @@ from enma_fast.training.augment import Shift
 from enma_fast.training.field_choices import Choices, surely_less
 from enma_fast.training.field_stage import FieldStage, FieldTask
 from enma_fast.training.loop import RunOptions, run
+from enma_fast.training.ranks import BatchDraws
 from enma_fast.training.stage import Material, Optimizer
 
 from .._tiny import model as other
@@ -136,7 +137,8 @@ def test_forecasts_of_a_training_begin_with_frames_that_are_a_little_wrong(tmp_p
     made, (u, environments) = model("waves"), waves(80)
     task = train(made, u, environments, tmp_path, steps=1)
     past = u[:, :3]
-    off = (task.disturbed(past, torch.Generator().manual_seed(0)) - past) / task.step.scales.error
+    draws = BatchDraws(torch.Generator().manual_seed(0), len(past))
+    off = (task.disturbed(past, draws) - past) / task.step.scales.error
     each = off.flatten(1).std(1) / field_stage.NOISE
     assert float(each.max()) < 1.3
     assert float(each.min()) < 0.2

@@ -4,8 +4,9 @@ import socket
 
 import pytest
 import torch
+from torch import nn
 
-from enma_fast.errors import EnmaError
+from enma_fast.errors import EnmaError, TrainingError
 from enma_fast.training import first_frame, forecasts
 from enma_fast.training.augment import Scattered, Shift, Strides
 from enma_fast.training.first_frame import FirstFrameStage, FirstFrameTask
@@ -104,6 +105,36 @@ def test_ranks_share_a_validation(make, count, monkeypatch):
     assert rows == [[1, 1]] * (count - 1), "forecasts from three frames, and from one and a context"
     assert task.validate(Rank(0, count)) == alone
     assert parts == [[]] * (count - 1)
+
+
+def test_what_the_first_rank_makes_or_refuses_reaches_the_others(monkeypatch):
+    sent: list[object] = []
+
+    def broadcast(held):
+        if held[0] is None:
+            held[0] = sent.pop(0)
+        else:
+            sent.append(held[0])
+
+    monkeypatch.setattr("torch.distributed.broadcast_object_list", broadcast)
+    ranks = [Rank(0, 2), Rank(1, 2)]
+    assert [rank.by_first(lambda: 3) for rank in ranks] == [3, 3]
+
+    def fail(error):
+        raise error
+
+    for error, expected in (
+        (TrainingError("too warm"), (TrainingError, "^too warm$")),
+        (KeyboardInterrupt(), (EnmaError, "another process")),
+    ):
+        with pytest.raises(type(error)):
+            ranks[0].by_first(lambda error=error: fail(error))
+        with pytest.raises(expected[0], match=expected[1]):
+            ranks[1].by_first(lambda: 3)
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    ranks[0].align(first)
+    ranks[1].align(second)
+    assert torch.equal(first.weight, second.weight)
 
 
 def test_ranks_share_rows_evenly_or_not_at_all():
