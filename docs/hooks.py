@@ -1,8 +1,10 @@
-"""Hooks of the site: pages from elsewhere in the tree, references that are generated, and equations as MathML."""
+"""Hooks of the site: pages from elsewhere in the tree and of notebooks, generated references, equations as MathML."""
 
 from __future__ import annotations
 
+import base64
 import html
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -23,6 +25,10 @@ ELSEWHERE = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     **{
+        f"docs/tutorials/{path.name}": f"tutorials/{path.stem}.md"
+        for path in sorted(ROOT.glob("docs/tutorials/*.ipynb"))
+    },
+    **{
         str(card.relative_to(ROOT)): f"models/{card.parent.name}.md"
         for card in sorted((ROOT / "enma_fast" / "pretrained").glob("*/README.md"))
     },
@@ -37,7 +43,12 @@ _ROLE = re.compile(r":(?:class|func|meth|mod):<code>~?([\w.]+)</code>")
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages and pictures that are not files of docs/."""
     for source, page in ELSEWHERE.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+        text = (ROOT / source).read_text(encoding="utf-8")
+        if source.endswith(".ipynb"):
+            text, pictures = notebook(text, Path(source).stem)
+            for name, content in pictures.items():
+                files.append(File.generated(config, f"tutorials/{name}", content=content))
+        files.append(File.generated(config, page, content=text))
     for picture in sorted(ROOT.glob("benchmarks/results/*/*.png")):
         files.append(File.generated(config, picture.relative_to(ROOT).as_posix(), abs_src_path=str(picture)))
     files.append(File.generated(config, COMMAND_LINE, content=command_line()))
@@ -66,6 +77,29 @@ def on_page_content(content: str, **_: Any) -> str:
 
     content = _MATH.sub(set_equation, content)
     return _ROLE.sub(r'<autoref optional identifier="\1"><code>\1</code></autoref>', content)
+
+
+def notebook(text: str, name: str) -> tuple[str, dict[str, bytes]]:
+    """A notebook of this name as a page, with what its cells print and draw, and its pictures by their names."""
+    parts, pictures = [], dict[str, bytes]()
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        shell = source.startswith("%%bash\n")
+        code = source.removeprefix("%%bash\n")
+        parts.append(f"```{'sh' if shell else 'python'}\n{code}\n```")
+        for output in cell["outputs"]:
+            if "text" in output:
+                parts.append(f"```text\n{''.join(output['text']).rstrip()}\n```")
+            else:
+                picture = f"{name}-{len(pictures) + 1}.png"
+                pictures[picture] = base64.b64decode("".join(output["data"]["image/png"]))
+                parts.append(f"![What the code above draws]({picture})")
+    # Links within the tree would lead to this page.
+    parts.insert(1, f'<a href="{name}.ipynb" download>This page is a notebook</a>, which runs.')
+    return "\n\n".join(parts), pictures
 
 
 def command_line() -> str:

@@ -1,5 +1,6 @@
 """Forecasts come in the kind of array that was given, with its labels."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -279,14 +280,17 @@ def test_a_lazy_dimension_order_costs_no_channel(plane):
     assert not np.array_equal(turned.values["p"], straight.values["p"])
 
 
-@pytest.mark.parametrize(
-    ("page", "heading"), [("README.md", "## A forecast"), ("docs/first-forecast.md", "## Forecast in Python")]
-)
-def test_the_first_example_forecasts_and_shows_what_the_page_says(page, heading, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorials/first-forecast.ipynb"])
+def test_the_first_example_forecasts_and_shows_what_the_page_says(page, tmp_path, monkeypatch, capsys):
     root = Path(__file__).parents[2]
-    section = (root / page).read_text(encoding="utf-8").partition(heading)[2].partition("\n## ")[0]
-    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    (promised,) = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
+    text = (root / page).read_text(encoding="utf-8")
+    if page.endswith(".ipynb"):
+        cell = next(cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code")
+        code, promised = "".join(cell["source"]), "".join(cell["outputs"][0]["text"]) + "\n"
+    else:
+        section = text.partition("## A forecast")[2].partition("\n## ")[0]
+        (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+        (promised,) = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
     fields = enma_fast.read_fields(root / "enma_fast/pretrained/combined-test-in.h5", select=[0])
     monkeypatch.chdir(tmp_path)
     names = {}

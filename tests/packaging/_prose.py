@@ -3,8 +3,10 @@
 Tables, headings, code, formulas and comments are no sentences. Code or a formula within a sentence is one word.
 """
 
+import json
 import re
 import statistics
+from pathlib import Path
 
 MEAN_SENTENCE, LONG_SENTENCE, LONG_SHARE = 18, 30, 0.05
 # Words that hide what is meant.
@@ -42,6 +44,15 @@ def sentences(text: str) -> list[str]:
     parts = re.split(r"\n\s*\n|\n(?=\s*(?:[*-]|\d+\.) )", prose(text))
     lines = [re.sub(r"^(?:[*-]|\d+\.) ", "", " ".join(part.split())) for part in parts]
     return [sentence for line in lines for sentence in re.split(r"(?<=[.!?:])\s+", line) if words(sentence)]
+
+
+def page_text(path: Path) -> str:
+    """The Markdown of a page; of a notebook that of its cells."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells)
 
 
 def of_docstring(text: str) -> str:

@@ -15,10 +15,13 @@ from enma_fast.data import PRETRAINED
 from enma_fast.models.checkpoint import available, load_config
 from enma_fast.training.recipes import RECIPES
 
+from ._prose import page_text
+
 ROOT = Path(__file__).parents[2]
 # What was tried, and pages that a program writes.
 OTHERS = ("own-data-compared.md", "performance.md", "tables.md")
-PAGES = [ROOT / "README.md", *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in OTHERS)]
+FILES = [path for pattern in ("*.md", "tutorials/*.ipynb") for path in sorted((ROOT / "docs").glob(pattern))]
+PAGES = [ROOT / "README.md", *(path for path in FILES if path.name not in OTHERS)]
 NUMBER = r"(\d+(?:\.\d+)?)"
 SETTINGS = {
     "temperature": rf"temperature (?:of )?{NUMBER}",
@@ -69,11 +72,11 @@ def wrong(text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_settings_of_models_are_those_of_their_configurations(page: Path) -> None:
-    assert not wrong(page.read_text(encoding="utf-8"))
+    assert not wrong(page_text(page))
 
 
 def test_the_pages_that_say_settings_are_read() -> None:
-    found = {(page.name, one.setting) for page in PAGES for one in said(page.read_text(encoding="utf-8"))}
+    found = {(page.name, one.setting) for page in PAGES for one in said(page_text(page))}
     assert {("train-a-model.md", "temperature"), ("train-a-model.md", "shifts"), ("equations.md", "millions")} <= found
 
 

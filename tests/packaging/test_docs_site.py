@@ -26,7 +26,6 @@ ROOT = DOCS.parent
 PAGES = (
     "install.md",
     "numerics.md",
-    "first-forecast.md",
     "results-in-xarray.md",
     "stop-members-early.md",
     "forecast-again.md",
@@ -35,7 +34,7 @@ PAGES = (
     "your-own-data.md",
     "reference/operators.md",
 )
-# Pages whose blocks another test runs, and one that needs a package of data.
+# Pages whose blocks another test runs.
 RUN_ELSEWHERE = {
     "embedding.md",
     "embed-in-cpp.md",
@@ -43,7 +42,6 @@ RUN_ELSEWHERE = {
     *(path.relative_to(DOCS).as_posix() for path in MANY_MEMBERS),
     "mpi-and-restarts.md",
     "errors-and-threads.md",
-    "real-data.md",
 }
 EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
 # They plan a training, and sample a thousand members.

@@ -8,14 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from ._prose import FENCE, prose_faults, sentences, words
+from ._prose import FENCE, page_text, prose_faults, sentences, words
 
 ROOT = Path(__file__).resolve().parents[2]
 # Most words of a page of each kind, and the pages. A page that looks something up may be as long as what it lists.
 KINDS: dict[str, tuple[int | None, set[str]]] = {
     "front page": (900, {"README.md"}),
     "start": (300, {"docs/index.md"}),
-    "tutorial": (800, {"docs/first-forecast.md", "docs/your-own-data.md", "docs/real-data.md"}),
+    "tutorial": (
+        800,
+        {
+            "docs/tutorials/first-forecast.ipynb",
+            "docs/tutorials/own-data.ipynb",
+            "docs/tutorials/real-data.ipynb",
+            "docs/your-own-data.md",
+        },
+    ),
     "how-to": (
         400,
         {
@@ -80,12 +88,13 @@ def faults(text: str, most: int | None) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(BUDGETS))
 def test_a_page_is_short_and_plain(name: str) -> None:
-    assert not faults((ROOT / name).read_text(encoding="utf-8"), BUDGETS[name])
+    assert not faults(page_text(ROOT / name), BUDGETS[name])
 
 
 def test_every_page_has_a_kind() -> None:
     docs = ROOT / "docs"
-    pages = {path.relative_to(ROOT).as_posix() for path in (*docs.glob("*.md"), *docs.glob("reference/*.md"))}
+    found = [path for pattern in ("*.md", "reference/*.md", "tutorials/*.ipynb") for path in docs.glob(pattern)]
+    pages = {path.relative_to(ROOT).as_posix() for path in found}
     listed = [name for _, names in KINDS.values() for name in names]
     assert sorted(listed) == sorted(pages | {"README.md", "CONTRIBUTING.md", "SECURITY.md"})
 
@@ -100,15 +109,16 @@ def anchors(text: str) -> set[str]:
 def dead_links(page: Path) -> list[str]:
     """Links of a page to files and headings that are not there."""
     dead = []
-    for target, anchor in re.findall(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text(encoding="utf-8")):
+    for target, anchor in re.findall(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)", page_text(page)):
         file = page.parent / target if target else page
-        there = file.exists() and (not anchor or anchor in anchors(file.read_text(encoding="utf-8")))
+        there = file.exists() and (not anchor or anchor in anchors(page_text(file)))
         dead += [] if there else [f"{target}#{anchor}" if anchor else target]
     return dead
 
 
 def test_links_and_names_of_pages_lead_somewhere(source_files: list[Path]) -> None:
-    dead = [f"{path}: {link}" for path in source_files if path.suffix == ".md" for link in dead_links(ROOT / path)]
+    pages = [path for path in source_files if path.suffix in (".md", ".ipynb")]
+    dead = [f"{path}: {link}" for path in pages for link in dead_links(ROOT / path)]
     named = [
         f"{path}: {name}"
         for path in source_files
