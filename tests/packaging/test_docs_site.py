@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import enma_fast
@@ -86,6 +87,26 @@ def test_pages_run_from_top_to_bottom(name: str, beside: Path) -> None:
             exec(compile(text, name, "exec"), session)
         ran += kind in ("sh", "python")
     assert ran
+
+
+@pytest.mark.slow
+def test_the_scores_of_your_own_data_are_those_of_the_page(beside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (DOCS / "your-own-data.md").read_text()
+    blocks = FENCE.findall(text)
+    exec(compile(next(code for kind, code in blocks if kind == "python"), "waves", "exec"), {})
+    lines = [line for kind, code in blocks if kind in ("sh", "console") for line in commands(code)]
+    chosen = [
+        line for line in lines if re.match(r"enma-fast (data import|train) waves", line) and "--dry-run" not in line
+    ]
+    assert len(chosen) == 2
+    for line in chosen:
+        run_shell(line)
+    shown, (promised,) = capsys.readouterr().out, [code for kind, code in blocks if kind == "text"]
+    number = re.compile(r"(?<= )\d\S*")
+    table = shown[shown.index(promised.split(chr(10))[0]) :]
+    assert number.sub("#", table).split()[: len(promised.split())] == number.sub("#", promised).split()
+    pairs = [[float(value) for value in number.findall(each) if value[-1] != ","] for each in (table, promised)]
+    np.testing.assert_allclose(pairs[0][: len(pairs[1])], pairs[1], rtol=0.2)
 
 
 def test_blocks_marked_as_run_are_run() -> None:
