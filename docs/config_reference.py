@@ -52,7 +52,9 @@ def classes(part: str) -> list[type]:
     found = [each for top in PARTS[part] for each in (top, *getattr(top, "kinds", {}).values())]
     # A base of several kinds has entries of its own.
     with_bases = [base for each in found for base in reversed(each.__mro__) if dataclasses.is_dataclass(base)]
-    return list(dict.fromkeys(each for each in with_bases if entries(each)))
+    # Programs may add kinds of their own.
+    own = [each for each in with_bases if each.__module__.startswith("enma_fast.")]
+    return list(dict.fromkeys(each for each in own if entries(each)))
 
 
 def entries(kind: type) -> list[dataclasses.Field[Any]]:

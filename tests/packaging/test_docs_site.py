@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import enma_fast
+from docs.figures import slots
 from enma_fast.cli import main
 from enma_fast.data import shipped_file
 
@@ -163,6 +164,13 @@ def test_the_decoder_of_the_contributing_page_is_the_toy() -> None:
     (shown,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)
     assert "(Decoder):" in shown
     assert (ROOT / "tests/toys/decoder.py").read_text().endswith(shown)
+
+
+def test_the_figure_of_the_slots_has_the_kinds_of_today() -> None:
+    drawn = slots.drawing()
+    assert (DOCS / "figures/slots.svg").read_text() == drawn
+    for name in ("causal-transformer", "physics", "conv", "field"):
+        assert f">{name}</text>" in drawn
 
 
 def test_every_shipped_model_has_a_page() -> None:
