@@ -211,7 +211,8 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
                 clock.go_on(task.last_part)
         if saves:
             if rank.is_first:
-                spent = 0.0 if options.seconds is None else clock.spent
+                # As much of the stage is over when it goes on, whatever part of it was left out.
+                spent = 0.0 if options.seconds is None else clock.share(done) * options.seconds
                 save_state(state_path, module, average, optimizers, stage, done, spent)
             saved = clock.spent
     if options.seconds is not None and validated < done:

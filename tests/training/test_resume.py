@@ -1,5 +1,6 @@
 """A run that is resumed, killed or begun again takes the steps of an uninterrupted one, or is refused."""
 
+import itertools
 import json
 import signal
 import time
@@ -9,6 +10,7 @@ import torch
 
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import read_tensors
+from enma_fast.training import loop
 from enma_fast.training.loop import run
 
 from .._tiny import dynamics_task
@@ -33,6 +35,35 @@ def test_a_resumed_run_is_the_uninterrupted_one(stage, optimizer, tmp_path):
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
     for (key, a), b in zip(last.module.state_dict().items(), whole.module.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
+
+
+def test_a_stage_that_went_on_to_its_last_part_stays_there(tmp_path, monkeypatch):
+    now = itertools.count()
+    monkeypatch.setattr(loop.time, "monotonic", lambda: 0.01 * next(now))
+
+    class Stuck(Line):
+        """Never better than before its first step; stops soon after the last part has begun, or not."""
+
+        last_part, stops = 0.7, True
+
+        def loss(self, module, generator, rank):
+            shares.append(self.share)
+            if self.stops and sum(share >= self.last_part for share in shares) == 3:
+                raise KeyboardInterrupt
+            return super().loss(module, generator, rank)
+
+        def validate(self, rank):
+            return {"w": 1.0}
+
+    shares, timed = [], options(tmp_path, seconds=20.0, save_seconds=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(Stuck(steps=10**6), timed)
+    assert shares[-4] < 0.5
+    last, task = shares.pop(), Stuck(steps=10**6)
+    task.stops = False
+    run(task, timed)
+    assert shares == sorted(shares)
+    assert last - 0.02 < shares[-task.calls] < last + 0.02
 
 
 @pytest.mark.slow
