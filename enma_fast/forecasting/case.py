@@ -88,16 +88,16 @@ class Case:
         """
         space = SPACE[: self.model.config.codec.dims]
         new = read_field("frames", frames, space=space)
-        joined = _copied(frames, new.kind)
         if self._frames is not None:
             old = read_field("history", self._frames, space=space)
             _require_alike(old, new, dims=len(space))
             _require_next(old.times, new.times, interval=self.model.config.frame_interval)
-            joined = _joined(self._frames, joined, new.kind, axis=-2 - len(space))
-        request, labels = read_request(self.model, ForecastRequest.of_arrays(joined, None))
+        copied = _copied(frames, new.kind)
+        request, labels = read_request(self.model, ForecastRequest.of_arrays(copied, None))
         assert request.observed is not None
         checked_field("frames", request.observed.values, self.model, None, labels.batched)
-        self._frames = joined
+        before = self._frames
+        self._frames = copied if before is None else _joined(before, copied, new.kind, axis=-2 - len(space))
 
     def forecast(self, *, stop: Stop | None = None, **options: Any) -> Ensemble:
         """Forecast from all observed frames; options are those of :func:`enma_fast.forecast`.

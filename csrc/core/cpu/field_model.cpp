@@ -196,22 +196,12 @@ void FieldSession::read(const float* tokens) {
     ++frames_read_;
 }
 
-void FieldSession::tell(Told told) {
-    const FieldModelShape& shape = model_->shape();
-    told.check(shape.told, settings_.groups, shape.grid.points(), shape.grid.channels);
-    told_.back() = std::move(told);
-}
+void FieldSession::tell(Told told) { told_.back() = std::move(told); }
 
 FieldSession::Group FieldSession::group_of(int g) const {
     const std::int64_t size = model_->values(), c = model_->shape().grid.channels;
     const std::vector<float>& known = segments_.back()[g];
     const std::int64_t count = static_cast<std::int64_t>(known.size()) / size;
-    if (count == 0) {
-        fail(ENMA_INVALID_ARGUMENT,
-             "history: frames are None; a field model continues a trajectory of which one frame is known");
-    }
-    const FieldModelShape& shape = model_->shape();
-    for (const Told& told : told_) told.check(shape.told, settings_.groups, shape.grid.points(), c);
     Group out{};
     const bool own = count >= PAST_FRAMES || segments_.size() == 1;
     const std::vector<float>& source = own ? known : segments_.front()[g];
@@ -224,7 +214,7 @@ FieldSession::Group FieldSession::group_of(int g) const {
     out.inferred = floor.infer(windows, settings_.isa);
     std::vector<float> told(floor.features());
     floor.tell(out.inferred.get(), windows, told.data());
-    const std::vector<float> numbers = own_told.all.numbers(shape.told, g);
+    const std::vector<float> numbers = own_told.all.numbers(model_->shape().told, g);
     told.insert(told.end(), numbers.begin(), numbers.end());
     out.numbers = model_->encoder().numbers(windows, told, settings_.isa);
     out.reliance =
@@ -281,6 +271,13 @@ void FieldSession::reopen(std::int64_t count, std::int64_t first_frame) {
 }
 
 void FieldSession::begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups) {
+    if (segments_.back().front().empty()) {
+        fail(ENMA_INVALID_ARGUMENT,
+             "history: frames are None; a field model continues a trajectory of which one frame is known");
+    }
+    // Also of segments of which nothing was told.
+    const FieldModelShape& shape = model_->shape();
+    for (const Told& told : told_) told.check(shape.told, settings_.groups, shape.grid.points(), shape.grid.channels);
     groups_.assign(settings_.groups, {});
     members_.clear();
     // What is inferred allocates, and may throw.
