@@ -105,12 +105,11 @@ def shared_forecasts(
     """
     mine, forecast = rank.part(len(given["history"])), torch.empty(0)
     if mine.start < mine.stop:
-        part: dict[str, Any] = {key: value[mine] for key, value in given.items()}
-        part["known"] = rows_of(known, mine)
+        part: dict[str, Any] = {key: value[mine] for key, value in given.items()} | {"known": rows_of(known, mine)}
         if "context" in given:
             part["context_known"] = rows_of(context_known, mine)
-        rows = range(mine.start, mine.stop)
-        forecast = sample_fields(model, **part, trajectories=rows, num_members=num_members, seed=0)
+        part["trajectories"] = range(mine.start, mine.stop)
+        forecast = sample_fields(model, **part, num_members=num_members, seed=0)
     return rank.gathered(forecast)
 
 

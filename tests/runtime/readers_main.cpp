@@ -22,26 +22,37 @@ using namespace enma;
 
 namespace {
 
+// Values of a shape, none of them constant.
+struct Values {
+    std::vector<std::int64_t> shape;
+    std::vector<float> values;
+    DLTensor tensor;
+
+    explicit Values(std::vector<std::int64_t> sizes) : shape(std::move(sizes)) {
+        std::int64_t count = 1;
+        for (const std::int64_t size : shape) count *= size;
+        for (std::int64_t i = 0; i < count; ++i) values.push_back(0.1f * static_cast<float>(i % 7));
+        const auto dims = static_cast<std::int32_t>(shape.size());
+        tensor = {values.data(), {kDLCPU, 0}, dims, {kDLFloat, 32, 1}, shape.data(), nullptr, 0};
+    }
+};
+
 struct Target {
     std::shared_ptr<const Model> model;
-    std::vector<float> fields;
     std::string saved;  // without its digest
 
     explicit Target(const std::string& folder) : model(std::make_shared<const Model>(folder, NumberFormat::fp32)) {
-        const std::vector<std::int64_t> shape = model->config().frames_shape({3});
-        std::int64_t count = 1;
-        for (const std::int64_t size : shape) count *= size;
-        for (std::int64_t i = 0; i < count; ++i) fields.push_back(0.1f * static_cast<float>(i % 7));
+        const ModelConfig& config = model->config();
+        const Values history(config.frames_shape({3})), context(config.frames_shape({config.num_frames}));
         Session session = fresh();
-        std::vector<std::int64_t> sizes = shape;
-        const DLTensor history{fields.data(),
-                               {kDLCPU, 0},
-                               static_cast<std::int32_t>(sizes.size()),
-                               {kDLFloat, 32, 1},
-                               sizes.data(),
-                               nullptr,
-                               0};
-        session.observe(&history, nullptr);
+        for (const KnownInput& input : config.known) {
+            std::vector<std::int64_t> shape;
+            if (input.in_time) shape.push_back(config.num_frames);
+            if (input.in_space) shape.insert(shape.end(), config.codec.grid.begin(), config.codec.grid.end());
+            const Values given(shape);
+            session.known(input.name.c_str(), &given.tensor, &given.tensor);
+        }
+        session.observe(&history.tensor, config.known.empty() ? nullptr : &context.tensor);
         step(session);
         const std::uint8_t stopped[] = {0, 1};
         session.stop(stopped, 2);
@@ -56,16 +67,8 @@ struct Target {
     }
 
     void step(Session& session) const {
-        std::vector<std::int64_t> sizes = model->config().frames_shape({2});
-        std::vector<float> frame(2 * fields.size() / 3);
-        const DLTensor out{frame.data(),
-                           {kDLCPU, 0},
-                           static_cast<std::int32_t>(sizes.size()),
-                           {kDLFloat, 32, 1},
-                           sizes.data(),
-                           nullptr,
-                           0};
-        session.step(&out);
+        const Values frame(model->config().frames_shape({2}));
+        session.step(&frame.tensor);
     }
 };
 
@@ -183,7 +186,7 @@ int main(int, char** argv) {
     do {
         const int configs = count_refused(config, config.size(), times, read_text);
         const int tensors = count_refused(weights, 8000, times, read_weights);
-        // The header, and the members that were stopped at its end.
+        // The header, and all of it: members that were stopped, and what was told, are at its end.
         const auto restore = [&](const std::string& input) { read_saved(target, input); };
         const int sessions = count_refused(target.saved, 144, times / 10, restore) +
                              count_refused(target.saved, target.saved.size(), times / 10, restore);

@@ -1,5 +1,7 @@
 """Field models in libenma: the members of Python, known inputs and masks, saved sessions, and what is refused."""
 
+import hashlib
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,41 @@ def test_a_restored_session_continues_with_the_same_bits(case: dict, opened: Mod
     history, context, told = observed(case, 2)
     assert context is not None
     assert_restored_goes_on(opened, history, context, done=done, **told)
+
+
+def test_a_saved_session_with_made_up_known_inputs_is_refused(told: Model) -> None:
+    """With the digest that belongs to it; counts of frames at which a sum overflows are seen by sanitizers."""
+    history, context, given = observed(TOLD, 2)
+    session = told.session(num_members=2)
+    session.observe(history, context, **given)
+    session.step()
+    state = session.save()
+    points, values = 6 * 8, {name: np.size(array) for name, array in of_one(TOLD).items()}
+    sizes = [8 + 4 * values[driver.name] for driver in KNOWN]
+    # Known inputs of the context, then those of the history, each with its number of frames, end before the digest.
+    places = len(state) - 32 - 2 * sum(sizes) + np.cumsum([0, *sizes, *sizes[:-1]])
+    counts = [struct.unpack_from("<q", state, place)[0] for place in places]
+    assert counts == 2 * [FRAMES if driver.in_time else 1 for driver in KNOWN]
+
+    def refused(made_up: bytes, said: str) -> None:
+        with pytest.raises(Failure, match=said):
+            session.restore(made_up + hashlib.sha256(made_up).digest())
+
+    for place, count in zip(places.tolist(), counts, strict=True):
+        for value in (-(2**63), -1, 0, count - 1, 2**31, 2**61 // points, 2**62, 2**63 - 1):
+            made_up = bytearray(state[:-32])
+            struct.pack_into("<q", made_up, place, value)
+            refused(bytes(made_up), "buffer: not a saved session")
+        for value in (np.nan, np.inf):
+            made_up = bytearray(state[:-32])
+            struct.pack_into("<f", made_up, place + 8, value)
+            refused(bytes(made_up), "buffer: holds a value that is not finite")
+        refused(state[:place], "buffer: not a saved session|buffer: .* bytes do not fit")
+        refused(state[: place + 8], "buffer: not a saved session")
+    refused(state[:-33], "buffer: not a saved session")
+    refused(state[:-32] + bytes(4), "buffer: .* bytes do not fit")
+    # A refusal leaves the session as it was.
+    assert session.save() == state
 
 
 def test_members_that_are_stopped_change_no_other(case: dict, opened: Model) -> None:

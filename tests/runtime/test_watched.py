@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save, save_file
 
-from enma_fast.models.checkpoint import write_manifest
+from enma_fast.models.checkpoint import save_model, write_manifest
 
 from .._objects import installed as installed_objects
 from .._objects import object_of
 from .._tiny import CONFIGS, waves
-from ._libenma import CSRC, FLAGS, SANITIZERS, Model, objects, run
+from .._tiny_field import field_model
+from .._told import KNOWN
+from ._libenma import CSRC, FLAGS, SANITIZERS, Library, Model, objects, run
 from ._programs import needs
+from .test_field_models import TOLD, observed
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,20 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
 
 @pytest.mark.slow
 def test_readers_under_sanitizers(watched: Watched, folder: Path, scattered: Path, tmp_path: Path) -> None:
-    """Changed files of two checkpoints, one with fp16 weights, and changed saved sessions; and the portable SHA-256."""
+    """Changed files of checkpoints and changed saved sessions; and the portable SHA-256.
+
+    One has fp16 weights, and one is a field model that is told known inputs.
+    """
     main, portable = Path(__file__).with_name("readers_main.cpp"), str(CSRC / "runtime/sha256.cpp")
     program = watched.program(main, tmp_path / "readers", "-DENMA_PORTABLE", others=[portable], without="sha256")
     halves = Path(shutil.copytree(scattered, tmp_path / "halves"))
     tensors = load_file(halves / "model.safetensors")
     save_file({name: values.astype(np.float16) for name, values in tensors.items()}, halves / "model.safetensors")
     write_manifest(halves)
-    assert run([str(program), str(halves), "500", "15"]).splitlines()[-1].startswith("ok")
+    told = tmp_path / "told"
+    save_model(field_model(grid=(6, 8), periodic=(True, False), masked=True, known=KNOWN), told)
+    for checkpoint in (halves, told):
+        assert run([str(program), str(checkpoint), "500", "15"]).splitlines()[-1].startswith("ok")
     *digests, last = run([str(program), str(folder), "500", "15"]).splitlines()
     assert last.startswith("ok")
     data = (folder / "model.safetensors").read_bytes()
@@ -92,7 +101,9 @@ def test_readers_under_sanitizers(watched: Watched, folder: Path, scattered: Pat
 
 
 @pytest.mark.slow
-def test_readers_under_libfuzzer(watched: Watched, small: Model, folder: Path, tmp_path: Path) -> None:
+def test_readers_under_libfuzzer(
+    watched: Watched, library: Library, small: Model, folder: Path, tmp_path: Path
+) -> None:
     """From inputs of an earlier run, which reach what these seeds alone do not in half a minute."""
     if watched.refusal is not None:
         known = ("needs clang++", "libclang_rt.fuzzer", "cannot find -lomp")
@@ -107,18 +118,25 @@ def test_readers_under_libfuzzer(watched: Watched, small: Model, folder: Path, t
     (corpus / "weights").write_bytes(b"w" + (folder / "model.safetensors").read_bytes()[:20_000])
     few = {name: np.array([1.5, -0.0, 6e-8], kind) for name, kind in (("a", np.float16), ("b", np.float32))}
     (corpus / "halves").write_bytes(b"w" + save(few))
-    session = small.session(num_members=2, temperature=1.0)
-    session.observe(waves(1, 1, 3, CONFIGS["relative-fast"].codec)[0].numpy())
-    session.step()
-    # Without its digest.
-    (corpus / "session").write_bytes(b"s" + session.save()[:-32])
-    options = [f"-folder={folder}", "-max_total_time=30", "-max_len=30000", "-rss_limit_mb=2048"]
-    # The system counts the most memory of the process that starts one as its own; a shell between them has little.
-    command = ["sh", "-c", '"$@"; exit $?', "sh", str(program), str(corpus), *options]
-    environ = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert re.search(r"Done \d{3,} runs", done.stderr), done.stderr[-2000:]
+    save_model(field_model(**TOLD), tmp_path / "told")
+    history, context, told = observed(TOLD, 2)
+    given = {
+        folder: (small, {"history": waves(1, 1, 3, CONFIGS["relative-fast"].codec)[0].numpy()}),
+        tmp_path / "told": (library.open(tmp_path / "told"), {"history": history, "context": context, **told}),
+    }
+    for checkpoint, (model, observation) in given.items():
+        session = model.session(num_members=2, temperature=1.0)
+        session.observe(**observation)
+        session.step()
+        # Without its digest.
+        (corpus / "session").write_bytes(b"s" + session.save()[:-32])
+        options = [f"-folder={checkpoint}", "-max_total_time=20", "-max_len=30000", "-rss_limit_mb=2048"]
+        # The system counts the most memory of the process that starts one as its own; a shell between them has little.
+        command = ["sh", "-c", '"$@"; exit $?', "sh", str(program), str(corpus), *options]
+        environ = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert re.search(r"Done \d{3,} runs", done.stderr), done.stderr[-2000:]
 
 
 @pytest.mark.slow
