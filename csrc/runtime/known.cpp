@@ -30,9 +30,9 @@ void KnownInputs::give(const std::string& name, const DLTensor* values) {
     const float mean = model_->driver_mean()[place], std = model_->driver_std()[place];
     for (std::size_t i = 0; i < driver.values.size(); ++i) {
         // It need not be known where some channel has no value.
-        const float* const there = mask.data() + i % driver.points * channels;
-        const bool land =
-            !mask.empty() && input->in_space && std::find(there, there + channels, 0.0f) != there + channels;
+        const std::size_t at = i % driver.points * channels;
+        const bool land = !mask.empty() && input->in_space &&
+                          std::any_of(&mask[at], &mask[at] + channels, [](float there) { return there == 0.0f; });
         if (std::isinf(driver.values[i]) || (std::isnan(driver.values[i]) && !land)) {
             fail(ENMA_INVALID_ARGUMENT, where, " holds a value that is missing or infinite; fill such values");
         }
