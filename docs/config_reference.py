@@ -35,6 +35,8 @@ from enma_fast.utils.kinds import Slot
 
 PLACE = "<!-- entries of configs -->"
 OWN_DATA = "`train FILE`"
+# A name that is not broken over two lines.
+WHOLE = '<span style="white-space: nowrap">`{}`</span>'
 # Title of a part, and its classes; of a slot, all kinds too.
 PARTS: dict[str, tuple[type, ...]] = {
     "Model": (ModelConfig, SamplingConfig, TrunkConfig, KnownInput),
@@ -158,10 +160,15 @@ def reference() -> str:
         for kind in classes(part):
             about = (inspect.getdoc(kind) or "").partition("Attributes\n---")[0].strip()
             said = attributes(kind)
-            lines = [
-                f"| `{one.name}` | {default(one)} | {_cell(said.get(one.name, ''))} | {by.get((kind, one.name), '')} |"
-                for one in entries(kind)
-            ]
+            lines = []
+            for one in entries(kind):
+                cells = (
+                    WHOLE.format(one.name),
+                    default(one),
+                    _cell(said.get(one.name, "")),
+                    by.get((kind, one.name), ""),
+                )
+                lines.append(f"| {' | '.join(cells)} |")
             head = ["| entry | default | meaning | set by |", "|---|---|---|---|"]
             parts += [f"### {_type(kind)}", _plain(about), "\n".join(head + lines)]
     return "\n\n".join(parts)
