@@ -169,7 +169,7 @@ def test_files_of_other_places_are_noted(tmp_path: Path, caplog: pytest.LogCaptu
     assert not caplog.messages
     save(tmp_path / "b.h5", advected(6), coords=[np.arange(16) / 16 - 0.5])
     own_data.load_splits(tmp_path)
-    assert "b.h5: its x begins at -0.5, that of a.h5 at 0; the model takes the same numbers of" in caplog.messages[0]
+    assert "b.h5: its x begins at -0.5, that of a.h5 at 0; the model counts places" in caplog.messages[0]
 
 
 def test_data_that_cannot_be_divided_or_trained_on_are_refused(tmp_path: Path) -> None:
