@@ -78,9 +78,14 @@ def attributes(kind: type) -> dict[str, str]:
     return found
 
 
+def _default(one: dataclasses.Field[Any]) -> Any:
+    """The default of an entry; `dataclasses.MISSING` where it has none."""
+    return one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
+
+
 def default(one: dataclasses.Field[Any]) -> str:
-    """The default of an entry, as a config has it; a dash where it has none."""
-    value = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
+    """The default of an entry, as a config has it; "needed" where it has none."""
+    value = _default(one)
     if value is dataclasses.MISSING:
         return "needed"
     if dataclasses.is_dataclass(value):
@@ -97,8 +102,7 @@ def _different(config: Any, found: set[tuple[type, str]]) -> None:
         return
     for one in dataclasses.fields(config):
         value = getattr(config, one.name)
-        plain = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
-        if value != plain:
+        if value != _default(one):
             owner = next(base for base in reversed(type(config).__mro__) if one.name in _own(base))
             found.add((owner, one.name))
         _different(value, found)

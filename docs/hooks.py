@@ -15,6 +15,7 @@ import latex2mathml.converter
 import native_reference
 import typer
 from mkdocs.structure.files import File, Files
+from tutorials.run import SHELL
 
 from enma_fast.cli import app
 
@@ -87,9 +88,8 @@ def notebook(text: str, name: str) -> tuple[str, dict[str, bytes]]:
         if cell["cell_type"] == "markdown":
             parts.append(source)
             continue
-        shell = source.startswith("%%bash\n")
-        code = source.removeprefix("%%bash\n")
-        parts.append(f"```{'sh' if shell else 'python'}\n{code}\n```")
+        language = "sh" if source.startswith(SHELL) else "python"
+        parts.append(f"```{language}\n{source.removeprefix(SHELL)}\n```")
         for output in cell["outputs"]:
             if "text" in output:
                 parts.append(f"```text\n{''.join(output['text']).rstrip()}\n```")

@@ -1,5 +1,6 @@
 """Runs to test: their options, what they leave in their folder, a process of their own, and a task of one weight."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,8 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from enma_fast.data import write_fields
 from enma_fast.models.checkpoint import read_tensors
 from enma_fast.training.loop import RunOptions
+from enma_fast.training.own_plan import Request, make_plan, with_kind
+from enma_fast.training.recipes import to_toml
 from enma_fast.training.stage import Stage, Task
 
 from .._tiny import CONFIGS, dynamics_task, stage, tokenizer_task
@@ -24,6 +28,20 @@ LEARNING = {"steps": 40, "batch": 12, "learning_rate": 1e-2, "warmup_steps": 5}
 def options(out, **changes):
     settings = {"precision": "fp32", "log_every": 1, "validate_every": 4, "save_seconds": 1e9} | changes
     return RunOptions(out=out, **settings)
+
+
+def stepped(source, folder, steps):
+    """The recipe of a training on own data, of so many steps and with the floor `waves`, and its splits in a folder.
+
+    The recipe is also in `steps.toml` beside the folder.
+    """
+    plan, splits = make_plan(source, Request())
+    for split, data in splits.items():
+        write_fields(folder / f"waves-{split}.h5", data, name=split)
+    (stage,) = plan.recipe.stage
+    recipe = with_kind(dataclasses.replace(plan.recipe, stage=(dataclasses.replace(stage, steps=steps),)), "waves")
+    (folder.parent / "steps.toml").write_text(to_toml(recipe))
+    return recipe
 
 
 def read_log(out, timings=False):

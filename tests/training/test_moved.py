@@ -4,7 +4,6 @@ The plan, the splits, the floor, the number format and the numbers drawn in each
 are the same to the bit on the same machine only, and within rounding on another one.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -18,16 +17,14 @@ import torch
 
 pytest.importorskip("h5py", reason="needs the [data] extra")
 
-from enma_fast.data import write_fields
 from enma_fast.models.checkpoint import load_model
 from enma_fast.training import own_model, run
 from enma_fast.training.own_model import prepare_own, train_own
-from enma_fast.training.own_plan import Request, make_plan, with_kind
-from enma_fast.training.recipes import to_toml
+from enma_fast.training.own_plan import Request
 from enma_fast.training.state import STATE
 
 from .._own import save, steepened
-from ._run import assert_same_run, options, read_log
+from ._run import assert_same_run, options, read_log, stepped
 
 ROOT = Path(__file__).resolve().parents[2]
 # An older processor: PyTorch without vectors, and the extension with half as wide ones.
@@ -54,13 +51,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_as_many_steps_give_the_same_weights_elsewhere_up_to_rounding(source: Path, tmp_path: Path) -> None:
-    plan, splits = make_plan(source, Request())
     data = tmp_path / "data"
-    for split, fields in splits.items():
-        write_fields(data / f"waves-{split}.h5", fields, name=split)
-    stage = dataclasses.replace(plan.recipe.stage[0], steps=STEPS)
-    recipe = with_kind(dataclasses.replace(plan.recipe, stage=(stage,)), "waves")
-    (tmp_path / "steps.toml").write_text(to_toml(recipe))
+    recipe = stepped(source, data, steps=STEPS)
     settings = {"validate_every": None}
     whole = run.train(recipe, options=options(tmp_path / "whole", **settings), data_dir=data)
     # Members are trained from step 17 on.

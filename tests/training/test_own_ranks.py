@@ -1,6 +1,5 @@
 """Several processes train a field model: the weights of one, and a run of own data that the first plans and scores."""
 
-import dataclasses
 import json
 import os
 import socket
@@ -16,18 +15,16 @@ import torch
 pytest.importorskip("h5py", reason="needs the [data] extra")
 
 import enma_fast
-from enma_fast.data import read, write_fields
+from enma_fast.data import read
 from enma_fast.evaluation.scoring import score
 from enma_fast.models.checkpoint import LOG, load_model
 from enma_fast.training import run
 from enma_fast.training.field_stage import FieldTask
 from enma_fast.training.loop import step_generator
-from enma_fast.training.own_plan import Request, make_plan, with_kind
 from enma_fast.training.ranks import Rank
-from enma_fast.training.recipes import to_toml
 
 from .._own import save, steepened
-from ._run import options, read_log
+from ._run import options, read_log, stepped
 from .test_field_stage import model, train, waves
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,12 +84,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_two_ranks_train_the_weights_of_one(source: Path, tmp_path: Path) -> None:
-    plan, splits = make_plan(source, Request())
-    for split, data in splits.items():
-        write_fields(tmp_path / "data" / f"waves-{split}.h5", data, name=split)
-    (stage,) = plan.recipe.stage
-    recipe = with_kind(dataclasses.replace(plan.recipe, stage=(dataclasses.replace(stage, steps=30),)), "waves")
-    (tmp_path / "steps.toml").write_text(to_toml(recipe))
+    recipe = stepped(source, tmp_path / "data", steps=30)
     alone = run.train(recipe, options=options(tmp_path / "one", validate_every=None), data_dir=tmp_path / "data")
     launched(
         "train", tmp_path / "steps.toml", "--data", tmp_path / "data", "--out", tmp_path / "two", "--precision", "fp32"
