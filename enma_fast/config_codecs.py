@@ -57,6 +57,13 @@ class CodecConfig(Slot):
         return tuple(length / (n if ring else max(n - 1, 1)) for n, length, ring in sizes)
 
     @property
+    def zero(self) -> tuple[float, ...]:
+        """What 0 is among standardised fields, for each channel."""
+        if self.field_mean is None or self.field_scale is None:
+            return (0.0,) * self.field_channels
+        return tuple(-mean / scale for mean, scale in zip(self.field_mean, self.field_scale, strict=True))
+
+    @property
     def latent_channels(self) -> int:
         """Channels of a latent place."""
         raise NotImplementedError

@@ -9,20 +9,26 @@ from enma_fast.data import write
 SPEED, INTERVAL = 0.8, 0.05
 
 
-def advected(count: int, frames: int = 8, points: int = 16, seed: int = 0) -> np.ndarray:
+def advected(count: int, frames: int = 8, points: int = 16, seed: int = 0, *, speed: float = SPEED) -> np.ndarray:
     """Waves `[count, frames, points]` that move at a constant speed around a ring of length 1."""
     rng = np.random.default_rng(seed)
     x, t = np.arange(points) / points, np.arange(frames) * INTERVAL
     u = np.zeros((count, frames, points))
     for k in (1, 2):
         height, phase = rng.normal(size=(count, 1, 1)) / k, rng.uniform(0, 2 * np.pi, (count, 1, 1))
-        u += height * np.sin(2 * np.pi * k * (x - SPEED * t[:, None]) + phase)
+        u += height * np.sin(2 * np.pi * k * (x - speed * t[:, None]) + phase)
     return u.astype(np.float32)
 
 
 def steepened(count: int, frames: int = 8, points: int = 16, seed: int = 0) -> np.ndarray:
-    """Waves `[count, frames, points]` whose speed depends on their height, which no linear forecast knows."""
-    angle = np.unwrap(np.angle(advected(count, frames, points, seed) + 1j * advected(count, frames, points, seed + 1)))
+    """Waves `[count, frames, points]` of two fields that move at speeds of their own, of which no equation is known.
+
+    Only an angle between the two is seen, and it is steep.
+    """
+    one, other = (
+        advected(count, frames, points, seed + i, speed=speed) for i, speed in enumerate((SPEED, 0.5 * SPEED))
+    )
+    angle = np.unwrap(np.angle(one + 1j * other))
     return np.sin(angle + 0.5 * np.sin(2 * angle)).astype(np.float32)
 
 

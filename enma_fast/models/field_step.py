@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..config import FieldConfig
 from .drivers import Drivers, Known
-from .floors.ladder import known_share
+from .floors.ladder import known_share, widening
 from .grid_layers import (
     Double,
     Edge,
@@ -43,8 +43,6 @@ PAST, PATTERNS = 3, 8
 _MARGIN = 0.5
 # Part of the known shares of training data below which a network that is told drivers counts less.
 _TOLD = 0.75
-# To which power the misfit of a trajectory multiplies the spread, and how much more than usual, or less, it counts.
-_POWER, _MISFIT = 0.5, 8.0
 _TINY = 1e-12
 
 
@@ -241,7 +239,7 @@ class FieldStep(nn.Module):
     def factor(self, misfit: Tensor, *, own: bool) -> Tensor:
         """What multiplies the draws of members of trajectories with these misfits `[B]`."""
         place = 0 if own else 1
-        return self.spread[place] * (misfit / self.misfit[place]).clamp(1 / _MISFIT, _MISFIT) ** _POWER
+        return self.spread[place] * widening(misfit / self.misfit[place])
 
     def known_forecasts(
         self,

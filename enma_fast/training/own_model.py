@@ -38,7 +38,6 @@ from ..models.checkpoint import IN_RUN, LOG, METRICS, load_model, save_model
 from ..models.contexts.physics import PhysicsContext
 from ..models.floors.choice import KNOWN, kinds, learn
 from ..models.floors.ladder import Floor, roll
-from ..models.grid_layers import Edge
 from ..models.model import Model
 from ..utils.devices import can_use
 from .card import tell_training
@@ -277,13 +276,7 @@ def linear_methods(plan: Plan, train: FieldFile, model: Model | None = None) -> 
     codec, own = Model(config).codec, config.context
     codec.take_mask(train.mask)
     fields, environments = training_fields(plan.recipe, train)
-    made = kinds(
-        fields.shape[2:-1],
-        Edge.of(train.periodic),
-        fields.shape[-1],
-        spacings=config.codec.spacings,
-        masked=config.codec.masked,
-    )
+    made = kinds(config.codec)
 
     def method(floor: Floor) -> Method:
         @torch.no_grad()

@@ -225,11 +225,9 @@ def with_floor(plan: Plan, train: FieldFile, folder: Path, *, begun: float) -> P
     shifted = bool(plan.recipe.stage[0].augment and shift_axes(fields[torch.from_numpy(apart(train))], edges, mask))
     choice = choose(
         fields,
-        edges=edges,
+        plan.recipe.model.codec,
         environments=environments,
-        spacings=plan.recipe.model.codec.spacings,
         folds=window_folds(train),
-        masked=mask is not None,
         shifted=shifted,
         seconds=60 * _CHOOSING * plan.request.minutes,
     )

@@ -122,7 +122,7 @@ class PhysicsContext(nn.Module):
         own, codec = config.context, config.codec
         assert isinstance(own, PhysicsConfig)
         self.fields = FieldTokens(config)
-        found = kinds(codec.grid, self.fields.edges, codec.field_channels, spacings=codec.spacings, masked=codec.masked)
+        found = kinds(codec)
         if own.floor not in found:
             raise EnmaError(f"{config.name}: context.floor is {own.floor!r}; this grid has {', '.join(found)}")
         self.floor, self.name = found[own.floor](), own.floor

@@ -42,14 +42,13 @@ class FieldDecoder(Decoder):
         if not isinstance(context, PhysicsConfig):
             raise EnmaError(f"{config.name}: step is of kind 'field', which reads context 'physics'; give that")
         self.places = FieldTokens(config)
-        floors = kinds(codec.grid, self.places.edges, codec.field_channels, masked=codec.masked)
         self.model = FieldStep(
             codec.grid,
             self.places.edges,
             codec.field_channels,
             own,
             condition=NUMBERS,
-            views=floors[context.floor]().num_views,
+            views=kinds(codec)[context.floor]().num_views,
             told=num_inputs(config),
         )
 

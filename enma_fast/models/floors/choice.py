@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...config import CodecConfig
 from ..grid_layers import Edge
 from .dataset import DampedPersistence, InverseModel, Persistence
+from .equation import LEAST_POINTS, MOST_CHANNELS
+from .equation_search import EquationFloor
 from .ladder import Floor, forecast_error
 from .spectral import SpectralFloor, companions
 from .stencil import StencilFloor
@@ -54,48 +57,42 @@ class Choice:
     right: bool
 
 
-def kinds(
-    grid: Sequence[int],
-    edges: Sequence[Edge],
-    channels: int,
-    *,
-    spacings: Sequence[float] | None = None,
-    masked: bool = False,
-) -> dict[str, Callable[[], Floor]]:
-    """The kinds of floors of a grid, the simplest first.
+def kinds(codec: CodecConfig) -> dict[str, Callable[[], Floor]]:
+    """The kinds of floors of the fields of a codec, the simplest first.
 
-    Those of `masked` fields, which are 0 where they have no values, are laws of single points or of principal
+    Those of masked fields, which are 0 where they have no values, are laws of single points or of principal
     components, which stay 0 there.
     """
+    grid, channels, edges, ring = codec.grid, codec.field_channels, Edge.of(codec.periodic), all(codec.periodic)
     made: dict[str, Callable[[], Floor]] = {
         "persistence": Persistence,
         "damped persistence": lambda: DampedPersistence(grid, channels),
         "linear inverse model": lambda: InverseModel(grid, channels),
     }
-    if masked:
+    if codec.masked:
         return made
-    if all(edge is Edge.PERIODIC for edge in edges):
+    if ring:
         made["waves"] = lambda: SpectralFloor(grid, channels)
     if min(grid) >= _LEAST_POINTS:
         for order, name in ((2, "vibration"), (1, "diffusion")):
             made[name] = lambda order=order: StencilFloor(  # type: ignore[misc]
-                grid, edges, channels, order=order, spacings=spacings
+                grid, edges, channels, order=order, spacings=codec.spacings
             )
+    if ring and channels <= MOST_CHANNELS and min(grid) >= LEAST_POINTS:
+        made["equation"] = lambda: EquationFloor(grid, channels, zero=codec.zero)
     return made
 
 
 def choose(
     fields: Tensor,
+    codec: CodecConfig,
     *,
-    edges: Sequence[Edge],
     environments: Tensor | None = None,
-    spacings: Sequence[float] | None = None,
     folds: Sequence[tuple[Tensor, Tensor]] | None = None,
-    masked: bool = False,
     shifted: bool = False,
     seconds: float = float("inf"),
 ) -> Choice:
-    """The floor with which trajectories `[B, T, *x, c]` of four frames or more are forecast best.
+    """The floor with which trajectories `[B, T, *x, c]` of a codec, of four frames or more, are forecast best.
 
     `environments [B]` says which trajectories share their physics. `folds` are rows to learn from and rows to forecast,
     where trajectories share frames; by default the last environments are forecast. Where shifted fields could be data
@@ -103,7 +100,6 @@ def choose(
     persistence, unless it is right. Kinds are tried, the simplest first, until one is right. Those are left out that
     would take more than what is left of so many seconds of this process.
     """
-    grid, channels = fields.shape[2:-1], fields.shape[-1]
     started = time.process_time()
     if folds is None:
         training, learned_groups, held, groups = _split(fields, environments)
@@ -112,7 +108,7 @@ def choose(
         splits = [(_some(fields[a], None)[0], _few(fields[b]), None) for a, b in folds]
     errors: dict[str, tuple[float, ...]] = {}
     best, taken = "persistence", "persistence"
-    made = kinds(grid, edges, channels, spacings=spacings, masked=masked)
+    made = kinds(codec)
     for name, make in made.items():
         floor = make()
         if errors and len(splits) * _seconds(floor, splits[0][1]) > seconds - (time.process_time() - started):
@@ -133,10 +129,7 @@ def choose(
 def learn(floor: Floor, fields: Tensor, environments: Tensor | None) -> Floor:
     """Teach a floor trajectories `[B, T, *x, c]`, of as many environments as are enough; returns it."""
     fields, environments = _some(fields, environments)
-    if isinstance(floor, SpectralFloor):
-        floor.learn(fields, environments=environments)
-    else:
-        floor.learn(fields)
+    floor.learn(fields, environments=environments)
     return floor
 
 

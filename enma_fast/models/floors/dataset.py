@@ -70,7 +70,7 @@ class Persistence(_SameForAll):
 
     moves, local = True, True
 
-    def learn(self, fields: Tensor) -> None:
+    def learn(self, fields: Tensor, *, environments: Tensor | None = None) -> None:
         """Nothing is learned."""
 
     def step(self, past: Tensor, state: Nothing) -> Tensor:
@@ -89,7 +89,7 @@ class DampedPersistence(_SameForAll):
         self.register_buffer("rate", torch.ones(channels))
 
     @torch.no_grad()
-    def learn(self, fields: Tensor) -> None:
+    def learn(self, fields: Tensor, *, environments: Tensor | None = None) -> None:
         """Means and rates of training trajectories `[B, T, *x, c]`."""
         self.mean.copy_(fields.mean((0, 1)))
         off = fields - self.mean
@@ -124,7 +124,7 @@ class InverseModel(_SameForAll):
         self.register_buffer("weights", torch.zeros(lags * E, E))
 
     @torch.no_grad()
-    def learn(self, fields: Tensor) -> None:
+    def learn(self, fields: Tensor, *, environments: Tensor | None = None) -> None:
         """Components and weights of training trajectories `[B, T, *x, c]` of more than `lags` frames.
 
         Blocks of trajectories choose; windows of a series that reach into a block tell nothing of it.

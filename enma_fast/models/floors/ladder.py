@@ -16,6 +16,9 @@ from torch import Tensor
 _TINY = 1e-20
 # A forecast that is further from the truth than so many times its size has left it for good.
 _LOST = 1e3
+# To which power the misfit of a trajectory multiplies what members draw, and how much more than usual, or less, it
+# counts.
+_POWER, _MISFIT = 0.5, 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +36,12 @@ class Inferred:
 class Floor(Protocol):
     """A forecast in closed form, that a network adds to.
 
-    `learn` measures training data, `infer` what windows `[B, W, T, *x, c]` of a trajectory or of a companion tell;
-    `step` gives the frame after `past [B, P, *x, c]`, `views [B, *x, c, F]` that frame and others that a network may
-    read, and `before` a frame before the first one. `draw` gives a member's own coefficients, by `num_draws` standard
-    normals. A step reads the last frames of its past, as many as `reads`; `moves` says that fields which are shifted
+    `learn` measures training data, of which `environments [B]` says which share their physics. `infer` says what
+    windows `[B, W, T, *x, c]` of a trajectory or of a companion tell. `step` gives the frame after
+    `past [B, P, *x, c]`, `views [B, *x, c, F]` that frame and others that a network may read, `before` a frame before
+    the first one, and `draw` a member's own coefficients, by `num_draws` standard normals.
+
+    A step reads the last frames of its past, as many as `reads`. `moves` says that fields which are shifted
     along periodic axes have shifted forecasts, and `local` that it knows the distance of points and not their number.
     """
 
@@ -50,7 +55,7 @@ class Floor(Protocol):
     @property
     def num_features(self) -> int: ...
 
-    def learn(self, fields: Tensor) -> None: ...
+    def learn(self, fields: Tensor, *, environments: Tensor | None = None) -> None: ...
     def infer(self, windows: Tensor, *, own: bool = True) -> Any: ...
     def step(self, past: Tensor, state: Any) -> Tensor: ...
     def views(self, past: Tensor, state: Any) -> Tensor: ...
@@ -102,3 +107,8 @@ def forecast_error(floor: Floor, windows: Tensor, frames: Tensor, *, own: bool =
     relative = off / truth.flatten(1).norm(dim=1).clamp_min(_TINY)
     mean = float(relative.mean())
     return mean if math.isfinite(mean) and float(relative.max()) < _LOST else math.inf
+
+
+def widening(misfit: Tensor) -> Tensor:
+    """What multiplies the draws of members where misfits, root mean squares `[B]`, are so many times the usual one."""
+    return misfit.clamp(1 / _MISFIT, _MISFIT) ** _POWER

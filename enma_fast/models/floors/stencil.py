@@ -164,7 +164,9 @@ class StencilFloor(nn.Module):
         return Laws(laws.law + (laws.root @ normals[..., None])[..., 0], laws.root, laws.residual)
 
     @torch.no_grad()
-    def learn(self, fields: Tensor, *, generator: torch.Generator | None = None) -> None:
+    def learn(
+        self, fields: Tensor, *, environments: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> None:
         """Find what A does at walls, and the distribution of laws, over training trajectories `[B, T, *x, c]`."""
         count, T = fields.shape[:2]
         i = torch.randint(count, (_FOR_LAWS,), generator=generator)

@@ -5,11 +5,14 @@ import math
 import pytest
 import torch
 
+from enma_fast.config import BlocksConfig
 from enma_fast.models.floors.choice import choose, kinds
-from enma_fast.models.grid_layers import Edge
 
-P, W = Edge.PERIODIC, Edge.WALL
 PLACE = torch.arange(24) / 24 * 2 * math.pi
+
+
+def codec(*grid, ring=True):
+    return BlocksConfig(grid=grid, lengths=(1.0,) * len(grid), periodic=(ring,) * len(grid), block=1, frames=1)
 
 
 def uniform(*shape, seed=0):
@@ -30,7 +33,7 @@ def carried(count=60):
 
 def test_waves_that_are_carried():
     fields, environments = carried()
-    choice = choose(fields, edges=[P], environments=environments)
+    choice = choose(fields, codec(24), environments=environments)
     assert choice.name == "waves"
     assert choice.right
     assert len(choice.errors["waves"]) == 2
@@ -44,7 +47,7 @@ def test_strings_between_walls():
     shape = torch.sin(math.pi * k[:, None] * (torch.arange(24) + 1) / 25)
     speed, time = 0.5 + uniform(40, 1, 1, seed=1), torch.arange(12)[:, None]
     fields = ((size * (speed * k * math.pi / 25 * time).cos()) @ shape)[..., None]
-    choice = choose(fields, edges=[W])
+    choice = choose(fields, codec(24, ring=False))
     assert choice.name == "vibration"
     assert choice.errors["vibration"][0] < 0.02
     assert "waves" not in choice.errors
@@ -54,7 +57,7 @@ def test_strings_between_walls():
 def test_nothing_helps(noisy):
     """Steps of chance from frame to frame persist, and frames of chance return to their mean."""
     steps = torch.randn(40, 10, 24, 1, generator=torch.Generator().manual_seed(0))
-    choice = choose(steps if noisy else steps.cumsum(1), edges=[W])
+    choice = choose(steps if noisy else steps.cumsum(1), codec(24, ring=False))
     assert choice.name == ("damped persistence" if noisy else "persistence")
     assert not choice.right
 
@@ -65,24 +68,24 @@ def test_where_fields_may_be_shifted_a_floor_that_knows_places_is_not_taken():
     for _ in range(9):
         frames.append(0.8 * frames[-1] + 0.3 * torch.randn(40, 24, 1, generator=generator))
     fields = torch.stack(frames, 1)
-    alone, shifted = (choose(fields, edges=[P], shifted=moves) for moves in (False, True))
+    alone, shifted = (choose(fields, codec(24), shifted=moves) for moves in (False, True))
     assert alone.name == alone.best == shifted.best == "damped persistence"
     assert shifted.name == "persistence"
 
 
 def test_no_more_time_is_spent_than_given():
     fields, _ = carried()
-    assert list(choose(fields, edges=[P], seconds=0).errors) == ["persistence"]
+    assert list(choose(fields, codec(24), seconds=0).errors) == ["persistence"]
 
 
 def test_narrow_axes_have_no_second_difference():
-    assert "vibration" not in kinds((4, 20), [W, W], 1)
-    assert "vibration" in kinds((5, 20), [W, W], 1)
-    assert "waves" in kinds((4, 20), [P, P], 1)
+    assert "vibration" not in kinds(codec(4, 20, ring=False))
+    assert "vibration" in kinds(codec(5, 20, ring=False))
+    assert "waves" in kinds(codec(4, 20))
 
 
 def test_of_many_trajectories_some_environments_are_enough():
     fields, environments = carried(900)
-    choice = choose(fields, edges=[P], environments=environments)
+    choice = choose(fields, codec(24), environments=environments)
     assert choice.name == "waves"
     assert choice.right

@@ -1,0 +1,274 @@
+"""An equation that is found in the training data, solved with each trajectory's own coefficients.
+
+    u_t = sum_j c_j F_j(u)
+
+The terms F_j are those of a library (`terms`) that the training data need (`equation_search`). The coefficients of a
+trajectory are found by Gauss-Newton steps on forecasts of the frames that are known, held by their distribution over
+the training trajectories (empirical Bayes). Where these frames stay worse than those of training they are held less,
+and linear terms that training never needed are tried. What is left of their uncertainty is what members draw.
+
+After Brunton, Proctor and Kutz (2016), PNAS 113, 3932-3937, and Rudy et al. (2017), Science Advances 3, e1602614, with
+forecasts in place of derivatives.
+
+Legend: B trajectories, W windows, T frames, c channels, J active terms and others, N frames that are forecast, P terms;
+`*x` space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from .exponential import Propagator
+from .gauss_newton import EXACT, Fit, Residuals, fit
+from .ladder import Inferred
+from .terms import Terms
+
+# Most channels of fields, as terms grow with their cube, and fewest points of an axis.
+MOST_CHANNELS, LEAST_POINTS = 3, 8
+# Steps of a frame before any are chosen, and Gauss-Newton steps.
+_STEPS_PER_FRAME, _STEPS = 4, 6
+# A trajectory is held less while its misfit is so many times that of most, by such a factor and so many times.
+_DOUBTED, _LOOSER, _TURNS = 4.0, 1e-4, 2
+# What a fit with more terms has to take the misfit to, and standard deviation of their coefficients as a share.
+_MUCH_BETTER, _UNSURE = 0.5, 0.1
+# To which power the misfit of a trajectory multiplies the noise, at least. It counts as so many times that of most at
+# most, and as the usual one over so much at least.
+_POWER, _MUCH = 0.5, 64.0
+# Training trajectories with whose coefficients the search for those of another may begin.
+_STARTS = 8
+# Residuals beyond this are lost.
+LOST = 1e3
+
+
+@dataclass(frozen=True, eq=False)
+class Equations(Inferred):
+    """What was inferred from the windows of trajectories.
+
+    Attributes
+    ----------
+    coefficients : [B, P] in units of the terms, 0 where a term is not active
+    root : [B, J, J] the symmetric root of the posterior covariance of active terms and, after these, other linear ones
+    misfit : [B] share of the mean square of a frame's change that the equation leaves unexplained
+    """
+
+    coefficients: Tensor
+    root: Tensor
+    misfit: Tensor
+
+
+class EquationSolver(nn.Module):
+    """The equation of fields `[*x, c]` on a grid that is periodic along each axis, which `equation_search` finds."""
+
+    active: Tensor
+    lattice: Tensor
+    steps: Tensor
+    unit: Tensor
+    change: Tensor
+    mean: Tensor
+    covariance: Tensor
+    starts: Tensor
+    growth: Tensor
+    noise: Tensor
+    usual: Tensor
+    most: Tensor
+    inflation: Tensor
+    power: Tensor
+    zero: Tensor
+    num_views, reads, moves, local = 1, 1, True, True
+
+    def __init__(self, grid: Sequence[int], channels: int, *, zero: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.grid, self.channels = tuple(grid), channels
+        self._libraries = tuple(Terms(grid, channels, lattice=lattice) for lattice in (False, True))
+        names = self._libraries[0].names
+        active = torch.zeros(len(names), dtype=torch.bool)
+        for c in range(channels):
+            active[[names.index((c, f"lap u{c}")), names.index((c, f"u{c} d0 u{c}"))]] = True
+        self.register_buffer("active", active)
+        self.register_buffer("lattice", torch.tensor(False))
+        # Of the solver, for a frame.
+        self.register_buffer("steps", torch.tensor(_STEPS_PER_FRAME))
+        # Size of the fields of a term with a coefficient of 1, in units of a frame's change.
+        self.register_buffer("unit", torch.ones(len(names), dtype=torch.float64))
+        self.register_buffer("change", torch.ones(channels, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(len(names), dtype=torch.float64))
+        self.register_buffer("covariance", torch.eye(len(names), dtype=torch.float64))
+        # Coefficients of some training trajectories, from which those of others are searched for.
+        self.register_buffer("starts", torch.zeros(_STARTS, len(names), dtype=torch.float64))
+        # Most that a wave of each channel grows in a frame, as a logarithm.
+        self.register_buffer("growth", torch.full((channels,), 2.0, dtype=torch.float64))
+        self.register_buffer("noise", torch.tensor(1e-6, dtype=torch.float64))
+        # What is 0 to the terms: that of physical units, for which equations are simple.
+        self.register_buffer("zero", torch.zeros(channels) if zero is None else torch.tensor(zero))
+        # Usual misfit, and that of most; by how much draws spread more than the noise says, and to which power of the
+        # misfit: of own frames, and of another trajectory's.
+        self.register_buffer("usual", torch.full((2,), EXACT, dtype=torch.float64))
+        self.register_buffer("most", torch.full((2,), math.inf, dtype=torch.float64))
+        self.register_buffer("inflation", torch.ones(2, dtype=torch.float64))
+        self.register_buffer("power", torch.zeros(2, dtype=torch.float64))
+
+    @property
+    def terms(self) -> Terms:
+        """All terms, with the sort of derivatives that the data have."""
+        return self._libraries[int(self.lattice)]
+
+    @property
+    def chosen(self) -> list[int]:
+        """Active terms."""
+        places: list[int] = torch.nonzero(self.active)[:, 0].tolist()
+        return places
+
+    @property
+    def able(self) -> list[int]:
+        """Active terms, then the other linear ones."""
+        chosen = self.chosen
+        return chosen + [j for j in range(self.terms.num_linear) if j not in chosen]
+
+    @torch.no_grad()
+    def infer(self, windows: Tensor, *, own: bool = True) -> Equations:
+        """What windows `[B, W, T, *x, c]` of at least two frames tell.
+
+        `own` says that they belong to the trajectory that is forecast, not to another one of the same physics.
+        """
+        pairs, task, active, able = pairs_of(windows), 0 if own else 1, self.chosen, self.able
+        known = torch.linalg.inv(self.covariance[active][:, active])
+        held = self.noise * known
+        start = self._start(pairs)
+        found = fit(self.residuals(pairs), start, active, held, self.mean[None], steps=_STEPS)
+        fitted, misfit = found.coefficients, found.misfit
+        root = known.new_zeros(len(pairs), len(able), len(able))
+        root[:, : len(active), : len(active)] = self._root(found, active, known, task)
+
+        def again(rows: Tensor, start: Tensor, others: list[int], looser: float) -> None:
+            """Fit rows with other terms too, held less, and keep what is much better."""
+            terms = active + others
+            wider = (looser * self.noise * torch.eye(len(terms))).to(held)
+            wider[: len(active), : len(active)] = looser * held
+            found = fit(self.residuals(pairs[rows]), start, terms, wider, self.mean[None], steps=_STEPS)
+            better = found.misfit < _MUCH_BETTER * misfit[rows]
+            to, places = rows[better], torch.tensor([able.index(j) for j in terms])
+            fitted[to], misfit[to], root[to] = found.coefficients[better], found.misfit[better], 0.0
+            root[to[:, None, None], places[:, None], places] = self._root(found, terms, known, task)[better]
+
+        rows = torch.nonzero(misfit > _DOUBTED * self.most[task])[:, 0]
+        if len(rows):
+            # One more term explains most of what is new; all of them would fit anything.
+            for others in ([], *([j] for j in able[len(active) :])):
+                again(rows, start[rows], others, _LOOSER)
+        looser = 1.0
+        for _ in range(_TURNS):
+            rows = torch.nonzero(misfit > _DOUBTED * self.most[task])[:, 0]
+            if not len(rows):
+                break
+            looser *= _LOOSER
+            again(rows, fitted[rows], able[len(active) :], looser)
+        return Equations(fitted, root * self.spread(misfit, task)[:, None, None], misfit)
+
+    def spread(self, misfit: Tensor, task: int) -> Tensor:
+        """By how much draws spread more than the noise says, where misfits are `[B]`."""
+        usual = self.usual[task].clamp_min(EXACT)
+        counts = misfit.clamp(usual / _MUCH, _MUCH * self.most[task].clamp_min(usual))
+        return self.inflation[task] * (counts / usual) ** self.power[task]
+
+    def _start(self, pairs: Tensor) -> Tensor:
+        """The mean coefficients, or those of a training trajectory that forecast `pairs [B, N, 2, *x, c]` better."""
+        residuals, rows = self.residuals(pairs), torch.arange(len(pairs), device=pairs.device)
+        best, least = self.mean.repeat(len(pairs), 1), torch.full((len(pairs),), math.inf).to(self.mean)
+        for start in (self.mean, *self.starts):
+            misfit = residuals(rows, start.expand_as(best)).square().mean(1)
+            better = misfit < least
+            best[better], least[better] = start, misfit[better]
+        return best
+
+    def _root(self, found: Fit, terms: Sequence[int], known: Tensor, task: int) -> Tensor:
+        """The symmetric root `[B, J, J]` of the posterior covariance of these terms, the active ones first.
+
+        It is that of the data with their noise, and of what is `known` of active terms before.
+        """
+        noise = self.noise * (found.misfit.clamp_min(EXACT) / self.usual[task].clamp_min(EXACT)) ** _POWER
+        precision = found.curvature / noise[:, None, None]
+        count = len(known)
+        precision[:, :count, :count] += known
+        others = found.coefficients[:, list(terms[count:])]
+        unsure = (_UNSURE * others).square().clamp_min(EXACT)
+        precision[:, count:, count:] += torch.diag_embed(1 / unsure)
+        size, turn = torch.linalg.eigh(precision)
+        # A sum, so that a trajectory has the same bits alone.
+        return (turn[..., None, :] * size.clamp_min(EXACT).rsqrt()[:, None, None] * turn[:, None]).sum(-1)
+
+    def step(self, past: Tensor, state: Equations) -> Tensor:
+        """The frame after `past [B, P, *x, c]`, of which the last is read; that frame again where it would be lost."""
+        last = past[:, -1]
+        fields = last.to(torch.promote_types(last.dtype, torch.float32))
+        dtype = torch.complex128 if fields.dtype == torch.float64 else torch.complex64
+        made = self.frame(self.propagator(state.coefficients, dtype)(self.waves(fields)))
+        lost = ~made.isfinite().flatten(1).all(1)
+        return torch.where(lost.view(-1, *[1] * (made.ndim - 1)), fields, made).to(last.dtype)
+
+    def before(self, first: Tensor, state: Equations) -> Tensor:
+        """What stands for the frame before `first [B, *x, c]`: itself."""
+        del state
+        return first
+
+    def views(self, past: Tensor, state: Equations) -> Tensor:
+        """The frame after `past`, `[B, *x, c, 1]`."""
+        return self.step(past, state)[..., None]
+
+    @property
+    def num_features(self) -> int:
+        """Numbers F of :meth:`features`."""
+        return len(self.mean) + 1
+
+    def features(self, state: Equations, windows: Tensor) -> Tensor:
+        """Numbers `[B, F]` of about unit size for a network: coefficients, and the logarithm of the misfit."""
+        del windows
+        spread = self.covariance.diagonal().sqrt()
+        away = torch.where(self.active, (state.coefficients - self.mean) / spread, 0).clamp(-4, 4)
+        return torch.cat([away, state.misfit[:, None].clamp_min(EXACT).log() / 4 + 1], 1).float()
+
+    @property
+    def num_draws(self) -> int:
+        """Standard normals of a draw."""
+        return len(self.able)
+
+    def draw(self, state: Equations, normals: Tensor) -> Equations:
+        """Coefficients from their posterior, one set for each trajectory, by standard normals `[B, num_draws]`."""
+        moved = state.coefficients.clone()
+        moved[:, self.able] += (state.root @ normals.to(state.root)[..., None])[..., 0]
+        return replace(state, coefficients=moved)
+
+    def propagator(self, coefficients: Tensor, dtype: torch.dtype) -> Propagator:
+        """The solver for coefficients `[B, P]` in units of the terms."""
+        return Propagator.of(self.terms, coefficients / self.unit, int(self.steps), dtype, self.growth)
+
+    def waves(self, fields: Tensor) -> Tensor:
+        """Waves `[B, c, *K]` of fields `[B, *x, c]`, less what is 0 to the terms."""
+        return self.terms.transform(fields - self.zero)
+
+    def frame(self, waves: Tensor) -> Tensor:
+        """The fields `[B, *x, c]` of waves."""
+        return self.terms.fields(waves) + self.zero
+
+    def residuals(self, pairs: Tensor) -> Residuals:
+        """What forecasts of the later frames of `pairs [B, N, 2, *x, c]` lack, in units of a frame's change."""
+        N = pairs.shape[1]
+        before, after = (self.waves(frames.flatten(0, 1).float()) for frames in pairs.unbind(2))
+        before, after = before.unflatten(0, (-1, N)), after.unflatten(0, (-1, N))
+
+        def off(rows: Tensor, coefficients: Tensor) -> Tensor:
+            made = self.propagator(coefficients, torch.complex64).repeated(N)(before[rows].flatten(0, 1))
+            lacks = self.terms.fields(self.terms.long(after[rows].flatten(0, 1) - made)) / self.change
+            lacks = lacks.double().unflatten(0, (-1, N)).flatten(1)
+            return lacks.nan_to_num(LOST, LOST, -LOST).clamp(-LOST, LOST)
+
+        return off
+
+
+def pairs_of(windows: Tensor) -> Tensor:
+    """Successive frames `[B, N, 2, *x, c]` of windows `[B, W, T, *x, c]`."""
+    return torch.stack([windows[:, :, :-1].flatten(1, 2), windows[:, :, 1:].flatten(1, 2)], 2)

@@ -1,0 +1,319 @@
+"""The search for the equation of training data: its terms, and the distribution of their coefficients.
+
+Least squares on Simpson's rule over three frames finds terms where frames change smoothly. Where they are too far apart
+for it Gauss-Newton steps on forecasts of a frame begin with all terms. Then terms are left out that no trajectory
+misses.
+
+Legend: B trajectories, T frames, c channels, J active terms, N frames that are forecast, P terms; `*x` space.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .equation import LOST, Equations, EquationSolver
+from .gauss_newton import EXACT, TINY, Fit, fit, missed, score
+from .ladder import widening
+from .spectral import companions
+
+# Trajectories that terms are chosen on, and pairs of frames of each; trajectories for the distribution of coefficients.
+_CHOOSING, _PAIRS, _LEARNING = 12, 4, 24
+# About how many values of fields are forecast at a time while terms are chosen, and fewest trajectories for it.
+_VALUES, _FEWEST = 60_000, 4
+# Most terms of a library that are all fitted by forecasts, diffusion to begin with, and Gauss-Newton steps.
+_MOST_TERMS, _DIFFUSION, _STEPS, _FIRST_STEPS = 24, 0.1, 6, 12
+# Steps of the solver for a frame while terms are chosen, at least and at most.
+_FIRST, _LEAST, _MOST = 4, 2, 32
+# By which share of the misfit twice as many may change most forecasts, and shares of a change, squared, that do not
+# count, of most forecasts and on average.
+_FINE_ENOUGH, _CLOSE, _NOT_FAR = 0.05, 1e-8, 3e-5
+# How much a term is missed that is left out, and how much more by least squares, as mean logarithms of the misfit.
+_MISSED, _SURELY = 0.05, 0.1
+# Mean logarithms of misfits that are small enough not to try other derivatives, which is about the least, and not to
+# try all terms.
+_RIGHT, _NEAR = math.log(1.2e-7), math.log(1e-4)
+# How much the mean holds the coefficients of single trajectories, and of least squares.
+_HELD, _RIDGE = 1e-6, 1e-9
+# Misfit of trajectories whose coefficients count, and by which share of their mean they vary at least.
+_GOOD, _LEAST_SPREAD = 0.1, 1e-3
+# Share of the usual misfit that counts as noise, draws to measure their spread, and windows of another trajectory.
+_NOISE, _DRAWS, _WINDOWS = 0.1, 4, 4
+# No wave grows faster than so many times the fastest one of the training data.
+_GROWING = 1.1
+# Bounds of the ratio of error and spread, and of the power of the misfit with which it grows; logarithms of misfits are
+# that much apart where the power says something.
+_INFLATION, _MOST_POWER, _SAME = (1e-3, 1e3), 1.5, 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """Where Gauss-Newton steps begin: mean coefficients `[1, P]`, active terms, and how well these fit."""
+
+    lattice: bool
+    coefficients: Tensor
+    active: list[int]
+    score: float
+
+
+class EquationFloor(EquationSolver):
+    """A floor that finds the equation of its training data."""
+
+    @torch.no_grad()
+    def learn(self, fields: Tensor, *, environments: Tensor | None = None) -> None:
+        """Find terms, and the distribution of their coefficients over training trajectories `[B, T, *x, c]`."""
+        find(self, fields)
+        describe(self, fields, environments)
+
+
+def find(floor: EquationSolver, fields: Tensor) -> None:
+    """Find the terms of training trajectories `[B, T, *x, c]`."""
+    rows = _spread(len(fields), max(_FEWEST, min(_CHOOSING, _VALUES // (_PAIRS * fields[0, 0].numel()))))
+    few = fields[rows].double()
+    floor.change.copy_((few[:, 1:] - few[:, :-1]).square().mean(tuple(range(few.ndim - 1))).sqrt().clamp_min(TINY))
+    starts = sorted((_by_quadrature(floor, few, lattice) for lattice in (False, True)), key=lambda start: start.score)
+    if floor.terms.num <= _MOST_TERMS:
+        starts += [_by_forecasts(floor, few, lattice) for lattice in (False, True)]
+    best, found = math.inf, dict(floor.named_buffers())
+    for start in starts:
+        if best < (_NEAR if start.score == math.inf else _RIGHT):
+            break
+        _use(floor, few, start.lattice)
+        reached = _select(floor, few, start, best)
+        if reached < best - _MISSED:
+            best, found = reached, {name: buffer.clone() for name, buffer in floor.named_buffers()}
+    for name, buffer in found.items():
+        getattr(floor, name).copy_(buffer)
+
+
+def _use(floor: EquationSolver, fields: Tensor, lattice: bool) -> None:
+    """Take derivatives of this sort, and measure the terms of fields `[B, T, *x, c]`."""
+    floor.lattice.fill_(lattice)
+    values = floor.terms.values(fields.flatten(0, 1) - floor.zero).flatten(1).square().mean(1).sqrt()
+    floor.unit.copy_((values / floor.change[_targets(floor)]).clamp_min(EXACT))
+
+
+def _targets(floor: EquationSolver) -> Tensor:
+    """The channel `[P]` whose change each term is of."""
+    return torch.tensor([c for c, _ in floor.terms.names])
+
+
+def _by_quadrature(floor: EquationSolver, fields: Tensor, lattice: bool) -> _Start:
+    """Least squares on Simpson's rule over three frames of `[B, T, *x, c]`, where these change smoothly."""
+    _use(floor, fields, lattice)
+    B, T = fields.shape[:2]
+    targets = _targets(floor)
+    size = (floor.unit * floor.change[targets]).view(-1, *[1] * (fields.ndim - 1))
+    values = floor.terms.values(fields.flatten(0, 1) - floor.zero).unflatten(1, (B, T)) / size
+    rise = (fields[:, 2:] - fields[:, :-2]) / floor.change
+    bend = (fields[:, 2:] - 2 * fields[:, 1:-1] + fields[:, :-2]) / floor.change
+    curved = bend.flatten(2).square().sum(2) / rise.flatten(2).square().sum(2).clamp_min(TINY)
+    # The smoother half of each trajectory.
+    smooth = torch.arange(B)[:, None], curved.argsort(1)[:, : (T - 1) // 2]
+    coefficients, active, total = fields.new_zeros(1, len(targets)), [], 0.0
+    for channel in range(floor.channels):
+        own = torch.nonzero(targets == channel)[:, 0]
+        sums = (values[own][:, :, :-2] + 4 * values[own][:, :, 1:-1] + values[own][:, :, 2:]) / 3
+        columns = torch.stack([each[smooth].flatten(1) for each in sums], -1)
+        kept, mean, left = _least_squares(columns, rise[..., channel][smooth].flatten(1))
+        coefficients[0, own[kept]] = mean
+        active += own[kept].tolist()
+        total += score(left)
+    return _Start(lattice, coefficients, sorted(active), total)
+
+
+def _least_squares(columns: Tensor, target: Tensor) -> tuple[list[int], Tensor, Tensor]:
+    """Columns of `[B, n, Q]` that `target [B, n]` needs, their median coefficients, and the misfit `[B]` with them."""
+    n = target.shape[1]
+    gram, product = columns.mT @ columns / n, (columns.mT @ target[..., None])[..., 0] / n
+    square, kept = target.square().mean(1), list(range(columns.shape[2]))
+    while True:
+        own = gram[:, kept][:, :, kept] + _RIDGE * torch.eye(len(kept)).to(gram)
+        x = torch.linalg.solve(own, product[:, kept])
+        left = (square - (x * product[:, kept]).sum(1)).clamp_min(EXACT)
+        rise = missed(x, own, left)
+        if len(kept) == 1 or float(rise.min()) > _SURELY:
+            return kept, x.median(0).values, left
+        kept.pop(int(rise.argmin()))
+
+
+def _by_forecasts(floor: EquationSolver, fields: Tensor, lattice: bool) -> _Start:
+    """All terms, and diffusion to begin with."""
+    _use(floor, fields, lattice)
+    start = fields.new_zeros(1, floor.terms.num)
+    for j, (c, name) in enumerate(floor.terms.names):
+        if name == f"lap u{c}":
+            start[0, j] = _DIFFUSION * floor.unit[j]
+    return _Start(lattice, start, list(range(floor.terms.num)), math.inf)
+
+
+def _select(floor: EquationSolver, fields: Tensor, start: _Start, best: float) -> float:
+    """Choose among the terms of a start for `fields [B, T, *x, c]`; the mean logarithm of the misfit.
+
+    None is left out where they are not better than the best.
+    """
+    active, pairs = start.active, _pairs(fields)
+    together = pairs.flatten(0, 1)[None]
+    floor.steps.fill_(_FIRST)
+    while int(floor.steps) < _MOST and float(_off(floor, together, start.coefficients).abs().max()) >= LOST:
+        floor.steps.mul_(2)
+    none = torch.zeros(len(active), len(active), dtype=torch.float64)
+    residuals = floor.residuals(together)
+    first = fit(residuals, start.coefficients, active, none, start.coefficients, steps=_FIRST_STEPS)
+    mean, of_mean = first.coefficients, first.curvature
+    found = _each(floor, pairs, mean.repeat(len(pairs), 1), mean, active, of_mean)
+    _refine(floor, pairs, found.coefficients)
+    found = _each(floor, pairs, found.coefficients, mean, active, found.curvature)
+    while len(active) > 1 and score(found.misfit) < best:
+        fewer = _fewer(floor, pairs, found, active)
+        if fewer is None:
+            break
+        found, active = fewer
+    floor.steps.fill_(_LEAST)
+    _refine(floor, pairs, found.coefficients)
+    floor.active.zero_()[active] = True
+    floor.mean.copy_(found.coefficients.mean(0))
+    return score(found.misfit)
+
+
+def _fewer(floor: EquationSolver, pairs: Tensor, found: Fit, active: list[int]) -> tuple[Fit, list[int]] | None:
+    """A fit without the terms that are missed least; none where all are missed."""
+    rise = missed(found.coefficients[:, active], found.curvature, found.misfit)
+    order = rise.argsort()
+    count = max(1, min(int((rise[order].cumsum(0) < _MISSED).sum()), len(active) // 3))
+    while True:
+        gone = order[:count].tolist()
+        places = [i for i in range(len(active)) if i not in gone]
+        rest = [active[i] for i in places]
+        start = torch.zeros_like(found.coefficients)
+        start[:, rest] = found.coefficients[:, rest]
+        curvature = found.curvature[:, places][:, :, places]
+        made = _each(floor, pairs, start, start.mean(0, keepdim=True), rest, curvature)
+        if score(made.misfit) - score(found.misfit) < _MISSED:
+            return made, rest
+        if count == 1:
+            return None
+        count = max(1, count // 3)
+
+
+def _each(
+    floor: EquationSolver, pairs: Tensor, start: Tensor, mean: Tensor, active: list[int], curvature: Tensor
+) -> Fit:
+    """Fit each trajectory alone, held a little by the mean `[1, P]` in units of the mean curvature."""
+    held = _HELD * torch.diag(curvature.diagonal(dim1=-2, dim2=-1).mean(0) + TINY)
+    return fit(floor.residuals(pairs), start, active, held, mean, steps=_STEPS)
+
+
+def _refine(floor: EquationSolver, pairs: Tensor, coefficients: Tensor) -> None:
+    """As many steps of a frame as forecasts of `pairs [B, N, 2, *x, c]` need."""
+    while int(floor.steps) < _MOST:
+        coarse = _off(floor, pairs, coefficients)
+        floor.steps.mul_(2)
+        moved = (_off(floor, pairs, coefficients) - coarse).square().unflatten(1, (pairs.shape[1], -1)).mean(2)
+        off = coarse.square().unflatten(1, (pairs.shape[1], -1)).mean(2)
+        if moved.median() < _FINE_ENOUGH * off.median() + _CLOSE and moved.mean() < off.mean() + _NOT_FAR:
+            floor.steps.div_(2, rounding_mode="floor")
+            return
+
+
+def _off(floor: EquationSolver, pairs: Tensor, coefficients: Tensor) -> Tensor:
+    return floor.residuals(pairs)(torch.arange(len(pairs)), coefficients)
+
+
+def describe(floor: EquationSolver, fields: Tensor, environments: Tensor | None) -> None:
+    """Measure the distribution of the coefficients over trajectories `[B, T, *x, c]`, misfits and draws."""
+    most = 4 * _VALUES // (_PAIRS * fields[0, 0].numel())
+    rows = _spread(len(fields), max(2 * _FEWEST, min(_LEARNING, most)))
+    pairs, active, mean = _pairs(fields[rows].double()), floor.chosen, floor.mean[None].clone()
+    none = torch.zeros(len(active), len(active), dtype=torch.float64)
+    first = fit(floor.residuals(pairs[:2]), mean.expand(len(pairs[:2]), -1), active, none, mean, steps=1)
+    found = _each(floor, pairs, mean.repeat(len(rows), 1), mean, active, first.curvature)
+    misfit = found.misfit
+    good = found.coefficients[misfit <= torch.maximum(10 * misfit.median(), misfit.new_tensor(_GOOD))]
+    floor.mean.copy_(good.mean(0))
+    floor.starts.copy_(_far_apart(good / good.std(0).clamp_min(TINY), good, len(floor.starts)))
+    floor.covariance.copy_(torch.eye(len(floor.mean)))
+    least = (_LEAST_SPREAD * good.abs().mean(0)[active]).square()
+    near = torch.cov(good[:, active].T).reshape(len(active), len(active)) if len(good) > 2 else 0
+    floor.covariance[torch.tensor(active)[:, None], torch.tensor(active)] = near + torch.diag(least + EXACT)
+    floor.noise.fill_(_NOISE * float(misfit.median().clamp_min(EXACT)))
+    rates = floor.terms.rates(good / floor.unit).real.flatten(2).amax(2).median(0).values
+    floor.growth.copy_(_GROWING * rates.clamp_min(0))
+    floor.most.fill_(math.inf)
+    floor.usual.fill_(EXACT)
+    floor.inflation.fill_(1.0)
+    floor.power.fill_(0.0)
+    for task, (windows, frames) in enumerate(_tasks(fields, rows, environments)):
+        # Noise depends on the usual misfit.
+        misfit = floor.infer(windows, own=task == 0).misfit.clamp_min(EXACT)
+        floor.usual[task:], floor.most[task:] = misfit.median(), misfit.quantile(0.9)
+        floor.power[task:], floor.inflation[task:] = _widening(floor, frames, floor.infer(windows, own=task == 0), task)
+
+
+def _far_apart(places: Tensor, coefficients: Tensor, count: int) -> Tensor:
+    """So many of coefficients `[B, P]`, each time that which is furthest from those that are taken; some repeatedly."""
+    taken = [0]
+    for _ in range(count - 1):
+        taken.append(int(torch.cdist(places, places[taken]).amin(1).argmax()))
+    return coefficients[taken]
+
+
+def _tasks(fields: Tensor, rows: Tensor, environments: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    """Windows and what is forecast of trajectories in these rows: of own frames, and of another trajectory's."""
+    truth = fields[rows]
+    tasks = [(truth[:, None, :3], truth[:, 2:])]
+    others = torch.full_like(rows, -1) if environments is None else companions(environments, rows)
+    if bool((others >= 0).any()):
+        starts = _spread(fields.shape[1] - 2, _WINDOWS).tolist()
+        windows = fields[others[others >= 0]]
+        tasks.append((torch.stack([windows[:, t : t + 3] for t in starts], 1), truth[others >= 0]))
+    return tasks
+
+
+def _widening(floor: EquationSolver, frames: Tensor, state: Equations, task: int) -> tuple[float, float]:
+    """To which power of the misfit, and by how much, draws spread more where that makes it their error.
+
+    The error is that of forecasts of `frames [B, T, *x, c]` after the first.
+    """
+    generator = torch.Generator().manual_seed(0)
+    mean = _rolled(floor, frames, state)
+    error = (mean - frames[:, 1:]).square().flatten(1).mean(1)
+    apart = torch.zeros_like(error)
+    for _ in range(_DRAWS):
+        drawn = floor.draw(state, torch.randn(len(frames), floor.num_draws, generator=generator))
+        apart += (_rolled(floor, frames, drawn) - mean).square().flatten(1).mean(1) / _DRAWS
+    ratio = (error.clamp_min(TINY) / apart.clamp_min(TINY)).log().double() / 2
+    misfit = state.misfit.clamp_min(EXACT) / floor.usual[task]
+    # A part is that of all floors.
+    ratio, misfit = ratio - widening(misfit.sqrt()).log(), misfit.log()
+    ratio, misfit = ratio[ratio.isfinite()], misfit[ratio.isfinite()]
+    if not len(ratio):
+        return 0.0, 1.0
+    off = misfit - misfit.mean()
+    slope = (off * ratio).sum() / (off.square().sum() + len(off) * _SAME**2)
+    power = float(slope.clamp(0, _MOST_POWER))
+    return power, float((ratio - power * misfit).median().exp().clamp(*_INFLATION))
+
+
+def _rolled(floor: EquationSolver, frames: Tensor, state: Equations) -> Tensor:
+    """Forecasts of all frames `[B, T, *x, c]` after the first."""
+    propagator = floor.propagator(state.coefficients, torch.complex64)
+    waves, made = floor.waves(frames[:, 0].float()), []
+    for _ in range(frames.shape[1] - 1):
+        waves = propagator(waves)
+        made.append(floor.frame(waves))
+    return torch.stack(made, 1)
+
+
+def _pairs(fields: Tensor) -> Tensor:
+    """Some successive frames `[B, N, 2, *x, c]` of trajectories `[B, T, *x, c]`."""
+    starts = _spread(fields.shape[1] - 1, _PAIRS)
+    return torch.stack([fields[:, starts], fields[:, starts + 1]], 2)
+
+
+def _spread(length: int, count: int) -> Tensor:
+    """So many of the numbers below a length, evenly spread."""
+    return torch.linspace(0, length - 1, min(count, length)).round().long()

@@ -1,0 +1,98 @@
+"""Exponential Runge-Kutta steps of fourth order: linear terms are exact, the others may be stiff.
+
+Cox and Matthews (2002), J. Comput. Phys. 176, 430-455. Legend: as in `terms`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .terms import Terms
+
+# Most that a wave may decay in a frame, as a logarithm.
+_DECAY = 60.0
+# Sizes below which functions are summed as series, of so many terms.
+_NEAR, _TERMS = 1.0, 18
+
+
+@dataclass(frozen=True, eq=False)
+class Propagator:
+    """Steps of equal length, so many to a frame: factors `[B, c, *K]` for coefficients `[B, P]`."""
+
+    terms: Terms
+    coefficients: Tensor
+    steps: int
+    active: Sequence[int]
+    whole: Tensor
+    half: Tensor
+    inner: Tensor
+    weights: tuple[Tensor, Tensor, Tensor]
+
+    @classmethod
+    def of(cls, terms: Terms, coefficients: Tensor, steps: int, dtype: torch.dtype, growth: Tensor) -> Propagator:
+        """Of the linear terms waves of a channel grow no faster than `growth [c]`, a logarithm."""
+        rates = terms.rates(coefficients)
+        most = growth.view(-1, *[1] * len(terms.grid))
+        z = torch.complex(torch.minimum(rates.real.clamp_min(-_DECAY), most), rates.imag) / steps
+        one, two, three = _phi(z)
+        weights = (one - 3 * two + 4 * three, 2 * (two - 2 * three), 4 * three - two)
+        active = [j for j in range(terms.num_linear, terms.num) if bool((coefficients[:, j] != 0).any())]
+        whole, half, inner = (f.to(dtype) for f in (z.exp(), (z / 2).exp(), _phi(z / 2)[0] / (2 * steps)))
+        first, middle, last = ((w / steps).to(dtype) for w in weights)
+        return cls(terms, coefficients, steps, active, whole, half, inner, (first, middle, last))
+
+    def __call__(self, waves: Tensor) -> Tensor:
+        """The waves `[B, c, *K]` a frame later; there may be so many times more rows as each set of coefficients."""
+        if not self.active:
+            return waves * self.whole**self.steps
+        first, middle, last = self.weights
+
+        def change(of: Tensor) -> Tensor:
+            return self.terms.change(of, self.coefficients, self.active)
+
+        for _ in range(self.steps):
+            n0 = change(waves)
+            a = self.half * waves + self.inner * n0
+            n1 = change(a)
+            n2 = change(self.half * waves + self.inner * n1)
+            n3 = change(self.half * a + self.inner * (2 * n2 - n0))
+            waves = self.whole * waves + first * n0 + middle * (n1 + n2) + last * n3
+        return waves
+
+    def repeated(self, times: int) -> Propagator:
+        """The same for each row so many times."""
+
+        def each(x: Tensor) -> Tensor:
+            return x.repeat_interleave(times, 0)
+
+        first, middle, last = (each(w) for w in self.weights)
+        return replace(
+            self,
+            coefficients=each(self.coefficients),
+            whole=each(self.whole),
+            half=each(self.half),
+            inner=each(self.inner),
+            weights=(first, middle, last),
+        )
+
+
+def _phi(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """phi_n(z) = (phi_{n-1}(z) - 1 / (n-1)!) / z for n = 1, 2, 3, and phi_0(z) = exp(z)."""
+    near = z.abs() < _NEAR
+    small, large = torch.where(near, z, 0), torch.where(near, 1, z)
+    one = (large.exp() - 1) / large
+    two = (one - 1) / large
+    three = (two - 0.5) / large
+    series = []
+    for n in (1, 2, 3):
+        total = torch.zeros_like(z)
+        for k in reversed(range(_TERMS)):
+            total = total * small + 1 / math.factorial(k + n)
+        series.append(total)
+    first, second, third = (torch.where(near, s, f) for s, f in zip(series, (one, two, three), strict=True))
+    return first, second, third
