@@ -9,14 +9,85 @@ from torch import Tensor
 
 from enma_fast.config import BlocksConfig, FieldConfig, KnownInput, ModelConfig, PhysicsConfig
 from enma_fast.models.drivers import Drivers, Told
+from enma_fast.models.floors.equation import Equations
+from enma_fast.models.floors.equation_search import EquationFloor
+from enma_fast.models.floors.ladder import roll
 from enma_fast.models.model import Model
 
 from ._told import arrays
 
 FRAMES = 8
+# Coefficients of an equation of one channel on a line and on a plane, and of two channels, by channel and term.
+LINE = {(0, "d0 u0"): -0.3, (0, "lap u0"): 0.2, (0, "lap lap u0"): -0.02, (0, "u0 d0 u0"): -0.3, (0, "u0 u0 u0"): -0.03}
+PLANE = {(0, "lap u0"): 0.15, (0, "p1 u0 d0 u0 - p0 u0 d1 u0"): 0.5}
+PAIR = {
+    (0, "1"): 0.02,
+    (0, "u1"): 0.1,
+    (0, "lap u0"): 0.1,
+    (0, "u0 u1 u1"): -0.05,
+    (1, "u1"): -0.05,
+    (1, "d0 u1"): 0.1,
+    (1, "lap u1"): 0.2,
+    (1, "u0 d0 u1"): -0.1,
+    (1, "p1 u0 d0 u1 - p0 u0 d1 u1"): 0.3,
+}
+
+
+def equation(config: ModelConfig) -> EquationFloor:
+    """The floor of an equation, on grids whose first axis is odd that of a lattice."""
+    codec = config.codec
+    made = EquationFloor(codec.grid, codec.field_channels)
+    made.lattice.fill_(codec.grid[0] % 2 == 1)
+    known = PAIR if codec.field_channels > 1 else LINE if len(codec.grid) == 1 else PLANE
+    made.active.zero_()
+    made.covariance.copy_(torch.eye(len(made.mean)))
+    for j, name in enumerate(made.terms.names):
+        made.unit[j] = 0.25 + j % 3 / 8
+        if name in known:
+            made.active[j] = True
+            made.mean[j] = known[name] * made.unit[j]
+            made.covariance[j, j] = (0.2 * made.mean[j]) ** 2
+    made.starts.copy_(made.mean * torch.linspace(0.4, 1.8, len(made.starts))[:, None])
+    made.change.fill_(0.5)
+    made.growth.fill_(0.1)
+    made.steps.fill_(2)
+    made.noise.fill_(1e-6)
+    made.usual.copy_(torch.tensor([1e-7, 1e-6]))
+    made.most.copy_(torch.tensor([1e-6, 1e-5]))
+    made.inflation.copy_(torch.tensor([2.0, 3.0]))
+    made.power.copy_(torch.tensor([0.25, 0.5]))
+    made.zero.copy_(torch.linspace(-0.2, 0.3, len(made.zero)))
+    return made
+
+
+def solutions(
+    config: ModelConfig, count: int, frames: int, *, seed: int = 0, more: dict[str, float] | None = None
+) -> Tensor:
+    """What the equation makes of waves in all directions, with coefficients of each trajectory, `[B, T, *grid, c]`.
+
+    Its first channel has more terms, by their names.
+    """
+    floor = equation(config)
+    own = torch.randn(count, len(floor.mean), generator=torch.Generator().manual_seed(seed)).double()
+    coefficients = floor.mean + 0.2 * floor.mean * own
+    for name, value in (more or {}).items():
+        j = floor.terms.names.index((0, name))
+        coefficients[:, j] += value * floor.unit[j]
+    starts = carried(config, count, 1, seed=seed)
+    if len(config.codec.grid) == 2:
+        starts = starts + carried(config, count, 1, seed=seed + 1).flip(2)
+    state = Equations(coefficients, torch.zeros(count, 0, 0), torch.zeros(count))
+    return torch.cat([starts, roll(floor, starts, state, frames - 1)], 1)
 
 
 def waves(config: ModelConfig, count: int, frames: int = FRAMES, *, seed: int = 0) -> Tensor:
+    """Trajectories of which the floor tells something, `[B, T, *grid, c]`."""
+    context = config.context
+    made = solutions if isinstance(context, PhysicsConfig) and context.floor == "equation" else carried
+    return made(config, count, frames, seed=seed)
+
+
+def carried(config: ModelConfig, count: int, frames: int = FRAMES, *, seed: int = 0) -> Tensor:
     """Damped waves, each carried at a speed of its own, `[B, T, *grid, c]`."""
     codec, generator = config.codec, torch.Generator().manual_seed(seed)
     made = torch.zeros(count, frames, *codec.grid, codec.field_channels)
@@ -78,7 +149,10 @@ def field_model(
     if made.drivers is not None:
         made.drivers.learn(arrays(40, grid=grid))
     fields = made.codec.standardised(waves(config, 40))
-    made.dynamics.context.floor.learn(fields)
+    if floor == "equation":
+        made.dynamics.context.floor.load_state_dict(equation(config).state_dict())
+    else:
+        made.dynamics.context.floor.learn(fields)
     step_model = made.dynamics.step.model
     for scales in (made.dynamics.context.encoder.scales, step_model.scales):
         scales.learn(fields)

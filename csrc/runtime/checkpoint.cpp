@@ -121,11 +121,11 @@ void Tensors::add(const std::string& name, const Json& entry, std::string_view d
         fail(ENMA_CHECKPOINT, source_, ": ", name, " has no dtype, shape and data_offsets", AGAIN);
     }
     const std::string& type = dtype->string();
-    static const std::map<std::string, std::size_t> widths = {
-        {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"BOOL", 1}};
+    static const std::map<std::string, std::size_t> widths = {{"F64", 8},  {"F32", 4}, {"F16", 2},
+                                                              {"BF16", 2}, {"I64", 8}, {"BOOL", 1}};
     const auto found = widths.find(type);
     if (found == widths.end()) {
-        fail(ENMA_UNSUPPORTED, source_, ": ", name, " is ", type, "; libenma reads F64, F32, F16, BF16 and BOOL");
+        fail(ENMA_UNSUPPORTED, source_, ": ", name, " is ", type, "; libenma reads F64, F32, F16, BF16, I64 and BOOL");
     }
     const std::size_t width = found->second;
     Tensor tensor{};
@@ -161,7 +161,10 @@ void Tensors::add(const std::string& name, const Json& entry, std::string_view d
     } else {
         const std::uint16_t* const halves = reinterpret_cast<const std::uint16_t*>(at);
         std::vector<float>& values = widened_.emplace_back(count);
-        if (type == "BOOL") {
+        if (type == "I64") {
+            const std::int64_t* const integers = reinterpret_cast<const std::int64_t*>(at);
+            std::transform(integers, integers + count, values.begin(), [](std::int64_t x) { return float(x); });
+        } else if (type == "BOOL") {
             std::transform(at, at + count, values.begin(), [](char x) { return x == 0 ? 0.0f : 1.0f; });
         } else {
             std::transform(halves, halves + count, values.begin(), type == "F16" ? from_fp16 : from_bf16);

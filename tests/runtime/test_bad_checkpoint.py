@@ -197,7 +197,7 @@ def entry(shape: list[Any], begin: Any, end: Any, dtype: str = "F32") -> dict[st
         (weights({"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, b"1234"), "overlap"),
         (weights({"a": entry([1], 4, 8)}, b"12345678"), "hole"),
         (weights({"a": entry([1], 0, 4)}, b"12345678"), "do not cover"),
-        (weights({"a": entry([4], 0, 4, "I8")}, b"1234"), "is I8; libenma reads F64, F32, F16, BF16 and BOOL"),
+        (weights({"a": entry([4], 0, 4, "I8")}, b"1234"), "is I8; libenma reads F64, F32, F16, BF16, I64 and BOOL"),
         (weights({"a": {"dtype": "F32"}}), "no dtype, shape"),
         (weights({"a": entry([1], 0, 4)}, struct.pack("<f", float("nan"))), "not finite"),
     ],

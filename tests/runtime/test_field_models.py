@@ -1,6 +1,7 @@
 """Field models in libenma: the members of Python, known inputs and masks, saved sessions, and what is refused."""
 
 import hashlib
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import enma_fast
+from enma_fast.models.checkpoint import save_model, write_manifest
 
 from .._tiny_field import FRAMES, field_model, waves
 from .._told import KNOWN, arrays
@@ -31,7 +33,16 @@ PLANE = {"floor": "linear inverse model", "grid": (8, 6), "periodic": (True, Fal
 TOLD = {"floor": "diffusion", "grid": (6, 8), "periodic": (True, False), "known": KNOWN}
 MASKED = {"floor": "damped persistence", "grid": (8, 6), "periodic": (True, False), "channels": 2, "masked": True}
 BOTH = {"floor": "linear inverse model", "grid": (13,), "periodic": (False,), "masked": True, "known": KNOWN[1:]}
-CASES = {"line": LINE, "plane": PLANE, "walls": WALLS, "told": TOLD, "masked": MASKED, "told-masked": BOTH}
+EQUATION = {"floor": "equation", "grid": (8, 12), "periodic": (True, True), "channels": 2, "block": 2}
+CASES = {
+    "line": LINE,
+    "plane": PLANE,
+    "walls": WALLS,
+    "equation": EQUATION,
+    "told": TOLD,
+    "masked": MASKED,
+    "told-masked": BOTH,
+}
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES)
@@ -236,6 +247,18 @@ def test_grids_of_three_axes_are_refused(library: Library, tmp_path: Path) -> No
     made = field_model(grid=(4, 4, 6), periodic=(True,) * 3)
     with pytest.raises(Failure, match="grid") as failure:
         library.open(saved(made, tmp_path / "it"))
+    assert failure.value.status == UNSUPPORTED
+
+
+def test_walls_have_no_equation(library: Library, tmp_path: Path) -> None:
+    folder = tmp_path / "it"
+    save_model(field_model(**EQUATION), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["codec"]["periodic"] = [True, False]
+    (folder / "config.json").write_text(json.dumps(config))
+    write_manifest(folder)
+    with pytest.raises(Failure, match="equation") as failure:
+        library.open(folder)
     assert failure.value.status == UNSUPPORTED
 
 

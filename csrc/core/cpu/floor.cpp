@@ -7,7 +7,7 @@
 namespace enma {
 
 using MakeFloor = std::unique_ptr<const Floor>(const FloorGrid& grid, const TakeFloor& take);
-MakeFloor make_waves_floor, make_vibration_floor, make_diffusion_floor;
+MakeFloor make_waves_floor, make_vibration_floor, make_diffusion_floor, make_equation_floor;
 
 namespace {
 
@@ -101,7 +101,8 @@ void Floor::before(const float* first, const Inferred*, Isa, float* out) const {
 std::unique_ptr<const Floor> make_floor(const std::string& kind, const FloorGrid& grid, const TakeFloor& take) {
     static const std::map<std::string, MakeFloor*> known = {
         {"persistence", make_persistence}, {"damped persistence", make_damped}, {"linear inverse model", make_inverse},
-        {"waves", make_waves_floor},       {"vibration", make_vibration_floor}, {"diffusion", make_diffusion_floor}};
+        {"waves", make_waves_floor},       {"vibration", make_vibration_floor}, {"diffusion", make_diffusion_floor},
+        {"equation", make_equation_floor}};
     const auto found = known.find(kind);
     return found == known.end() ? nullptr : found->second(grid, take);
 }

@@ -13,7 +13,8 @@
 #include "core/cpu/self_attention_body.h"
 #include "core/cpu/swiglu_body.h"
 #include "core/cpu/tile_convolution_body.h"
+#include "core/cpu/wave_transform_body.h"
 
-#define ENMA_VECTOR_KERNELS                                                               \
-    {frame::KERNELS, point::KERNELS, norm::KERNELS,  projected::KERNELS,  gated::KERNELS, \
-     units::elu,     sums::of_rows,  tiled::KERNELS, differences::KERNELS}
+#define ENMA_VECTOR_KERNELS                                                                \
+    {frame::KERNELS, point::KERNELS, norm::KERNELS,  projected::KERNELS,   gated::KERNELS, \
+     units::elu,     sums::of_rows,  tiled::KERNELS, differences::KERNELS, waves::KERNELS}

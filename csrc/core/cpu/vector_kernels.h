@@ -10,6 +10,7 @@
 #include "core/cpu/self_attention.h"
 #include "core/cpu/swiglu.h"
 #include "core/cpu/tile_convolution.h"
+#include "core/cpu/wave_transform.h"
 
 namespace enma {
 
@@ -24,6 +25,7 @@ struct VectorKernels {
     void (*row_sums)(const RowSums& sums);
     TileKernels tiles;
     DifferenceKernels differences;
+    WaveKernels waves;
 };
 
 extern const VectorKernels vector_kernels_portable, vector_kernels_avx2, vector_kernels_avx512;

@@ -1,0 +1,79 @@
+// Terms that an equation of fields on periodic grids may have: enma_fast/models/floors/terms.py
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "core/cpu/allocator.h"
+#include "core/cpu/spectrum.h"
+#include "core/cpu/wave_transform.h"
+
+namespace enma {
+
+// What a factor is of its channel: itself, its Laplacian, its derivatives, and those of the potential whose Laplacian is
+// minus the channel.
+enum class Operator { none, laplacian, first, last, potential_first, potential_last };
+
+using Factor = std::pair<int, Operator>;
+
+struct Product {
+    float sign;
+    std::vector<Factor> factors;
+};
+
+// Products that are added to the change of a channel.
+struct Term {
+    int channel;
+    std::vector<Product> products;
+};
+
+class EquationTerms {
+   public:
+    // `active` [P] of all terms; of no other one that is not linear is a coefficient ever other than 0.
+    EquationTerms(const WaveGrid& grid, bool plane, int channels, bool lattice, const std::vector<float>& active);
+
+    // Of a channel, and all.
+    static int linear_terms() { return 5; }
+    static std::int64_t count(bool plane, int channels);
+    int num_linear() const { return channels_ * linear_terms(); }
+    int waves() const { return grid_.waves(); }
+    const WaveGrid& grid() const { return grid_; }
+    std::size_t work_bytes() const;
+
+    // Rates [c][K] of waves under the linear terms.
+    std::vector<Complex> rates(const std::vector<double>& coefficients) const;
+    // Waves [c, K] of a frame [*x, c], and back.
+    void waves_of(const WaveKernels& run, const float* frame, char* work, Planes waves) const;
+    void frame_of(const WaveKernels& run, Planes waves, char* work, float* frame) const;
+    // The part of waves by which an equation is told; in place.
+    void keep_long(const WaveKernels& run, Planes waves) const;
+    // What the other terms add to waves [c, K], by all coefficients.
+    void change(const WaveKernels& run, Planes waves, const float* coefficients, char* work, Planes out) const;
+    // Whether one of these is not 0.
+    bool changes(const std::vector<float>& coefficients) const;
+
+   private:
+    // The symbol of a factor, real or imaginary.
+    struct Symbol {
+        std::vector<float> table;  // [K]
+        bool turned;
+    };
+    struct Used {
+        int term, channel;
+        std::vector<std::pair<float, std::vector<int>>> products;  // sign, places of factors
+    };
+    struct Work;
+
+    WaveGrid grid_, fine_grid_;
+    int channels_;
+    WaveTransform coarse_, fine_;
+    std::vector<std::vector<double>> linear_;  // [terms][K], imaginary where turned
+    std::vector<bool> linear_turned_;
+    std::vector<Symbol> symbols_;  // of operators
+    std::vector<float> coarser_, long_;
+    std::vector<Factor> factors_;
+    std::vector<Used> used_;
+};
+
+}  // namespace enma

@@ -1,0 +1,514 @@
+// Floor `equation`: a sum of terms whose coefficients are those of each trajectory, solved in Fourier space.
+// enma_fast/models/floors/equation.py, exponential.py
+//
+// Legend: c channels, J coefficients that are fitted, K waves, N pairs of frames, P terms.
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "core/cpu/equation_terms.h"
+#include "core/cpu/floor.h"
+#include "core/cpu/small_matrix.h"
+#include "core/cpu/vector_kernels.h"
+
+namespace enma {
+
+namespace {
+
+constexpr int MOST_CHANNELS = 3, LEAST_POINTS = 8, STEPS = 6, TURNS = 2, STARTS = 8;
+// Of a frame.
+constexpr float MOST_STEPS = 32;
+constexpr double DIFFERENCE = 1e-3, DAMPING = 1e-3, EASIER = 0.2, HARDER = 8.0, STILL = 1e-2;
+constexpr double LOOSER = 1e-4, DOUBTED = 4.0, MUCH_BETTER = 0.5, UNSURE = 0.1, POWER = 0.5, MUCH = 64.0, EXACT = 1e-9,
+                 LEAST_STIFF = 1e-12, TINY = 1e-30, LOST = 1e3;
+constexpr double DECAY = 60.0, NEAR = 1.0;
+constexpr int SERIES = 18;
+
+using Numbers = std::vector<double>;
+
+// 1 / n!
+constexpr std::array<double, SERIES + 3> SHARES = [] {
+    std::array<double, SERIES + 3> out{1.0};
+    double factorial = 1.0;
+    for (int n = 1; n < SERIES + 3; ++n) out[n] = 1.0 / (factorial *= n);
+    return out;
+}();
+
+// Of finite numbers.
+Complex times(Complex a, Complex b) {
+    return {a.real() * b.real() - a.imag() * b.imag(), a.real() * b.imag() + a.imag() * b.real()};
+}
+
+// phi_n(z) = (phi_{n-1}(z) - 1 / (n-1)!) / z for n = 1, 2, 3, and phi_0(z) = exp(z).
+struct Phi {
+    Complex one, two, three;
+
+    explicit Phi(Complex z) {
+        if (std::abs(z) >= NEAR) {
+            one = (std::exp(z) - 1.0) / z;
+            two = (one - 1.0) / z;
+            three = (two - 0.5) / z;
+            return;
+        }
+        for (int k = SERIES; k-- > 0;) {
+            one = times(one, z) + SHARES[k + 1];
+            two = times(two, z) + SHARES[k + 2];
+            three = times(three, z) + SHARES[k + 3];
+        }
+    }
+};
+
+// Factors [c, K] of a step, or of a whole frame where the equation is linear: real parts, then imaginary ones.
+struct Factors {
+    explicit Factors(std::size_t size) {
+        for (std::vector<float>* all : {&whole, &half, &inner, &first, &middle, &last}) all->resize(2 * size);
+    }
+
+    std::vector<float> whole, half, inner, first, middle, last;
+    Numbers coefficients;  // of the linear terms
+    bool linear = false;
+};
+
+// The kernels only read of factors.
+Planes planes(const std::vector<float>& all) {
+    float* const re = const_cast<float*>(all.data());
+    return {re, re + all.size() / 2};
+}
+
+void set(std::vector<float>& all, std::size_t i, Complex value) {
+    all[i] = static_cast<float>(value.real());
+    all[i + all.size() / 2] = static_cast<float>(value.imag());
+}
+
+struct Propagator {
+    std::shared_ptr<const Factors> factors;
+    std::vector<float> coefficients;  // [P]
+};
+
+struct Equation : Inferred {
+    Numbers coefficients;  // [P] in units of the terms
+    SmallMatrix root{0};   // of the covariance of those that a member draws
+    double misfit = 0.0;
+    Propagator propagator;
+};
+
+// Waves of successive frames [N], each [re or im, c, K].
+struct Pairs {
+    int count;
+    std::vector<float> before, after;
+};
+
+struct Fit {
+    Numbers coefficients;
+    double misfit;
+    SmallMatrix curvature;  // of the misfit
+};
+
+double mean_square(const Numbers& off) {
+    double sum = 0.0;
+    for (const double x : off) sum += x * x;
+    return sum / static_cast<double>(off.size());
+}
+
+class EquationFloor : public Floor {
+   public:
+    EquationFloor(const FloorGrid& grid, const TakeFloor& take)
+        : Floor(grid.values()),
+          plane_(grid.axes.size() == 2),
+          channels_(grid.channels),
+          P_(EquationTerms::count(plane_, grid.channels)),
+          active_(take.values("active", {P_})),
+          terms_({plane_ ? grid.axes.front().points : 1, grid.axes.back().points}, plane_, grid.channels,
+                 *take.take("lattice", {}) != 0.0f, active_),
+          steps_(static_cast<int>(std::clamp(*take.take("steps", {}), 1.0f, MOST_STEPS))),
+          size_(std::size_t(channels_) * terms_.waves()),
+          unit_(take.wide("unit", {P_})),
+          change_(take.wide("change", {channels_})),
+          mean_(take.wide("mean", {P_})),
+          growth_(take.wide("growth", {channels_})),
+          usual_(take.wide("usual", {2})),
+          most_(take.wide("most", {2})),
+          inflation_(take.wide("inflation", {2})),
+          power_(take.wide("power", {2})),
+          zero_(take.values("zero", {channels_})),
+          noise_(*take.take_wide("noise", {})) {
+        const Numbers starts = take.wide("starts", {STARTS, P_});
+        for (auto start = starts.begin(); start != starts.end(); start += P_) starts_.emplace_back(start, start + P_);
+        const Numbers covariance = take.wide("covariance", {P_, P_});
+        for (int j = 0; j < P_; ++j) {
+            spread_.push_back(std::sqrt(covariance[j * P_ + j]));
+            if (active_[j] != 0.0f) able_.push_back(j);
+        }
+        fitted_ = able_.size();
+        SmallMatrix own(static_cast<int>(fitted_));
+        for (int i = 0; i < own.n; ++i) {
+            for (int j = 0; j < own.n; ++j) own.at(i, j) = covariance[able_[i] * P_ + able_[j]];
+        }
+        known_ = own.inverse();
+        held_ = known_.times(noise_);
+        // The other linear terms are a reserve.
+        for (int j = 0; j < terms_.num_linear(); ++j) {
+            if (active_[j] == 0.0f) able_.push_back(j);
+        }
+    }
+
+    int features() const override { return static_cast<int>(P_) + 1; }
+    int draws() const override { return static_cast<int>(able_.size()); }
+    std::size_t work_bytes() const override {
+        Allocator count(nullptr);
+        Work(*this, count);
+        return count.used();
+    }
+
+    Inference infer(const Windows& windows, Isa isa) const override {
+        const WaveKernels& run = vector_kernels(isa).waves;
+        const Buffer space(work_bytes());
+        Allocator taken(space.data());
+        const Work work(*this, taken);
+        const Pairs pairs = pairs_of(run, windows, work);
+        const std::vector<int> active(able_.begin(), able_.begin() + static_cast<std::ptrdiff_t>(fitted_)),
+            reserve(able_.begin() + static_cast<std::ptrdiff_t>(fitted_), able_.end());
+        const int task = windows.own ? 0 : 1;
+        const double most = DOUBTED * most_[task];
+        const Numbers start = start_of(run, pairs, work);
+        Fit fit = fitted(run, pairs, start, active, held_, work);
+        SmallMatrix root(draws());
+        const auto set_root = [&](const std::vector<int>& terms, const SmallMatrix& own) {
+            std::fill(root.values.begin(), root.values.end(), 0.0);
+            std::vector<int> places;
+            for (const int j : terms) {
+                places.push_back(static_cast<int>(std::find(able_.begin(), able_.end(), j) - able_.begin()));
+            }
+            for (int i = 0; i < own.n; ++i) {
+                for (int j = 0; j < own.n; ++j) root.at(places[i], places[j]) = own.at(i, j);
+            }
+        };
+        set_root(active, root_of(fit, active, task));
+        // With other terms too, held less; what is much better is kept.
+        const auto again = [&](const Numbers& from, const std::vector<int>& others, double looser) {
+            std::vector<int> terms = active;
+            terms.insert(terms.end(), others.begin(), others.end());
+            Fit found = fitted(run, pairs, from, terms, wider(static_cast<int>(terms.size()), looser), work);
+            if (!(found.misfit < MUCH_BETTER * fit.misfit)) return;
+            fit = std::move(found);
+            set_root(terms, root_of(fit, terms, task));
+        };
+        if (fit.misfit > most) {
+            // One more term explains most of what is new; all of them would fit anything.
+            again(start, {}, LOOSER);
+            for (const int j : reserve) again(start, {j}, LOOSER);
+        }
+        double looser = 1.0;
+        for (int turn = 0; turn < TURNS && fit.misfit > most; ++turn) {
+            looser *= LOOSER;
+            again(fit.coefficients, reserve, looser);
+        }
+        auto out = std::make_shared<Equation>();
+        const double usual = std::max(usual_[task], EXACT),
+                     counts = std::clamp(fit.misfit, usual / MUCH, MUCH * std::max(most_[task], usual));
+        out->root = root.times(inflation_[task] * std::pow(counts / usual, power_[task]));
+        out->misfit = fit.misfit;
+        out->propagator = propagator(fit.coefficients, nullptr);
+        out->coefficients = std::move(fit.coefficients);
+        return out;
+    }
+
+    void tell(const Inferred* inferred, const Windows&, float* out) const override {
+        const Equation& own = static_cast<const Equation&>(*inferred);
+        for (int j = 0; j < P_; ++j) {
+            const double away = active_[j] == 0.0f ? 0.0 : (own.coefficients[j] - mean_[j]) / spread_[j];
+            *out++ = static_cast<float>(std::clamp(away, -4.0, 4.0));
+        }
+        *out = static_cast<float>(std::log(std::max(own.misfit, EXACT)) / 4 + 1);
+    }
+
+    Inference draw(const Inference& inferred, const float* normals) const override {
+        auto out = std::make_shared<Equation>(static_cast<const Equation&>(*inferred));
+        const Numbers moved = out->root.times(Numbers(normals, normals + able_.size()));
+        for (std::size_t i = 0; i < able_.size(); ++i) out->coefficients[able_[i]] += moved[i];
+        out->propagator = propagator(out->coefficients, nullptr);
+        return out;
+    }
+
+    void step(Past past, const Inferred* inferred, Isa isa, char* memory, float* views) const override {
+        const WaveKernels& run = vector_kernels(isa).waves;
+        const float* const last = past[PAST_FRAMES - 1];
+        Allocator taken(memory);
+        const Work work(*this, taken);
+        waves_of(run, last, work);
+        advance(run, static_cast<const Equation&>(*inferred).propagator, work);
+        terms_.frame_of(run, work.waves, work.terms, views);
+        for (int i = 0; i < values_; ++i) views[i] += zero_[i % channels_];
+        if (!std::all_of(views, views + values_, [](float x) { return std::isfinite(x); })) {
+            std::copy_n(last, values_, views);
+        }
+    }
+
+   private:
+    struct Work {
+        Work(const EquationFloor& of, Allocator& memory) : terms(memory.take<char>(of.terms_.work_bytes())) {
+            for (Planes* each : {&waves, &middle, &n[0], &n[1], &n[2], &n[3]}) {
+                each->re = memory.take<float>(of.size_);
+                each->im = memory.take<float>(of.size_);
+            }
+        }
+        char* terms;
+        Planes waves, middle, n[4];
+    };
+
+    // work.waves of a frame, less what is 0 to the terms.
+    void waves_of(const WaveKernels& run, const float* frame, const Work& work) const {
+        terms_.waves_of(run, frame, work.terms, work.waves);
+        for (int c = 0; c < channels_; ++c) {
+            work.waves.re[std::size_t(c) * terms_.waves()] -= zero_[c] * static_cast<float>(values_ / channels_);
+        }
+    }
+
+    // Factors of another propagator are kept where they are the same.
+    Propagator propagator(const Numbers& coefficients, const Propagator* like) const {
+        Propagator out;
+        Numbers own(P_);
+        for (int j = 0; j < P_; ++j) {
+            own[j] = coefficients[j] / unit_[j];
+            out.coefficients.push_back(static_cast<float>(own[j]));
+        }
+        const bool linear = !terms_.changes(out.coefficients);
+        Numbers of_linear(own.begin(), own.begin() + terms_.num_linear());
+        if (like != nullptr && like->factors->linear == linear && like->factors->coefficients == of_linear) {
+            out.factors = like->factors;
+            return out;
+        }
+        const std::vector<Complex> rates = terms_.rates(own);
+        auto factors = std::make_shared<Factors>(size_);
+        for (std::size_t i = 0; i < size_; ++i) {
+            const double real = std::min(std::max(rates[i].real(), -DECAY), growth_[i / terms_.waves()]);
+            const Complex frame(real, rates[i].imag());
+            if (linear) {
+                set(factors->whole, i, std::exp(frame));
+                continue;
+            }
+            const double share = 1.0 / steps_;
+            const Complex z = frame * share;
+            const Phi phi(z);
+            set(factors->whole, i, std::exp(z));
+            set(factors->half, i, std::exp(z / 2.0));
+            set(factors->inner, i, Phi(z / 2.0).one * (share / 2));
+            set(factors->first, i, (phi.one - 3.0 * phi.two + 4.0 * phi.three) * share);
+            set(factors->middle, i, 2.0 * (phi.two - 2.0 * phi.three) * share);
+            set(factors->last, i, (4.0 * phi.three - phi.two) * share);
+        }
+        factors->coefficients = std::move(of_linear);
+        factors->linear = linear;
+        out.factors = std::move(factors);
+        return out;
+    }
+
+    // work.waves a frame later: exponential Runge-Kutta steps of fourth order.
+    void advance(const WaveKernels& run, const Propagator& by, const Work& work) const {
+        const Factors& f = *by.factors;
+        const auto count = static_cast<std::int64_t>(size_);
+        const Planes whole = planes(f.whole), half = planes(f.half), inner = planes(f.inner);
+        if (f.linear) {
+            const WaveTerm all[] = {{whole, work.waves, 1.0f}};
+            run.sum(all, 1, count, work.waves);
+            return;
+        }
+        const Planes* const n = work.n;
+        const auto change = [&](Planes of, Planes out) {
+            terms_.change(run, of, by.coefficients.data(), work.terms, out);
+        };
+        for (int step = 0; step < steps_; ++step) {
+            change(work.waves, n[0]);
+            const WaveTerm to_first[] = {{half, work.waves, 1.0f}, {inner, n[0], 1.0f}};
+            run.sum(to_first, 2, count, work.middle);
+            change(work.middle, n[1]);
+            // The later ones take the place of what is not yet known.
+            const WaveTerm to_second[] = {{half, work.waves, 1.0f}, {inner, n[1], 1.0f}};
+            run.sum(to_second, 2, count, n[3]);
+            change(n[3], n[2]);
+            const WaveTerm to_third[] = {{half, work.middle, 1.0f}, {inner, n[2], 2.0f}, {inner, n[0], -1.0f}};
+            run.sum(to_third, 3, count, work.middle);
+            change(work.middle, n[3]);
+            const WaveTerm to_end[] = {{whole, work.waves, 1.0f},
+                                       {planes(f.first), n[0], 1.0f},
+                                       {planes(f.middle), n[1], 1.0f},
+                                       {planes(f.middle), n[2], 1.0f},
+                                       {planes(f.last), n[3], 1.0f}};
+            run.sum(to_end, 5, count, work.waves);
+        }
+    }
+
+    Pairs pairs_of(const WaveKernels& run, const Windows& windows, const Work& work) const {
+        Pairs out{windows.count * (PAST_FRAMES - 1), {}, {}};
+        for (int n = 0; n < windows.count * PAST_FRAMES; ++n) {
+            const int t = n % PAST_FRAMES;
+            waves_of(run, windows.values + std::ptrdiff_t{n} * values_, work);
+            for (std::vector<float>* to : {&out.before, &out.after}) {
+                if (t == (to == &out.before ? PAST_FRAMES - 1 : 0)) continue;
+                to->insert(to->end(), work.waves.re, work.waves.re + size_);
+                to->insert(to->end(), work.waves.im, work.waves.im + size_);
+            }
+        }
+        return out;
+    }
+
+    // What forecasts of the later frames of pairs lack, in units of a frame's change, [N, *x, c].
+    Numbers off(const WaveKernels& run, const Pairs& pairs, const Propagator& by, const Work& work) const {
+        Numbers out;
+        std::vector<float> frame(values_);
+        for (std::size_t n = 0; n < std::size_t(pairs.count); ++n) {
+            const float *const before = pairs.before.data() + 2 * n * size_, *const after =
+                                                                                 pairs.after.data() + 2 * n * size_;
+            std::copy_n(before, size_, work.waves.re);
+            std::copy_n(before + size_, size_, work.waves.im);
+            advance(run, by, work);
+            for (std::size_t i = 0; i < size_; ++i) {
+                work.waves.re[i] = after[i] - work.waves.re[i];
+                work.waves.im[i] = after[size_ + i] - work.waves.im[i];
+            }
+            terms_.keep_long(run, work.waves);
+            terms_.frame_of(run, work.waves, work.terms, frame.data());
+            for (int i = 0; i < values_; ++i) {
+                const double value = frame[i] / change_[i % channels_];
+                out.push_back(std::isnan(value) ? LOST : std::clamp(value, -LOST, LOST));
+            }
+        }
+        return out;
+    }
+
+    // The mean coefficients, or those of a training trajectory that forecast pairs better.
+    const Numbers& start_of(const WaveKernels& run, const Pairs& pairs, const Work& work) const {
+        const Numbers* best = &mean_;
+        double least = mean_square(off(run, pairs, propagator(mean_, nullptr), work));
+        for (const Numbers& start : starts_) {
+            const double misfit = mean_square(off(run, pairs, propagator(start, nullptr), work));
+            if (!(misfit < least)) continue;
+            best = &start;
+            least = misfit;
+        }
+        return *best;
+    }
+
+    // Damped Gauss-Newton steps on the misfit plus (c - mean)' held (c - mean).
+    Fit fitted(const WaveKernels& run, const Pairs& pairs, const Numbers& start, const std::vector<int>& active,
+               const SmallMatrix& held, const Work& work) const {
+        const int J = held.n;
+        Fit out{start, 0.0, SmallMatrix(J)};
+        SmallMatrix stiff = held;
+        Propagator by = propagator(start, nullptr);
+        Numbers lacking = off(run, pairs, by, work), slope(J), away(J);
+        out.misfit = mean_square(lacking);
+        double damping = DAMPING;
+        bool fresh = true;
+        const auto cost = [&](double misfit, const Numbers& coefficients) {
+            for (int j = 0; j < J; ++j) away[j] = coefficients[active[j]] - mean_[active[j]];
+            return misfit + held.form(away);
+        };
+        for (int step = 0; step < STEPS; ++step) {
+            if (fresh) {
+                for (int j = 0; j < J; ++j) away[j] = mean_[active[j]] - out.coefficients[active[j]];
+                slope = held.times(away);
+                out.curvature = SmallMatrix(J);
+                add_slopes(run, pairs, out.coefficients, by, lacking, active, out.curvature, slope, work);
+                stiff = out.curvature;
+                for (std::size_t i = 0; i < stiff.values.size(); ++i) stiff.values[i] += held.values[i];
+            }
+            SmallMatrix damped = stiff;
+            double least = 0.0;
+            for (int j = 0; j < J; ++j) least += LEAST_STIFF * stiff.at(j, j) / J;
+            for (int j = 0; j < J; ++j) damped.at(j, j) += damping * stiff.at(j, j) + (least + TINY);
+            Numbers moved = out.coefficients;
+            const Numbers by_how_much = damped.solved(slope);
+            for (int j = 0; j < J; ++j) moved[active[j]] += by_how_much[j];
+            Propagator next = propagator(moved, &by);
+            Numbers next_lacking = off(run, pairs, next, work);
+            const double next_misfit = mean_square(next_lacking), before = cost(out.misfit, out.coefficients),
+                         after = cost(next_misfit, moved);
+            fresh = after < before;
+            damping *= fresh ? EASIER : HARDER;
+            if (!fresh) continue;
+            out.coefficients = std::move(moved);
+            out.misfit = next_misfit;
+            lacking = std::move(next_lacking);
+            by = std::move(next);
+            if (!(before - after > STILL * before + EXACT)) break;
+        }
+        return out;
+    }
+
+    // Adds products of how forecasts move with each coefficient, with each other and with what they lack.
+    void add_slopes(const WaveKernels& run, const Pairs& pairs, const Numbers& coefficients, const Propagator& by,
+                    const Numbers& lacking, const std::vector<int>& active, SmallMatrix& curvature, Numbers& slope,
+                    const Work& work) const {
+        std::vector<Numbers> columns;
+        const auto count = static_cast<double>(lacking.size());
+        for (std::size_t j = 0; j < active.size(); ++j) {
+            Numbers moved = coefficients;
+            moved[active[j]] += DIFFERENCE;
+            Numbers column = off(run, pairs, propagator(moved, &by), work);
+            double product = 0.0;
+            for (std::size_t i = 0; i < column.size(); ++i) {
+                column[i] = (lacking[i] - column[i]) / DIFFERENCE;
+                product += column[i] * lacking[i];
+            }
+            slope[j] += product / count;
+            columns.push_back(std::move(column));
+            for (std::size_t k = 0; k <= j; ++k) {
+                double sum = 0.0;
+                for (std::size_t i = 0; i < lacking.size(); ++i) sum += columns[j][i] * columns[k][i];
+                curvature.at(static_cast<int>(j), static_cast<int>(k)) += sum / count;
+                if (k < j) curvature.at(static_cast<int>(k), static_cast<int>(j)) += sum / count;
+            }
+        }
+    }
+
+    // The symmetric root of the posterior covariance of these terms, the active ones first.
+    SmallMatrix root_of(const Fit& fit, const std::vector<int>& terms, int task) const {
+        const double misfit = std::max(fit.misfit, EXACT) / std::max(usual_[task], EXACT);
+        SmallMatrix precision = fit.curvature.times(1 / (noise_ * std::pow(misfit, POWER)));
+        for (int i = 0; i < precision.n; ++i) {
+            for (int j = 0; j < known_.n && i < known_.n; ++j) precision.at(i, j) += known_.at(i, j);
+            if (i < known_.n) continue;
+            const double unsure = UNSURE * fit.coefficients[terms[i]];
+            precision.at(i, i) += 1 / std::max(unsure * unsure, EXACT);
+        }
+        return precision.mapped([](double size) { return 1 / std::sqrt(std::max(size, EXACT)); });
+    }
+
+    // What holds so many terms, the active ones first, by so much less.
+    SmallMatrix wider(int count, double looser) const {
+        SmallMatrix out(count);
+        for (int i = 0; i < count; ++i) {
+            out.at(i, i) = looser * noise_;
+            for (int j = 0; j < held_.n && i < held_.n; ++j) out.at(i, j) = looser * held_.at(i, j);
+        }
+        return out;
+    }
+
+    bool plane_;
+    int channels_;
+    std::int64_t P_;
+    std::vector<float> active_;
+    EquationTerms terms_;
+    int steps_;
+    std::size_t size_;  // c K
+    std::vector<Numbers> starts_;
+    Numbers unit_, change_, mean_, growth_, usual_, most_, inflation_, power_, spread_;
+    std::vector<float> zero_;
+    double noise_;
+    std::vector<int> able_;  // active terms, then the others that a trajectory may have
+    std::size_t fitted_ = 0;
+    SmallMatrix known_{0}, held_{0};
+};
+
+}  // namespace
+
+std::unique_ptr<const Floor> make_equation_floor(const FloorGrid& grid, const TakeFloor& take) {
+    if (grid.channels > MOST_CHANNELS) return nullptr;
+    for (const GridAxis& axis : grid.axes) {
+        if (axis.edge != GridEdge::periodic || axis.points < LEAST_POINTS) return nullptr;
+    }
+    return std::make_unique<const EquationFloor>(grid, take);
+}
+
+}  // namespace enma
