@@ -41,8 +41,8 @@ from enma_fast.evaluation.baselines import Method, Observations, baselines
 from enma_fast.evaluation.metrics import crps, relative_l2
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.training.own_data import load_splits
-from enma_fast.training.own_model import linear_methods, prepare_own
-from enma_fast.training.own_plan import Request
+from enma_fast.training.own_model import floor_methods, prepare_own
+from enma_fast.training.own_plan import EQUATION, Request
 from enma_fast.utils.files import write_atomic
 
 GROUPS = ("closed", FIELD, *NETWORKS)
@@ -137,13 +137,16 @@ def closed_rows(source: Path, run: Path, request: Request, score: Callable[..., 
     begun = clock()
     methods = baselines(train)
     first = clock()
-    damped = linear_methods(replace(plan, floors={}), train)
+    damped = floor_methods(replace(plan, floors={}), train)
     second = clock()
-    linear = linear_methods(plan, train)
+    linear = floor_methods(replace(plan, floors={k: v for k, v in plan.floors.items() if k != EQUATION}), train)
     third = clock()
+    equation = floor_methods(plan, train) if plan.best == EQUATION else {}
+    fourth = clock()
     fitted = {"persistence": 0.0, "climatology": first - begun, "damped persistence": second - first}
     fitted["linear"] = max(0.0, third - second - fitted["damped persistence"])
-    for name, method in (methods | damped | linear).items():
+    fitted[EQUATION] = max(0.0, fourth - third - (third - second))
+    for name, method in (methods | damped | linear | equation).items():
         more = {"kind": plan.linear} if name == "linear" else {}
         yield {"method": name, "train_s": fitted[name], **score(_by_method(method)), **more}
 

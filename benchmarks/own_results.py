@@ -15,7 +15,7 @@ from enma_fast.utils.text import markdown_table
 
 RESULTS = Path(__file__).parent / "results" / "own-data.json"
 FIELD = "field model"
-METHODS = ("persistence", "climatology", "damped persistence", "linear", *NETWORKS, FIELD)
+METHODS = ("persistence", "climatology", "damped persistence", "linear", "equation", *NETWORKS, FIELD)
 # Seconds of the rows that `--quick` measures again.
 QUICK_SECONDS = 60.0
 # Column -> largest factor between a row and the committed one. Forecasts without training differ by rounding. The
@@ -117,7 +117,7 @@ def broken(rows: Sequence[dict[str, Any]], committed: Sequence[dict[str, Any]]) 
         if old is None:
             found.append(f"{where}: is not in {RESULTS.name}")
             continue
-        limits = TIMED if row["method"] in ("linear", FIELD) else EXACT
+        limits = TIMED if row["method"] in ("linear", "equation", FIELD) else EXACT
         for key, most in limits.items():
             # NaN is no figure.
             if not 1 / most <= row[key] / old[key] <= most:
@@ -157,7 +157,7 @@ def _quick_part(rows: Sequence[dict[str, Any]]) -> list[str]:
     cells = [
         [TITLES[row["set"]][0], row["method"], *(f"{row[key]:{COLUMNS[key][2]}}" for key in EXACT)]
         for row in rows
-        if row["method"] in ("linear", FIELD)
+        if row["method"] in ("linear", "equation", FIELD)
     ]
     return ["## A minute", MINUTE, markdown_table(["data", "forecast", *titles], cells)]
 

@@ -69,7 +69,7 @@ def notes(plan: Plan, metrics: dict[str, Any]) -> list[str]:
     if plan.linear is not None:
         said.append(f"Linear is of the kind {plan.linear!r}.")
     if plan.right:
-        said.append("It is right, so no network was trained.")
+        said.append(f"The floor {plan.best} is right, so no network was trained.")
         return said
     if metrics.get("alone"):
         said.append(f"{plan.best} alone forecasts validation data better than the network, so the model is that.")

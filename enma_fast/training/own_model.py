@@ -47,6 +47,7 @@ from .own_card import own_card
 from .own_data import TEST, TRAIN, VAL
 from .own_plan import (
     DATA,
+    EQUATION,
     MINUTES,
     SIMPLE,
     Plan,
@@ -212,7 +213,7 @@ def _trained(plan: Plan, out: Path, command: str, device: str, progress: Progres
             progress(1, 1, "scoring")
         assert model is not None
         train_data = read(data_of(TRAIN))
-        methods.update(baselines(train_data) | linear_methods(plan, train_data, model))
+        methods.update(baselines(train_data) | floor_methods(plan, train_data, model))
         best = methods[LINEAR if plan.best == plan.linear else plan.best]
         return _behind(model, plan, best, read(data_of(VAL)))
 
@@ -270,8 +271,11 @@ def _behind(model: Model, plan: Plan, floor: Method, val_data: FieldFile) -> boo
     return surely_less(errors, others, independent(codec, val))
 
 
-def linear_methods(plan: Plan, train: FieldFile, model: Model | None = None) -> dict[str, Method]:
-    """Damped persistence, and the best linear floor that was tried; learned from training data unless the model did."""
+def floor_methods(plan: Plan, train: FieldFile, model: Model | None = None) -> dict[str, Method]:
+    """Damped persistence, the best linear floor that was tried, and the equation if it is better.
+
+    They are learned from training data unless the model did.
+    """
     config = plan.recipe.model
     codec, own = Model(config).codec, config.context
     codec.take_mask(train.mask)
@@ -300,7 +304,7 @@ def linear_methods(plan: Plan, train: FieldFile, model: Model | None = None) -> 
             return cast(PhysicsContext, model.dynamics.context).floor
         return learn(made[kind](), fields, environments)
 
-    named = {SIMPLE[1]: SIMPLE[1], LINEAR: plan.linear}
+    named = {SIMPLE[1]: SIMPLE[1], LINEAR: plan.linear, EQUATION: EQUATION if plan.best == EQUATION else None}
     return {name: method(floor_of(kind)) for name, kind in named.items() if kind is not None}
 
 

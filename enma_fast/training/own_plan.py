@@ -52,7 +52,7 @@ _FOLDS, _FOLDED = 4, 16
 # Trajectories whose moments are taken at a time.
 _AT_ONCE = 64
 # Floors that are not the linear model of a data set.
-SIMPLE = ("persistence", "damped persistence")
+SIMPLE, EQUATION = ("persistence", "damped persistence"), "equation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class Plan:
     @property
     def linear(self) -> str | None:
         """The best linear floor of those that were tried."""
-        tried = {name: error for name, error in self.floors.items() if name not in SIMPLE}
+        tried = {name: error for name, error in self.floors.items() if name not in (*SIMPLE, EQUATION)}
         return min(tried, key=lambda name: tried[name]) if tried else None
 
     @property
