@@ -28,9 +28,9 @@ _VALUES, _FEWEST = 60_000, 4
 _MOST_TERMS, _DIFFUSION, _STEPS, _FIRST_STEPS = 24, 0.1, 6, 12
 # Steps of the solver for a frame while terms are chosen, at least and at most.
 _FIRST, _LEAST, _MOST = 4, 2, 32
-# By which share of the misfit twice as many may change most forecasts, and shares of a change, squared, that do not
-# count, of most forecasts and on average.
-_FINE_ENOUGH, _CLOSE, _NOT_FAR = 0.05, 1e-8, 3e-5
+# By which share of the misfit twice as many may change forecasts, beside a share of a frame's change, squared, and how
+# many of the forecasts.
+_FINE_ENOUGH, _CLOSE, _MOST_PAIRS = 0.05, 1e-9, 0.9
 # How much a term is missed that is left out, and how much more by least squares, as mean logarithms of the misfit.
 _MISSED, _SURELY = 0.05, 0.1
 # Mean logarithms of misfits that are small enough not to try other derivatives, which is about the least, and not to
@@ -214,7 +214,7 @@ def _refine(floor: EquationSolver, pairs: Tensor, coefficients: Tensor) -> None:
         floor.steps.mul_(2)
         moved = (_off(floor, pairs, coefficients) - coarse).square().unflatten(1, (pairs.shape[1], -1)).mean(2)
         off = coarse.square().unflatten(1, (pairs.shape[1], -1)).mean(2)
-        if moved.median() < _FINE_ENOUGH * off.median() + _CLOSE and moved.mean() < off.mean() + _NOT_FAR:
+        if (moved < _FINE_ENOUGH * off + _CLOSE).double().mean() >= _MOST_PAIRS:
             floor.steps.div_(2, rounding_mode="floor")
             return
 
@@ -226,7 +226,7 @@ def _off(floor: EquationSolver, pairs: Tensor, coefficients: Tensor) -> Tensor:
 def describe(floor: EquationSolver, fields: Tensor, environments: Tensor | None) -> None:
     """Measure the distribution of the coefficients over trajectories `[B, T, *x, c]`, misfits and draws."""
     most = 4 * _VALUES // (_PAIRS * fields[0, 0].numel())
-    rows = _spread(len(fields), max(2 * _FEWEST, min(_LEARNING, most)))
+    rows, tested = _halves(len(fields), max(2 * _FEWEST, min(_LEARNING, most)))
     pairs, active, mean = _pairs(fields[rows].double()), floor.chosen, floor.mean[None].clone()
     none = torch.zeros(len(active), len(active), dtype=torch.float64)
     first = fit(floor.residuals(pairs[:2]), mean.expand(len(pairs[:2]), -1), active, none, mean, steps=1)
@@ -246,7 +246,7 @@ def describe(floor: EquationSolver, fields: Tensor, environments: Tensor | None)
     floor.usual.fill_(EXACT)
     floor.inflation.fill_(1.0)
     floor.power.fill_(0.0)
-    for task, (windows, frames) in enumerate(_tasks(fields, rows, environments)):
+    for task, (windows, frames) in enumerate(_tasks(fields, tested, environments)):
         # Noise depends on the usual misfit.
         misfit = floor.infer(windows, own=task == 0).misfit.clamp_min(EXACT)
         floor.usual[task:], floor.most[task:] = misfit.median(), misfit.quantile(0.9)
@@ -317,3 +317,11 @@ def _pairs(fields: Tensor) -> Tensor:
 def _spread(length: int, count: int) -> Tensor:
     """So many of the numbers below a length, evenly spread."""
     return torch.linspace(0, length - 1, min(count, length)).round().long()
+
+
+def _halves(length: int, count: int) -> tuple[Tensor, Tensor]:
+    """Twice so many of the numbers below a length, evenly spread, where there are as many; else the same twice."""
+    if length < 2 * count:
+        return (_spread(length, count),) * 2
+    both = _spread(length, 2 * count)
+    return both[::2], both[1::2]
