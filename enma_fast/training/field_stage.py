@@ -56,12 +56,14 @@ class FieldStage(Stage):
     """Train context `physics` and decoder `field`, and learn the floor.
 
     With the augmentation `shift` fields are shifted along the periodic axes where the data are the same everywhere.
-    Where all environments have companions, a part of the steps infers the physics from these.
+    Where all environments have companions, a part of the steps infers the physics from these. Without a step the floor
+    alone is the model.
     """
 
     kind: str = "field"
 
     augmentations: ClassVar[tuple[type[Augmentation], ...]] = (Shift,)
+    fewest_steps: ClassVar[int] = 0
     validated: ClassVar[int] = 48
 
     def task(self, model: Model, material: Material) -> FieldTask:

@@ -162,7 +162,7 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
         clock.read()
         timed += time.monotonic() - paused
 
-    if options.seconds is not None and first == 0:
+    if (options.seconds is not None or not stage.steps) and first == 0:
         validate(0)
     done = first
     while done < end and (share := clock.share(done)) < 1:
@@ -246,7 +246,7 @@ class _Clock:
     def share(self, done: int) -> float:
         """From 0 to 1, after so many steps."""
         by_time = 0.0 if self.seconds is None else self.spent / max(self.seconds - self.finishing, 1e-9)
-        return max(done / self.most, by_time)
+        return max(done / self.most if self.most else 1.0, by_time)
 
     def steps(self, done: int) -> int:
         """Steps that the stage will have taken at this pace."""

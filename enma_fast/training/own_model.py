@@ -304,7 +304,9 @@ def floor_methods(plan: Plan, train: FieldFile, model: Model | None = None) -> d
             return cast(PhysicsContext, model.dynamics.context).floor
         return learn(made[kind](), fields, environments)
 
-    named = {SIMPLE[1]: SIMPLE[1], LINEAR: plan.linear, EQUATION: EQUATION if plan.best == EQUATION else None}
+    named = {SIMPLE[1]: SIMPLE[1], LINEAR: plan.linear}
+    if plan.floors and plan.best == EQUATION:
+        named[EQUATION] = EQUATION
     return {name: method(floor_of(kind)) for name, kind in named.items() if kind is not None}
 
 

@@ -93,6 +93,7 @@ class Stage(Slot):
     optimizer : how weights follow from gradients
     augment : augmentations, which act in their order
     augmentations : the kinds of `augment` that a stage has
+    fewest_steps : 0 where what is measured, and not trained, makes a model
     validated : held-out trajectories of a validation, of which there is one every `validate_every` steps
     forecasts : its validations are forecasts, from as many frames as the model's
     """
@@ -104,12 +105,14 @@ class Stage(Slot):
     augment: tuple[Augmentation, ...] = ()
 
     augmentations: ClassVar[tuple[type[Augmentation], ...]] = ()
+    fewest_steps: ClassVar[int] = 1
     validated: ClassVar[int] = 120
     validate_every: ClassVar[int] = 500
     forecasts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(self, ("steps", "batch"), lambda n: n >= 1, "at least 1 is needed", f"{self.kind}: ")
+        for name, least in (("steps", self.fewest_steps), ("batch", 1)):
+            require(self, (name,), lambda n, least=least: n >= least, f"at least {least} is needed", f"{self.kind}: ")
 
     @property
     def amount(self) -> str:

@@ -15,12 +15,12 @@ namespace enma {
 
 namespace {
 
-constexpr int MOST_CHANNELS = 3, LEAST_POINTS = 8, STEPS = 6, TURNS = 2, STARTS = 8;
+constexpr int MOST_CHANNELS = 3, LEAST_POINTS = 8, STEPS = 6, TURNS = 2, STARTS = 8, PAIRS = 4;
 // Of a frame.
 constexpr float MOST_STEPS = 32;
 constexpr double DIFFERENCE = 1e-3, DAMPING = 1e-3, EASIER = 0.2, HARDER = 8.0, STILL = 1e-2;
 constexpr double LOOSER = 1e-4, DOUBTED = 4.0, MUCH_BETTER = 0.5, UNSURE = 0.1, POWER = 0.5, MUCH = 64.0, EXACT = 1e-9,
-                 LEAST_STIFF = 1e-12, TINY = 1e-30, LOST = 1e3;
+                 SURE = 1e-6, LEAST_STIFF = 1e-12, TINY = 1e-30, LOST = 1e3;
 constexpr double DECAY = 60.0, NEAR = 1.0;
 constexpr int SERIES = 18;
 
@@ -169,7 +169,7 @@ class EquationFloor : public Floor {
         const std::vector<int> active(able_.begin(), able_.begin() + static_cast<std::ptrdiff_t>(fitted_)),
             reserve(able_.begin() + static_cast<std::ptrdiff_t>(fitted_), able_.end());
         const int task = windows.own ? 0 : 1;
-        const double most = DOUBTED * most_[task];
+        const double doubted = std::max(DOUBTED * most_[task], SURE);
         const Numbers start = start_of(run, pairs, work);
         Fit fit = fitted(run, pairs, start, active, held_, work);
         SmallMatrix root(draws());
@@ -193,13 +193,13 @@ class EquationFloor : public Floor {
             fit = std::move(found);
             set_root(terms, root_of(fit, terms, task));
         };
-        if (fit.misfit > most) {
+        if (fit.misfit > doubted) {
             // One more term explains most of what is new; all of them would fit anything.
             again(start, {}, LOOSER);
             for (const int j : reserve) again(start, {j}, LOOSER);
         }
         double looser = 1.0;
-        for (int turn = 0; turn < TURNS && fit.misfit > most; ++turn) {
+        for (int turn = 0; turn < TURNS && fit.misfit > doubted; ++turn) {
             looser *= LOOSER;
             again(fit.coefficients, reserve, looser);
         }
@@ -338,13 +338,16 @@ class EquationFloor : public Floor {
         }
     }
 
+    // A few pairs that are evenly spread.
     Pairs pairs_of(const WaveKernels& run, const Windows& windows, const Work& work) const {
-        Pairs out{windows.count * (PAST_FRAMES - 1), {}, {}};
-        for (int n = 0; n < windows.count * PAST_FRAMES; ++n) {
-            const int t = n % PAST_FRAMES;
-            waves_of(run, windows.values + std::ptrdiff_t{n} * values_, work);
+        const int all = windows.count * (PAST_FRAMES - 1), count = std::min(PAIRS, all);
+        Pairs out{count, {}, {}};
+        for (int i = 0; i < count; ++i) {
+            const auto n = static_cast<int>(std::lround(count == 1 ? 0.0 : i * (all - 1.0) / (count - 1)));
+            const int first = n / (PAST_FRAMES - 1) * PAST_FRAMES + n % (PAST_FRAMES - 1);
             for (std::vector<float>* to : {&out.before, &out.after}) {
-                if (t == (to == &out.before ? PAST_FRAMES - 1 : 0)) continue;
+                const int frame = to == &out.before ? first : first + 1;
+                waves_of(run, windows.values + std::ptrdiff_t{frame} * values_, work);
                 to->insert(to->end(), work.waves.re, work.waves.re + size_);
                 to->insert(to->end(), work.waves.im, work.waves.im + size_);
             }

@@ -172,8 +172,8 @@ def _seconds(floor: Floor, held: Tensor) -> float:
     inferred = time.process_time()
     floor.step(few, state)
     stepped = time.process_time()
-    # Contexts have several windows, and laws are learned from hundreds.
-    inferences, steps = 6 * len(held) + 400, 2 * _HORIZON * len(held)
+    # Contexts have several windows.
+    inferences, steps = 6 * len(held) + floor.inferences, 2 * _HORIZON * len(held)
     return (inferences * (inferred - started) + steps * (stepped - inferred)) / len(few)
 
 

@@ -39,7 +39,7 @@ class _SameForAll(nn.Module):
     """What these floors share: nothing is inferred, nothing is drawn, and the frame before the first is the first."""
 
     num_views, num_draws, num_features, reads = 1, 0, 0, 1
-    moves, local = False, False
+    moves, local, inferences = False, False, 0
 
     def infer(self, windows: Tensor, *, own: bool = True) -> Nothing:
         del own

@@ -32,13 +32,16 @@ from .terms import Terms
 MOST_CHANNELS, LEAST_POINTS = 3, 8
 # Steps of a frame before any are chosen, and Gauss-Newton steps.
 _STEPS_PER_FRAME, _STEPS = 4, 6
-# A trajectory is held less while its misfit is so many times that of most, by such a factor and so many times.
-_DOUBTED, _LOOSER, _TURNS = 4.0, 1e-4, 2
+# A trajectory is held less while its misfit is so many times that of most, and such a misfit, by such a factor and so
+# many times.
+_DOUBTED, _SURE, _LOOSER, _TURNS = 4.0, 1e-6, 1e-4, 2
 # What a fit with more terms has to take the misfit to, and standard deviation of their coefficients as a share.
 _MUCH_BETTER, _UNSURE = 0.5, 0.1
 # To which power the misfit of a trajectory multiplies the noise, at least. It counts as so many times that of most at
 # most, and as the usual one over so much at least.
 _POWER, _MUCH = 0.5, 64.0
+# Most pairs of frames that coefficients are inferred from. More hardly tell more.
+_PAIRS = 4
 # Training trajectories with whose coefficients the search for those of another may begin.
 _STARTS = 8
 # Residuals beyond this are lost.
@@ -79,7 +82,7 @@ class EquationSolver(nn.Module):
     inflation: Tensor
     power: Tensor
     zero: Tensor
-    num_views, reads, moves, local = 1, 1, True, True
+    num_views, reads, moves, local, inferences = 1, 1, True, True, 60
 
     def __init__(self, grid: Sequence[int], channels: int, *, zero: Sequence[float] | None = None) -> None:
         super().__init__()
@@ -136,6 +139,7 @@ class EquationSolver(nn.Module):
         `own` says that they belong to the trajectory that is forecast, not to another one of the same physics.
         """
         pairs, task, active, able = pairs_of(windows), 0 if own else 1, self.chosen, self.able
+        doubted = (_DOUBTED * self.most[task]).clamp_min(_SURE)
         known = torch.linalg.inv(self.covariance[active][:, active])
         held = self.noise * known
         start = self._start(pairs)
@@ -155,14 +159,14 @@ class EquationSolver(nn.Module):
             fitted[to], misfit[to], root[to] = found.coefficients[better], found.misfit[better], 0.0
             root[to[:, None, None], places[:, None], places] = self._root(found, terms, known, task)[better]
 
-        rows = torch.nonzero(misfit > _DOUBTED * self.most[task])[:, 0]
+        rows = torch.nonzero(misfit > doubted)[:, 0]
         if len(rows):
             # One more term explains most of what is new; all of them would fit anything.
             for others in ([], *([j] for j in able[len(active) :])):
                 again(rows, start[rows], others, _LOOSER)
         looser = 1.0
         for _ in range(_TURNS):
-            rows = torch.nonzero(misfit > _DOUBTED * self.most[task])[:, 0]
+            rows = torch.nonzero(misfit > doubted)[:, 0]
             if not len(rows):
                 break
             looser *= _LOOSER
@@ -270,5 +274,6 @@ class EquationSolver(nn.Module):
 
 
 def pairs_of(windows: Tensor) -> Tensor:
-    """Successive frames `[B, N, 2, *x, c]` of windows `[B, W, T, *x, c]`."""
-    return torch.stack([windows[:, :, :-1].flatten(1, 2), windows[:, :, 1:].flatten(1, 2)], 2)
+    """Successive frames `[B, N, 2, *x, c]` of windows `[B, W, T, *x, c]`, a few that are evenly spread."""
+    pairs = torch.stack([windows[:, :, :-1].flatten(1, 2), windows[:, :, 1:].flatten(1, 2)], 2)
+    return pairs[:, torch.linspace(0, pairs.shape[1] - 1, min(_PAIRS, pairs.shape[1])).round().long()]

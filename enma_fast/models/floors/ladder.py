@@ -43,12 +43,14 @@ class Floor(Protocol):
 
     A step reads the last frames of its past, as many as `reads`. `moves` says that fields which are shifted
     along periodic axes have shifted forecasts, and `local` that it knows the distance of points and not their number.
+    To learn it infers from about so many trajectories as `inferences`.
     """
 
     num_views: int
     reads: int
     moves: bool
     local: bool
+    inferences: int
 
     @property
     def num_draws(self) -> int: ...

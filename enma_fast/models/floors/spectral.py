@@ -87,7 +87,7 @@ class SpectralFloor(nn.Module):
     _basis: Tensor
     _count: Tensor
     _order: Tensor
-    num_views, reads, moves, local = 2, 1, True, False
+    num_views, reads, moves, local, inferences = 2, 1, True, False, 400
 
     def __init__(self, grid: Sequence[int], channels: int, *, order: int = 3) -> None:
         super().__init__()

@@ -78,7 +78,7 @@ class StencilFloor(nn.Module):
     _weights: Tensor
     _eigenvalues: Tensor
     _to_terms: Tensor
-    num_views, moves, local = 1, True, True
+    num_views, moves, local, inferences = 1, True, True, 400
 
     def __init__(
         self,
