@@ -111,8 +111,9 @@ class Stage(Slot):
     forecasts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", self.fewest_steps), ("batch", 1)):
-            require(self, (name,), lambda n, least=least: n >= least, f"at least {least} is needed", f"{self.kind}: ")
+        fewest, where = self.fewest_steps, f"{self.kind}: "
+        require(self, ("steps",), lambda n: n >= fewest, f"at least {fewest} is needed", where)
+        require(self, ("batch",), lambda n: n >= 1, "at least 1 is needed", where)
 
     @property
     def amount(self) -> str:

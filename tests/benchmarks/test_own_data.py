@@ -11,7 +11,7 @@ import torch
 from benchmarks import own_data
 from benchmarks.own_data import MEMBERS, Totals, measure
 from benchmarks.own_networks import HISTORY, NETWORKS, fit, relative_errors
-from benchmarks.own_results import COLUMNS, EXACT, FIELD, METHODS, QUICK_SECONDS, RESULTS, TIMED, broken, load
+from benchmarks.own_results import COLUMNS, EQUATION, EXACT, FIELD, METHODS, QUICK_SECONDS, RESULTS, TIMED, broken, load
 from benchmarks.own_sets import SETS, burgers, kuramoto_sivashinsky, shallow_water
 
 
@@ -142,7 +142,7 @@ def test_a_row_that_is_not_the_committed_one_is_said():
     assert {row["method"] for row in committed} >= {"persistence", "linear", FIELD}
     assert broken(committed, committed) == []
     for row in committed:
-        limits = TIMED if row["method"] in ("linear", FIELD) else EXACT
+        limits = TIMED if row["method"] in ("linear", EQUATION, FIELD) else EXACT
         for key, most in limits.items():
             near, far = ({**row, key: row[key] * factor} for factor in (0.999 * most, 1.001 * most))
             assert broken([near], committed) == []
@@ -174,7 +174,8 @@ def test_a_quick_run_ends_with_what_does_not_hold(monkeypatch, capsys):
 @pytest.mark.slow
 def test_every_method_is_measured(tmp_path):
     rows = list(measure("ks", tmp_path, seconds=3, seed=0, groups=own_data.GROUPS))
-    assert {row["method"] for row in rows} == set(METHODS)
+    # Three seconds are too few to try the equation.
+    assert {row["method"] for row in rows} == {*METHODS} - {EQUATION}
     for row in rows:
         assert all(row[key] is None or math.isfinite(row[key]) for key in COLUMNS), row["method"]
         assert (row["coverage_50"] is None) == (row["method"] != FIELD)

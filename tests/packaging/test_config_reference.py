@@ -54,7 +54,7 @@ def test_what_sets_an_entry_is_in_the_configs() -> None:
     weights = {name: float(re.findall(r'"kl_weight": ([\d.e-]+)', text)[0]) for name, text in configs.items()}
     assert [name for name, weight in weights.items() if weight != ConvConfig.kl_weight] == ["combined-fast"]
     assert by["ConvConfig.kl_weight"] == "`combined-fast`"
-    assert by["PhysicsConfig.floor"] == page.OWN_DATA
+    assert by["PhysicsConfig.block"] == page.OWN_DATA
     assert by["ModelConfig.num_frames"].endswith(f"models and recipes, {page.OWN_DATA}")
     # What no shipped model and no recipe sets is set for your own data, or by nothing.
     unset = {name for name in _counts.unset_fields(Tree(ROOT)) if name.partition(".")[2] != "by_flow"}
