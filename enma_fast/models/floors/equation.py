@@ -31,10 +31,10 @@ from .terms import Terms
 # Most channels of fields, as terms grow with their cube, and fewest points of an axis.
 MOST_CHANNELS, LEAST_POINTS = 3, 8
 # Steps of a frame before any are chosen, and Gauss-Newton steps.
-_STEPS_PER_FRAME, _STEPS = 4, 6
+_STEPS_PER_FRAME, _STEPS = 4, 20
 # A trajectory is held less while its misfit is so many times that of most, and such a misfit, by such a factor and so
 # many times.
-_DOUBTED, _SURE, _LOOSER, _TURNS = 4.0, 1e-6, 1e-4, 2
+_DOUBTED, _SURE, _LOOSER, _TURNS = 4.0, 1e-7, 1e-4, 2
 # What a fit with more terms has to take the misfit to, and standard deviation of their coefficients as a share.
 _MUCH_BETTER, _UNSURE = 0.5, 0.1
 # To which power the misfit of a trajectory multiplies the noise, at least. It counts as so many times that of most at

@@ -15,6 +15,8 @@ from torch import Tensor
 Residuals = Callable[[Tensor, Tensor], Tensor]
 # Finite differences of coefficients, damping at first and its change, and the change of the cost at which steps end.
 _DIFFERENCE, _DAMPING, _EASIER, _HARDER, _STILL = 1e-3, 1e-3, 0.2, 8.0, 1e-2
+# Damping with which a problem is left as it is.
+_HOPELESS = 1e3
 # Mean squares of residuals that are none, and least curvature beside the others.
 EXACT, _LEAST, TINY = 1e-9, 1e-12, 1e-30
 # Misfit that is as good as none where terms are chosen.
@@ -70,7 +72,7 @@ def fit(residuals: Residuals, start: Tensor, active: Sequence[int], held: Tensor
         fitted[to], off[to], misfit[to] = moved[better], next_off[better], next_misfit[better]
         fresh[rows] = better
         damping[rows] *= torch.where(better, _EASIER, _HARDER)
-        rows = rows[~better | (before - after > _STILL * before + EXACT)]
+        rows = rows[(~better & (damping[rows] < _HOPELESS)) | (before - after > _STILL * before + EXACT)]
         if not len(rows):
             break
     return Fit(fitted, misfit, curvature)
