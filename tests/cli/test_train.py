@@ -1,5 +1,6 @@
 """`enma-fast train RECIPE` and `enma-fast publish`, on a model that trains in a moment."""
 
+import dataclasses
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from enma_fast.models.checkpoint import load_model, read_tensors, sha256
 from enma_fast.models.envelope import Envelope
 from enma_fast.training import card
 from enma_fast.training.loop import RunOptions
-from enma_fast.training.recipes import read_recipe, to_toml
+from enma_fast.training.recipes import RECIPES, read_recipe, to_toml
 from enma_fast.training.run import read_record, train
 
 from .._tiny_checkpoint import tiny_config
@@ -269,6 +270,14 @@ def test_a_recipe_of_an_equation_makes_its_data(tmp_path: Path) -> None:
     other = written(tmp_path / "other.toml", STAGES[0], dataset="waves")
     with pytest.raises(EnmaError, match="--data"):
         train(read_recipe(other), options=RunOptions(out=tmp_path / "other"))
+
+
+@pytest.mark.slow
+def test_a_recipe_finds_its_equation_and_solves_it(test_in: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPES["combined"], data={"train": 12, "val": 3})
+    made = train(recipe, options=RunOptions(out=tmp_path / "run", precision="fp32"))
+    assert made is not None
+    assert score(made, read(test_in), num_members=4)["rel_l2_median"] < 1e-4
 
 
 def test_publish_measures_and_writes_a_card(

@@ -9,6 +9,7 @@ import torch
 
 from enma_fast.config import BlocksConfig, FieldConfig, ModelConfig, PhysicsConfig, SamplingConfig
 from enma_fast.errors import EnmaError
+from enma_fast.models.floors.ladder import roll
 from enma_fast.models.model import Model
 from enma_fast.sampling.engine import Engine
 from enma_fast.training import field_stage, loop
@@ -236,3 +237,18 @@ def test_another_model_is_refused(tmp_path):
     given = Material(train=lambda: None, val=torch.zeros(1), val_contexts=None, folder=tmp_path)
     with pytest.raises(EnmaError, match="leave the stage out"):
         FieldTask(other(), FieldStage(steps=1, batch=4), given)
+
+
+def test_a_stage_without_a_step_leaves_the_floor_alone_and_measures_its_members(tmp_path):
+    made, (u, environments) = model("waves"), waves(80)
+    task = train(made, u, environments, tmp_path, steps=0)
+    step = task.step
+    assert not step.network.head.weight.any()
+    assert bool((step.spread > 0).all())
+    held, _ = waves(20, seed=9)
+    state = task.floor.infer(held[:, None, :3])
+    alone = roll(task.floor, held[:, 1:3], state, 5)
+    assert error(made, held) == pytest.approx(float((alone - held[:, 3:]).norm() / held[:, 3:].norm()), rel=1e-3)
+    assert [entry["step"] for entry in read_log(tmp_path)] == [0]
+    with pytest.raises(EnmaError, match="steps"):
+        FieldStage(steps=-1, batch=1)
