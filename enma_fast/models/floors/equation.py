@@ -39,7 +39,7 @@ _DOUBTED, _SURE, _LOOSER, _TURNS = 4.0, 1e-7, 1e-4, 2
 _MUCH_BETTER, _UNSURE = 0.5, 0.1
 # To which power the misfit of a trajectory multiplies the noise, at least. It counts as so many times that of most at
 # most, and as the usual one over so much at least.
-_POWER, _MUCH = 0.5, 64.0
+_POWER, _MUCH = 0.5, 8.0
 # Most pairs of frames that coefficients are inferred from. More hardly tell more.
 _PAIRS = 4
 # Training trajectories with whose coefficients the search for those of another may begin.
