@@ -66,6 +66,7 @@ def notes(plan: Plan, metrics: dict[str, Any]) -> list[str]:
     tok = plan.recipe.model.codec
     pairs = zip(plan.channels, tok.field_mean or (), tok.field_scale or (), strict=True)
     said = [text for name, mean, scale in pairs if (text := hidden_changes(name, mean, scale)) is not None]
+    said += [f"The equation of the training data: {line}." for line in metrics.get("equation", ())]
     if plan.linear is not None:
         said.append(f"Linear is of the kind {plan.linear!r}.")
     if plan.right:

@@ -238,6 +238,9 @@ def test_a_row_that_is_as_good_is_said_in_words(planned: Callable) -> None:
     assert "linear" in said[0]
     row["methods"]["linear"]["rel_l2"] = 0.6
     assert not any("as good" in note for note in notes(plan, {"rows": [row]}))
+    assert "The equation of the training data: u_t = - 1 u_x." in notes(
+        plan, {"rows": [], "equation": ["u_t = - 1 u_x"]}
+    )
 
 
 @pytest.mark.parametrize("minutes", [1e300, float("inf"), float("nan"), 0.0, -1.0])

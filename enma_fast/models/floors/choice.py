@@ -25,8 +25,9 @@ from .stencil import StencilFloor
 _HELD, _MOST, _HORIZON = 0.2, 60, 16
 # Trajectories that a kind is learned from, as many environments as have about so many, or about so many values.
 _ENOUGH, _MOST_VALUES, _FEWEST = 300, 20_000_000, 20
-# Values of the trajectories that are forecast, about, and trajectories of which the time is taken.
-_MOST_HELD, _FEW = 3_000_000, 8
+# Values of the trajectories that are forecast, about, and trajectories of which the time is taken: one where that takes
+# so many seconds.
+_MOST_HELD, _FEW, _SLOW = 3_000_000, 8, 0.2
 # A floor takes the place of a simpler one if its error is less by this share, and is right if it errs by so little.
 _BETTER, _RIGHT = 0.01, 3e-3
 # Where fields may be shifted, a floor has to err by less than this share of persistence to take its place.
@@ -166,15 +167,20 @@ def _few(held: Tensor) -> Tensor:
 
 def _seconds(floor: Floor, held: Tensor) -> float:
     """About how long it takes to learn a kind and to forecast held trajectories, by one step of a few of them."""
-    few = held[:_FEW, :KNOWN]
-    started = time.process_time()
+    clock = time.process_time
+    few, begun = held[:1, :KNOWN], clock()
     state = floor.infer(few[:, None])
-    inferred = time.process_time()
+    inferring = clock() - begun
+    if inferring < _SLOW:
+        few, begun = held[:_FEW, :KNOWN], clock()
+        state = floor.infer(few[:, None])
+        inferring = clock() - begun
+    begun = clock()
     floor.step(few, state)
-    stepped = time.process_time()
+    stepping = clock() - begun
     # Contexts have several windows.
     inferences, steps = 6 * len(held) + floor.inferences, 2 * _HORIZON * len(held)
-    return (inferences * (inferred - started) + steps * (stepped - inferred)) / len(few)
+    return (inferences * inferring + steps * stepping) / len(few)
 
 
 def _errors(floor: Floor, held: Tensor, groups: Tensor | None) -> tuple[float, ...]:

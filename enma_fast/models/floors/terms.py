@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 # Unit of wave numbers, in radians per point: low waves of usual grids are of order 1.
-_WAVE = math.pi / 8
+WAVE = math.pi / 8
 _NYQUIST = 1e-9
 # From which share of the highest wave on waves count less, and how sharply.
 _SHORT, _SHARPNESS = 0.5, 8
@@ -63,8 +63,8 @@ class Terms:
         k = torch.meshgrid(*(2 * math.pi * f for f in numbers), indexing="ij")
         highest = [a.abs() > math.pi - _NYQUIST for a in k]
         first = [torch.sin(a) if lattice else a.masked_fill(high, 0.0) for a, high in zip(k, highest, strict=True)]
-        second = sum(2 - 2 * torch.cos(a) if lattice else a * a for a in k) / _WAVE**2
-        slopes = [1j * a / _WAVE for a in first]
+        second = sum(2 - 2 * torch.cos(a) if lattice else a * a for a in k) / WAVE**2
+        slopes = [1j * a / WAVE for a in first]
         assert isinstance(second, Tensor)
         inverse = torch.where(second > 0, 1 / second.clamp_min(_NYQUIST), 0.0)
         one = torch.ones_like(second) + 0j
