@@ -130,9 +130,7 @@ def markdown(files: Sequence[dict[str, Any]], ten_minutes: Sequence[dict[str, An
         "compares.",
         "| row | what |\n|---|---|\n"
         "| bold | models of this library: *fast* is `combined-fast`, `advection-fast` and so on, *points* is "
-        "`advection-points`, *field* is `combined` and so on |\n"
-        "| *field* | the equation is found in the training data and solved, with coefficients from what is observed: "
-        "that measures the solver and not learning |\n"
+        "`advection-points` |\n"
         "| *persistence* | repeats the last observed frame |\n"
         "| *fno* | a Fourier neural operator, trained here |\n"
         "| *solver* | the true solver, with parameters fitted to the observed frames: a bound for data without "
