@@ -50,10 +50,6 @@ FOLDER = Path(__file__).parent / "scores"
 TEN_MINUTES = "ten-minutes"
 # Relative difference of a score that another processor, or another number of threads, may make.
 TOLERANCE = 0.02
-# Relative errors below which all is rounding.
-_ROUNDING = 1e-4
-# What the tables call a model that has the name of its equation alone.
-FIELD = "field"
 # Members of the cases that score all trajectories.
 _MEMBERS = 16
 # Relative L2 distance of the same trajectory generated on another machine: solvers give equal bits on one alone.
@@ -126,7 +122,7 @@ def measure_model(
     stages = metrics.get("training", {}).values()
     return score_file(
         of_model(model),
-        method=_method_of(model.config.name, equation),
+        method=model.config.name.removeprefix(f"{equation}-".replace("_", "-")),
         kind="model",
         equation=equation,
         data_dir=data_dir,
@@ -247,14 +243,7 @@ def check(
 
 def model_name(file: dict[str, Any]) -> str:
     """Name of the model whose score file this is, if it is one of a shipped model."""
-    equation = file["equation"].replace("_", "-")
-    return equation if file["method"] == FIELD else f"{equation}-{file['method']}"
-
-
-def _method_of(name: str, equation: str) -> str:
-    """What the tables call a model: the end of its name after that of the equation."""
-    dashed = equation.replace("_", "-")
-    return FIELD if name == dashed else name.removeprefix(f"{dashed}-")
+    return f"{file['equation']}-{file['method']}".replace("_", "-")
 
 
 def _checked(
@@ -265,9 +254,7 @@ def _checked(
 
     def compared(what: str, row: dict[str, Any], found: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for score in (score for score in _CHECKED if score in row):
-            # Errors of rounding are those of a processor, and no others are calibrated.
-            error = max(row.get("rel_l2", 1.0), found.get("rel_l2", 1.0))
-            agrees = error < _ROUNDING or math.isclose(row[score], found[score], rel_tol=tolerance)
+            agrees = math.isclose(row[score], found[score], rel_tol=tolerance)
             yield entry(f"{what}: {score}", row[score], found[score], agrees)
 
     digest = hashes(name)[WEIGHTS]
