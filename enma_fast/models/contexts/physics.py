@@ -23,7 +23,7 @@ from ...errors import EnmaError
 from ..drivers import Drivers, Segment, drivers_of, frames_of, num_numbers
 from ..field_step import PAST, Forecast, Scales
 from ..floors.choice import kinds
-from ..floors.ladder import Floor, forecaster
+from ..floors.ladder import Floor, evenly, forecaster
 from ..grid_layers import Edge, GatedStack, GridConvolution, edge_marks, fitted_grid, from_blocks, pad_axis, to_blocks
 
 # Numbers that tell the physics, and the most windows that they are read from.
@@ -213,7 +213,7 @@ class FieldTokens:
 def window_starts(frames: int) -> list[int]:
     """First frames of the windows of so many frames, evenly spread; below 0 where there are too few."""
     last = frames - PAST
-    return torch.linspace(0, last, min(_WINDOWS, last + 1)).round().long().tolist() if last > 0 else [last]
+    return evenly(last + 1, _WINDOWS).tolist() if last > 0 else [last]
 
 
 def shared_rows(segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .exponential import Propagator
 from .gauss_newton import EXACT, Fit, Residuals, fit
-from .ladder import Inferred
+from .ladder import Inferred, evenly
 from .terms import Terms
 
 # Most channels of fields, as terms grow with their cube, and fewest points of an axis.
@@ -41,7 +41,7 @@ _MUCH_BETTER, _UNSURE = 0.5, 0.1
 # most, and as the usual one over so much at least.
 _POWER, _MUCH = 0.5, 8.0
 # Most pairs of frames that coefficients are inferred from. More hardly tell more.
-_PAIRS = 4
+PAIRS = 4
 # Training trajectories with whose coefficients the search for those of another may begin.
 _STARTS = 8
 # Residuals beyond this are lost.
@@ -142,8 +142,9 @@ class EquationSolver(nn.Module):
         doubted = (_DOUBTED * self.most[task]).clamp_min(_SURE)
         known = torch.linalg.inv(self.covariance[active][:, active])
         held = self.noise * known
-        start = self._start(pairs)
-        found = fit(self.residuals(pairs), start, active, held, self.mean[None], steps=_STEPS)
+        residuals = self.residuals(pairs)
+        start = self._start(residuals, len(pairs))
+        found = fit(residuals, start, active, held, self.mean[None], steps=_STEPS)
         fitted, misfit = found.coefficients, found.misfit
         root = known.new_zeros(len(pairs), len(able), len(able))
         root[:, : len(active), : len(active)] = self._root(found, active, known, task)
@@ -179,10 +180,10 @@ class EquationSolver(nn.Module):
         counts = misfit.clamp(usual / _MUCH, _MUCH * self.most[task].clamp_min(usual))
         return self.inflation[task] * (counts / usual) ** self.power[task]
 
-    def _start(self, pairs: Tensor) -> Tensor:
-        """The mean coefficients, or those of a training trajectory that forecast `pairs [B, N, 2, *x, c]` better."""
-        residuals, rows = self.residuals(pairs), torch.arange(len(pairs), device=pairs.device)
-        best, least = self.mean.repeat(len(pairs), 1), torch.full((len(pairs),), math.inf).to(self.mean)
+    def _start(self, residuals: Residuals, count: int) -> Tensor:
+        """The mean coefficients, or those of a training trajectory that forecast so many trajectories better."""
+        rows = torch.arange(count, device=self.mean.device)
+        best, least = self.mean.repeat(count, 1), torch.full((count,), math.inf).to(self.mean)
         for start in (self.mean, *self.starts):
             misfit = residuals(rows, start.expand_as(best)).square().mean(1)
             better = misfit < least
@@ -276,4 +277,4 @@ class EquationSolver(nn.Module):
 def pairs_of(windows: Tensor) -> Tensor:
     """Successive frames `[B, N, 2, *x, c]` of windows `[B, W, T, *x, c]`, a few that are evenly spread."""
     pairs = torch.stack([windows[:, :, :-1].flatten(1, 2), windows[:, :, 1:].flatten(1, 2)], 2)
-    return pairs[:, torch.linspace(0, pairs.shape[1] - 1, min(_PAIRS, pairs.shape[1])).round().long()]
+    return pairs[:, evenly(pairs.shape[1], PAIRS)]

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .equation import LOST, Equations, EquationSolver
+from .equation import LOST, PAIRS, Equations, EquationSolver, pairs_of
 from .gauss_newton import EXACT, TINY, Fit, fit, missed, score
-from .ladder import widening
+from .ladder import evenly, widening
 from .spectral import companions
 
-# Trajectories that terms are chosen on, and pairs of frames of each; trajectories for the distribution of coefficients.
-_CHOOSING, _PAIRS, _LEARNING = 12, 4, 24
+# Trajectories that terms are chosen on, and for the distribution of coefficients.
+_CHOOSING, _LEARNING = 12, 24
 # About how many values of fields are forecast at a time while terms are chosen, and fewest trajectories for it.
 _VALUES, _FEWEST = 60_000, 4
 # Most terms of a library that are all fitted by forecasts, diffusion to begin with, and Gauss-Newton steps.
@@ -71,7 +71,7 @@ class EquationFloor(EquationSolver):
 
 def find(floor: EquationSolver, fields: Tensor) -> None:
     """Find the terms of training trajectories `[B, T, *x, c]`."""
-    rows = _spread(len(fields), max(_FEWEST, min(_CHOOSING, _VALUES // (_PAIRS * fields[0, 0].numel()))))
+    rows = evenly(len(fields), max(_FEWEST, min(_CHOOSING, _VALUES // (PAIRS * fields[0, 0].numel()))))
     few = fields[rows].double()
     floor.change.copy_((few[:, 1:] - few[:, :-1]).square().mean(tuple(range(few.ndim - 1))).sqrt().clamp_min(TINY))
     starts = sorted((_by_quadrature(floor, few, lattice) for lattice in (False, True)), key=lambda start: start.score)
@@ -155,7 +155,7 @@ def _select(floor: EquationSolver, fields: Tensor, start: _Start, best: float) -
 
     None is left out where they are not better than the best.
     """
-    active, pairs = start.active, _pairs(fields)
+    active, pairs = start.active, pairs_of(fields[:, None])
     together = pairs.flatten(0, 1)[None]
     floor.steps.fill_(_FIRST)
     while int(floor.steps) < _MOST and float(_off(floor, together, start.coefficients).abs().max()) >= LOST:
@@ -225,9 +225,9 @@ def _off(floor: EquationSolver, pairs: Tensor, coefficients: Tensor) -> Tensor:
 
 def describe(floor: EquationSolver, fields: Tensor, environments: Tensor | None) -> None:
     """Measure the distribution of the coefficients over trajectories `[B, T, *x, c]`, misfits and draws."""
-    most = 4 * _VALUES // (_PAIRS * fields[0, 0].numel())
+    most = 4 * _VALUES // (PAIRS * fields[0, 0].numel())
     rows, tested = _halves(len(fields), max(2 * _FEWEST, min(_LEARNING, most)))
-    pairs, active, mean = _pairs(fields[rows].double()), floor.chosen, floor.mean[None].clone()
+    pairs, active, mean = pairs_of(fields[rows, None].double()), floor.chosen, floor.mean[None].clone()
     none = torch.zeros(len(active), len(active), dtype=torch.float64)
     first = fit(floor.residuals(pairs[:2]), mean.expand(len(pairs[:2]), -1), active, none, mean, steps=1)
     found = _each(floor, pairs, mean.repeat(len(rows), 1), mean, active, first.curvature)
@@ -267,7 +267,7 @@ def _tasks(fields: Tensor, rows: Tensor, environments: Tensor | None) -> list[tu
     tasks = [(truth[:, None, :3], truth[:, 2:])]
     others = torch.full_like(rows, -1) if environments is None else companions(environments, rows)
     if bool((others >= 0).any()):
-        starts = _spread(fields.shape[1] - 2, _WINDOWS).tolist()
+        starts = evenly(fields.shape[1] - 2, _WINDOWS).tolist()
         windows = fields[others[others >= 0]]
         tasks.append((torch.stack([windows[:, t : t + 3] for t in starts], 1), truth[others >= 0]))
     return tasks
@@ -308,20 +308,9 @@ def _rolled(floor: EquationSolver, frames: Tensor, state: Equations) -> Tensor:
     return torch.stack(made, 1)
 
 
-def _pairs(fields: Tensor) -> Tensor:
-    """Some successive frames `[B, N, 2, *x, c]` of trajectories `[B, T, *x, c]`."""
-    starts = _spread(fields.shape[1] - 1, _PAIRS)
-    return torch.stack([fields[:, starts], fields[:, starts + 1]], 2)
-
-
-def _spread(length: int, count: int) -> Tensor:
-    """So many of the numbers below a length, evenly spread."""
-    return torch.linspace(0, length - 1, min(count, length)).round().long()
-
-
 def _halves(length: int, count: int) -> tuple[Tensor, Tensor]:
     """Twice so many of the numbers below a length, evenly spread, where there are as many; else the same twice."""
     if length < 2 * count:
-        return (_spread(length, count),) * 2
-    both = _spread(length, 2 * count)
+        return (evenly(length, count),) * 2
+    both = evenly(length, 2 * count)
     return both[::2], both[1::2]

@@ -111,6 +111,11 @@ def forecast_error(floor: Floor, windows: Tensor, frames: Tensor, *, own: bool =
     return mean if math.isfinite(mean) and float(relative.max()) < _LOST else math.inf
 
 
+def evenly(length: int, count: int) -> Tensor:
+    """So many of the numbers below a length, evenly spread; all of them where there are no more."""
+    return torch.linspace(0, length - 1, min(count, length)).round().long()
+
+
 def widening(misfit: Tensor) -> Tensor:
     """What multiplies the draws of members where misfits, root mean squares `[B]`, are so many times the usual one."""
     return misfit.clamp(1 / _MISFIT, _MISFIT) ** _POWER
