@@ -20,6 +20,18 @@ struct Part {
     int64_t count;
 };
 
+// A vector or a number of any width, from and to numbers of any kind.
+template <class T, class Number>
+ENMA_INLINE T read_as(const Number* p) {
+    T a;
+    __builtin_memcpy(&a, p, sizeof a);
+    return a;
+}
+template <class T, class Number>
+ENMA_INLINE void write_as(Number* p, T a) {
+    __builtin_memcpy(p, &a, sizeof a);
+}
+
 // Subtracting zero costs nothing and keeps the sign of a zero; adding it would do neither.
 ENMA_INLINE Floats all(float a) { return a - Floats{}; }
 

@@ -10,18 +10,6 @@ using enma::DifferenceAxis;
 typedef double Doubles __attribute__((vector_size(4 * ENMA_LANES)));
 constexpr int64_t WIDE = LANES / 2;
 
-template <class T>
-ENMA_INLINE T read(const double* p) {
-    T a;
-    __builtin_memcpy(&a, p, sizeof a);
-    return a;
-}
-
-template <class T>
-ENMA_INLINE void write(double* p, T a) {
-    __builtin_memcpy(p, &a, sizeof a);
-}
-
 // body(offset, vector or number) along [begin, end).
 template <class Body>
 ENMA_INLINE void each_of(int64_t begin, int64_t end, Body body) {
@@ -64,17 +52,17 @@ void moved(const Difference& d, const double* rows, double* out) {
         }
         each_of(enma::WALL_ROWS, n - enma::WALL_ROWS, [&](int64_t i, auto one) {
             typedef decltype(one) T;
-            T sum = read<T>(in + i);
+            T sum = read_as<T>(in + i);
 #pragma GCC unroll 5
-            for (int64_t j = 0; j < enma::INSIDE; ++j) sum += w[j] * read<T>(in + i + j - 2);
-            write(to + i, sum);
+            for (int64_t j = 0; j < enma::INSIDE; ++j) sum += w[j] * read_as<T>(in + i + j - 2);
+            write_as(to + i, sum);
         });
         if (d.first.points == 1) continue;
         reached(d.first, line, [&](int64_t at, double weight) {
             const double* const other = rows + at * n;
             each_of(0, n, [&](int64_t i, auto one) {
                 typedef decltype(one) T;
-                write(to + i, read<T>(to + i) + weight * read<T>(other + i));
+                write_as(to + i, read_as<T>(to + i) + weight * read_as<T>(other + i));
             });
         });
     }
@@ -83,9 +71,9 @@ void moved(const Difference& d, const double* rows, double* out) {
 void sum(const double* const* fields, const double* factors, int count, int64_t size, double* out) {
     each_of(0, size, [&](int64_t i, auto one) {
         typedef decltype(one) T;
-        T made = factors[0] * read<T>(fields[0] + i);
-        for (int k = 1; k < count; ++k) made += factors[k] * read<T>(fields[k] + i);
-        write(out + i, made);
+        T made = factors[0] * read_as<T>(fields[0] + i);
+        for (int k = 1; k < count; ++k) made += factors[k] * read_as<T>(fields[k] + i);
+        write_as(out + i, made);
     });
 }
 
@@ -93,7 +81,7 @@ double product(const double* a, const double* b, int64_t size) {
     Doubles sums{};
     double rest = 0.0;
     int64_t i = 0;
-    for (; i + WIDE <= size; i += WIDE) sums += read<Doubles>(a + i) * read<Doubles>(b + i);
+    for (; i + WIDE <= size; i += WIDE) sums += read_as<Doubles>(a + i) * read_as<Doubles>(b + i);
     for (; i < size; ++i) rest += a[i] * b[i];
     for (int64_t j = 0; j < WIDE; ++j) rest += sums[j];
     return rest;

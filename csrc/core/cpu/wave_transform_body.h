@@ -9,18 +9,6 @@ using enma::TransformStage;
 
 typedef float Fours __attribute__((vector_size(16)));
 
-template <class T>
-ENMA_INLINE T read(const float* p) {
-    T a;
-    __builtin_memcpy(&a, p, sizeof a);
-    return a;
-}
-
-template <class T>
-ENMA_INLINE void write(float* p, T a) {
-    __builtin_memcpy(p, &a, sizeof a);
-}
-
 // body(offset, vector or number) for so many.
 template <class Body>
 ENMA_INLINE void each_of(int64_t count, Body body) {
@@ -45,13 +33,13 @@ struct Wave {
 
 template <class T>
 ENMA_INLINE Wave<T> read(Planes at, int64_t i) {
-    return {read<T>(at.re + i), read<T>(at.im + i)};
+    return {read_as<T>(at.re + i), read_as<T>(at.im + i)};
 }
 
 template <class T>
 ENMA_INLINE void write(Planes at, int64_t i, Wave<T> a) {
-    write(at.re + i, a.re);
-    write(at.im + i, a.im);
+    write_as(at.re + i, a.re);
+    write_as(at.im + i, a.im);
 }
 
 template <class T>
@@ -209,7 +197,7 @@ void transposed(const float* values, int64_t rows, int64_t columns, float* out) 
 void scaled(const float* table, bool turned, int64_t count, Planes in, Planes out) {
     each_of(count, [&](int64_t i, auto one) {
         typedef decltype(one) T;
-        const T t = read<T>(table + i);
+        const T t = read_as<T>(table + i);
         const Wave<T> a = read<T>(in, i);
         write(out, i, turned ? Wave<T>{-t * a.im, t * a.re} : Wave<T>{t * a.re, t * a.im});
     });
@@ -231,8 +219,8 @@ void add_product(const float* const* factors, int factors_count, float scale, in
     each_of(count, [&](int64_t i, auto one) {
         typedef decltype(one) T;
         T made = T{} + scale;
-        for (int k = 0; k < factors_count; ++k) made *= read<T>(factors[k] + i);
-        write(out + i, read<T>(out + i) + made);
+        for (int k = 0; k < factors_count; ++k) made *= read_as<T>(factors[k] + i);
+        write_as(out + i, read_as<T>(out + i) + made);
     });
 }
 
