@@ -136,17 +136,17 @@ def closed_rows(source: Path, run: Path, request: Request, score: Callable[..., 
     clock = time.process_time
     begun = clock()
     methods = baselines(train)
-    first = clock()
-    damped = floor_methods(replace(plan, floors={}), train)
-    second = clock()
-    linear = floor_methods(replace(plan, floors={k: v for k, v in plan.floors.items() if k != EQUATION}), train)
-    third = clock()
-    equation = floor_methods(plan, train) if plan.best == EQUATION else {}
-    fourth = clock()
-    fitted = {"persistence": 0.0, "climatology": first - begun, "damped persistence": second - first}
-    fitted["linear"] = max(0.0, third - second - fitted["damped persistence"])
-    fitted[EQUATION] = max(0.0, fourth - third - (third - second))
-    for name, method in (methods | damped | linear | equation).items():
+    fitted = {"persistence": 0.0, "climatology": clock() - begun}
+    others = {name: error for name, error in plan.floors.items() if name != EQUATION}
+    floors: dict[str, dict[str, float]] = {"damped persistence": {}, "linear": others}
+    if plan.best == EQUATION:
+        floors[EQUATION] = {EQUATION: plan.floors[EQUATION]}
+    for name, tried in floors.items():
+        begun = clock()
+        methods |= floor_methods(replace(plan, floors=tried), train)
+        # Damped persistence is fitted each time.
+        fitted[name] = max(0.0, clock() - begun - fitted.get("damped persistence", 0.0))
+    for name, method in methods.items():
         more = {"kind": plan.linear} if name == "linear" else {}
         yield {"method": name, "train_s": fitted[name], **score(_by_method(method)), **more}
 

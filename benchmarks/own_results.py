@@ -17,6 +17,8 @@ from enma_fast.utils.text import markdown_table
 RESULTS = Path(__file__).parent / "results" / "own-data.json"
 FIELD = "field model"
 METHODS = ("persistence", "climatology", "damped persistence", "linear", EQUATION, *NETWORKS, FIELD)
+# Those of them that a clock decides.
+BY_TIME = ("linear", EQUATION, FIELD)
 # Seconds of the rows that `--quick` measures again.
 QUICK_SECONDS = 60.0
 # Column -> largest factor between a row and the committed one. Forecasts without training differ by rounding. The
@@ -118,7 +120,7 @@ def broken(rows: Sequence[dict[str, Any]], committed: Sequence[dict[str, Any]]) 
         if old is None:
             found.append(f"{where}: is not in {RESULTS.name}")
             continue
-        limits = TIMED if row["method"] in ("linear", EQUATION, FIELD) else EXACT
+        limits = TIMED if row["method"] in BY_TIME else EXACT
         for key, most in limits.items():
             # NaN is no figure.
             if not 1 / most <= row[key] / old[key] <= most:
@@ -160,7 +162,7 @@ def _quick_part(rows: Sequence[dict[str, Any]]) -> list[str]:
     cells = [
         [TITLES[row["set"]][0], row["method"], *(f"{row[key]:{COLUMNS[key][2]}}" for key in EXACT)]
         for row in rows
-        if row["method"] in ("linear", EQUATION, FIELD)
+        if row["method"] in BY_TIME
     ]
     return ["## A minute", MINUTE, markdown_table(["data", "forecast", *titles], cells)]
 
