@@ -11,9 +11,10 @@ import logging
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -155,14 +156,23 @@ class _StderrHandler(logging.Handler):
 
 @contextmanager
 def _log_to_stderr() -> Iterator[None]:
-    """Show the package's messages while a command runs."""
+    """Show the package's messages while a command runs, and what will change in a line each."""
     log, handler = logging.getLogger("enma_fast"), _StderrHandler()
-    level = log.level
+    level, usual = log.level, warnings.showwarning
     log.addHandler(handler)
     # The first of several ranks reports what all of them do.
     log.setLevel(logging.INFO if detect().is_reporter else logging.WARNING)
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if category is FutureWarning:
+            log.warning("%s", message)
+        else:
+            usual(message, category, *place, **more)
+
+    warnings.showwarning = show
     try:
         yield
     finally:
+        warnings.showwarning = usual
         log.removeHandler(handler)
         log.setLevel(level)

@@ -33,6 +33,7 @@ from .shipped import example as example
 from .shipped import remedy_for as remedy_for
 from .shipped import shipped_file as shipped_file
 from .shipped import shipped_paths as shipped_paths
+from .shipped import warn_of_leaving as warn_of_leaving
 from .splits import DEFAULT_GROUPS as DEFAULT_GROUPS
 from .splits import dataset_split as dataset_split
 from .subset import spread_out as spread_out

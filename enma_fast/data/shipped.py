@@ -7,6 +7,7 @@ A checkout has all of them.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,13 @@ IN_MODELS = (
         for split in ("test-in", "test-out")
     ),
 )
+# Models that leave with the next release, and those of the same equations that are more accurate.
+LEAVING = {
+    "advection-fast": "advection",
+    "gray-scott-fast": "gray-scott",
+    "vorticity-fast": "vorticity",
+    "wave-fast": "wave",
+}
 
 
 def shipped_paths(pattern: str) -> Iterator[Path]:
@@ -39,6 +47,14 @@ def shipped_paths(pattern: str) -> Iterator[Path]:
 def remedy_for(name: str) -> str:
     """How to get a shipped file or model that is not here; empty where there is none of this name."""
     return f"; it comes with pip install {MODELS}" if name in IN_MODELS else ""
+
+
+def warn_of_leaving(name: str) -> None:
+    """A `FutureWarning` if a shipped model leaves with the next release, once in a process."""
+    if name in LEAVING:
+        warnings.warn(
+            f"the model {name} leaves with the next release; use {LEAVING[name]}", FutureWarning, stacklevel=2
+        )
 
 
 def shipped_file(dataset: str, split: str) -> Path:

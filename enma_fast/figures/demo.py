@@ -111,11 +111,13 @@ def run(
 
 
 def shipped_model(pde: str) -> str:
-    """Name of the shipped one-pass model of an equation.
+    """Name of the shipped model of an equation: the one that is called as the equation, or else its one-pass model.
 
     `EnmaError` lists the equations that have one.
     """
-    models = {load_config(name).dataset: name for name in available() if name.endswith("-fast")}
+    equations = {name: load_config(name).dataset for name in available()}
+    models = {equation: name for name, equation in equations.items() if name.endswith("-fast")}
+    models |= {equation: name for name, equation in equations.items() if name == equation.replace("_", "-")}
     if pde not in models:
         raise EnmaError(f"--pde '{pde}': no model of it is shipped; use one of {', '.join(sorted(models))}")
     return models[pde]

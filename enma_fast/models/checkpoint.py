@@ -33,7 +33,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..config import ModelConfig
 from ..data import PRETRAINED as PRETRAINED
-from ..data import remedy_for, shipped_paths
+from ..data import remedy_for, shipped_paths, warn_of_leaving
 from ..errors import EnmaError, first_line
 from ..utils.dataclass_json import from_json, to_json
 from ..utils.untrusted import open_regular, parse_json, read_bytes
@@ -169,8 +169,15 @@ def load_model(checkpoint: str | Path, *, device: str | torch.device = "cpu") ->
     ------
     EnmaError
         Names the file and field: missing, truncated, flipped, unknown key, wrong shape, wrong version.
+
+    Warns
+    -----
+    FutureWarning
+        If the next release has no shipped model of this name.
     """
     folder = locate(checkpoint)
+    if str(folder) != str(checkpoint):
+        warn_of_leaving(folder.name)
     verify(folder)
     config, old = _config(folder)
     tensors, _ = read_tensors(folder / WEIGHTS)

@@ -1,6 +1,7 @@
 """`enma-fast score` of a field file, and of a forecast store."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from enma_fast import cli
 from enma_fast.commands.terminal import number
 from enma_fast.config import SamplingConfig
-from enma_fast.data import read
+from enma_fast.data import read, shipped
 from enma_fast.evaluation.scoring import score
 from enma_fast.evaluation.store_scores import score_store
 from enma_fast.models.checkpoint import PRETRAINED, load_model
@@ -72,6 +73,19 @@ def test_score_shows_the_paper_beside_it(enma: Callable, tiny: Path, test_in: Pa
     assert rows["ENMA (paper)"][2:] == ["7.86e-3", "-", "1.70e-3", "0.0868", "-", "-"]
     assert "2 members from 3 frames, 17 frames scored, seed 0" in run.out
     assert run.out.splitlines()[0].rstrip().endswith("temporal: 1 trajectory")
+
+
+def test_a_model_that_leaves_with_the_next_release_is_a_line(
+    enma: Callable, test_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipped, "LEAVING", {"combined-small": "combined"})
+    usual = warnings.showwarning
+    run = enma("score", test_in, "--checkpoint", "combined-small", "--members", 2, "--limit", 1)
+    assert run.status == 0, run.err
+    (line,) = run.err.splitlines()
+    assert line.startswith("the model combined-small leaves")
+    assert line.endswith("combined")
+    assert warnings.showwarning is usual
 
 
 @pytest.mark.parametrize("task", ["temporal", "initial-value"])

@@ -4,12 +4,14 @@ import json
 import os
 import re
 import shutil
+import warnings
 from functools import partial
 
 import pytest
 import torch
 
 from enma_fast.data import shipped as shipped_module
+from enma_fast.data.shipped import IN_MODELS, LEAVING
 from enma_fast.errors import EnmaError
 from enma_fast.models import checkpoint, saving
 from enma_fast.models.checkpoint import (
@@ -24,6 +26,7 @@ from enma_fast.models.checkpoint import (
     write_manifest,
     write_tensors,
 )
+from enma_fast.training.recipes import RECIPES
 from enma_fast.utils.dataclass_json import to_json
 from enma_fast.utils.files import write_atomic
 
@@ -259,6 +262,32 @@ def test_unknown_names_list_the_shipped_models(tmp_path, monkeypatch, saved):
     assert load_model("a-small").config == CONFIGS["relative"]
     said = message(load_model, "c-small")
     assert said == "checkpoint 'c-small': neither a folder nor a shipped model (shipped: a-small, b-small)"
+
+
+def test_models_that_leave_with_the_next_release_warn(tmp_path, monkeypatch, saved):
+    shipped = tmp_path / "pretrained"
+    for name in ("old", "new"):
+        shutil.copytree(saved, shipped / name)
+    monkeypatch.setattr(shipped_module, "PRETRAINED", shipped)
+    monkeypatch.setattr(shipped_module, "LEAVING", {"old": "new"})
+    with pytest.warns(FutureWarning) as warned:
+        load_model("old")
+    (words,) = (str(each.message).split() for each in warned)
+    assert (words[2], words[-1]) == ("old", "new")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(saved, tmp_path / "old")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_model("new")
+        # A folder of the same name is the user's own.
+        load_model("old")
+        load_model(shipped / "old")
+
+
+def test_every_model_that_leaves_has_one_that_stays():
+    assert set(LEAVING) <= set(IN_MODELS)
+    assert set(LEAVING.values()) <= set(RECIPES)
+    assert not set(LEAVING.values()) & set(LEAVING)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "mine"])
