@@ -279,13 +279,18 @@ class Prepared(dict[Hashable, tuple[Hashable, Any]]):
         return Prepared, ()
 
 
-def prepared(module: nn.Module, name: Hashable, prepare: Callable[[], _T]) -> _T:
-    """What `prepare` returns for the weights that the module has now: made on first use and again after a change."""
+def prepared(
+    module: nn.Module, name: Hashable, prepare: Callable[[], _T], *, renew: Callable[[_T], _T] | None = None
+) -> _T:
+    """What `prepare` returns for the weights that the module has now: made on first use and again after a change.
+
+    With `renew` it is made of the last one after a change.
+    """
     found: Prepared = vars(module).setdefault("_prepared", Prepared())
     weights = weights_key(module)
     known = found.get(name)
     if known is None or known[0] != weights:
-        known = found[name] = (weights, prepare())
+        known = found[name] = (weights, prepare() if known is None or renew is None else renew(known[1]))
     made: _T = known[1]
     return made
 

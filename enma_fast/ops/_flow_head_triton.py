@@ -85,7 +85,7 @@ def run(c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, *, regime: str | None = 
     if rows == 0:
         return out
     regime = regime_of(rows) if regime is None else _checked(regime)
-    packed = _pack(plan)
+    packed = _packed(plan)
     scratch = {
         name: torch.empty(shape, dtype=dtype, device=c_MD.device)
         for name, (shape, dtype) in _buffers(rows, packed, regime).items()
@@ -150,14 +150,19 @@ def _integrate(
             start = kept
 
 
-def _pack(plan: FlowPlan) -> _Packed:
+def _packed(plan: FlowPlan) -> _Packed:
     packed: _Packed | None = plan.packed.get("triton")
     like = plan.weights.inward_weight
     # A converted plan may share the dictionary of the plan it came from.
-    if packed is not None and (packed.inward[0].dtype, packed.inward[0].device) == (like.dtype, like.device):
-        return packed
-    w = plan.weights
-    width = w.inward_weight.shape[0]
+    if packed is None or (packed.inward[0].dtype, packed.inward[0].device) != (like.dtype, like.device):
+        packed = plan.packed["triton"] = pack(plan)
+    return packed
+
+
+def pack(plan: FlowPlan) -> _Packed:
+    """The weights as the kernels read them."""
+    w, like = plan.weights, plan.weights.inward_weight
+    width = like.shape[0]
 
     def stack(name: str) -> tuple[Tensor, Tensor]:
         shapes = {"weight": (0, width, width), "bias": (0, width)}
@@ -168,7 +173,7 @@ def _pack(plan: FlowPlan) -> _Packed:
         return kinds[0], kinds[1]
 
     with torch.no_grad():
-        packed = _Packed(
+        return _Packed(
             condition=(w.condition_weight.contiguous(), w.condition_bias.contiguous()),
             inward=(w.inward_weight.contiguous(), w.inward_bias.contiguous()),
             modulation=(
@@ -181,8 +186,6 @@ def _pack(plan: FlowPlan) -> _Packed:
             time_RW=plan.time_RW.detach().contiguous(),
             moves_R=torch.tensor(plan.moves, dtype=torch.float32, device=like.device),
         )
-    plan.packed["triton"] = packed
-    return packed
 
 
 def _rows_of_slice(rows: int, packed: _Packed) -> int:

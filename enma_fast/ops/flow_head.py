@@ -22,7 +22,7 @@ from ..errors import EnmaError
 from . import _flow_head_cuda, _flow_head_native, _flow_head_triton
 from ._backend import choose
 from ._checks import expect
-from .flow_plan import FlowPlan, HeadWeights
+from .flow_plan import FlowPlan, HeadWeights, tensors_of
 
 EPS = 1e-6
 OP = "flow_head"
@@ -79,6 +79,20 @@ def flow_head(c: Tensor, noise: Tensor, *, plan: FlowPlan, backend: str | None =
         raise EnmaError(f"{OP}: backend {name!r} has no gradient; call it under torch.no_grad() or detach the inputs")
     module = {"cuda": _flow_head_cuda, "triton": _flow_head_triton, "native": _flow_head_native}[name]
     return module.run(c_MD.contiguous(), noise_MC.contiguous(), plan).view(noise.shape)
+
+
+def load_(plan: FlowPlan, weights: FlowPlan) -> None:
+    """Give a plan the weights of another one of its sizes, in place.
+
+    What is packed for a GPU is packed again where it is, since CUDA graphs read it there.
+    """
+    for there, given in zip(plan.tensors(), weights.tensors(), strict=True):
+        there.copy_(given)
+    plan.packed.pop("native", None)
+    for name, pack in (("cuda", _flow_head_cuda.pack), ("triton", _flow_head_triton.pack)):
+        if (packed := plan.packed.get(name)) is not None:
+            for there, given in zip(tensors_of(packed), tensors_of(pack(plan)), strict=True):
+                there.copy_(given)
 
 
 def flow_head_ref(c: Tensor, noise: Tensor, *, plan: FlowPlan) -> Tensor:

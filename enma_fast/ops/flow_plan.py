@@ -46,7 +46,7 @@ class HeadWeights:
 class FlowPlan:
     """Weights and a fixed schedule of evaluations; `packed` keeps the weights as each implementation packed them.
 
-    Packed weights are a copy: make a new plan after the weights have changed.
+    Packed weights are a copy: make a new plan after the weights have changed, or `flow_head.load_` them.
     """
 
     weights: HeadWeights
@@ -57,7 +57,7 @@ class FlowPlan:
 
     def tensors(self) -> Iterator[Tensor]:
         """The weights and the time embedding."""
-        yield from _tensors(self.weights)
+        yield from tensors_of(self.weights)
         yield self.time_RW
 
     def to(self, to: torch.dtype | torch.device) -> FlowPlan:
@@ -65,13 +65,14 @@ class FlowPlan:
         return dataclasses.replace(self, weights=_converted(self.weights, to), time_RW=self.time_RW.to(to))
 
 
-def _tensors(weights: Any) -> Iterator[Tensor]:
+def tensors_of(weights: Any) -> Iterator[Tensor]:
+    """The tensors of dataclasses, tuples and lists of them."""
     if isinstance(weights, Tensor):
         yield weights
         return
-    parts = weights if isinstance(weights, tuple) else [getattr(weights, f.name) for f in dataclasses.fields(weights)]
-    for part in parts:
-        yield from _tensors(part)
+    listed = isinstance(weights, tuple | list)
+    for part in weights if listed else [getattr(weights, f.name) for f in dataclasses.fields(weights)]:
+        yield from tensors_of(part)
 
 
 def _converted(weights: Any, to: torch.dtype | torch.device) -> Any:

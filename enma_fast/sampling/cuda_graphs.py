@@ -3,6 +3,7 @@
     step = CapturedStep(StaticStep(...))    a graph for each kind of frame (fed back or the last), in one private pool
     step.begin(...)                         history and context: of lengths that are seen again, one launch too
     step.frame()                            one launch
+    step.load(dynamics)                     other weights, and the same graphs
     step.close()                            frees graphs and pool; the static buffers belong to the StaticStep
 
 What cannot be recorded raises the error of Torch, and the caller does without graphs (`ladder`). `Recordings` are the
@@ -23,6 +24,7 @@ from torch import Tensor
 from ..errors import EnmaError
 from ..models.codecs.codec import Codec
 from ..models.layers import prepared
+from ..models.model import Dynamics
 from .static_plan import StaticPlan
 from .static_step import FrameKind, StaticStep
 
@@ -201,6 +203,11 @@ class CapturedStep:
         """Static buffers of the step; the pool of the graphs is not counted."""
         return self._step.plan
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the step."""
+        return self._step.device
+
     @torch.inference_mode()
     def begin(self, segments: Sequence[Tensor], *, seeds: Tensor, members: Tensor, first: int) -> None:
         """Like :meth:`StaticStep.begin`: inputs are checked, and copied to the buffers that the graphs read."""
@@ -215,6 +222,10 @@ class CapturedStep:
             raise EnmaError("the captured step is closed; make a new one")
         self._replays[self._step.advance(last=last)]()
         return self._step.tokens_BNC
+
+    def load(self, dynamics: Dynamics) -> None:
+        """Like :meth:`StaticStep.load`; the graphs read the new weights."""
+        self._step.load(dynamics)
 
     def close(self) -> None:
         """Free the graphs; the step itself can still be used."""

@@ -49,6 +49,8 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOLERANCES = {torch.float64: 0.01, torch.float32: 0.01}
 HALF_TOLERANCE = 0.1
 
+_Sampler = NativeSampler | StaticSampler | ReferenceSampler
+
 
 def candidates(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
     """Backends for weights of this device and dtype, best first: None, or why one cannot serve."""
@@ -109,6 +111,8 @@ class Engine:
         Type of the packed weights, or "auto"; by default as :func:`weights_dtype` says.
     backend
         One of ``native``, ``graph``, ``static``, ``reference``; by default the best one that can serve.
+    before
+        An engine of the same model before its weights changed, which gives up its static steps.
 
     Raises
     ------
@@ -117,7 +121,12 @@ class Engine:
     """
 
     def __init__(
-        self, dynamics: Dynamics, *, dtype: torch.dtype | str | None = None, backend: str | None = None
+        self,
+        dynamics: Dynamics,
+        *,
+        dtype: torch.dtype | str | None = None,
+        backend: str | None = None,
+        before: Engine | None = None,
     ) -> None:
         self.dynamics = dynamics
         self.dtype = weights_dtype(dynamics, dtype, backend=backend)
@@ -132,7 +141,10 @@ class Engine:
             self._ladder = ladder_of("frames are sampled", rungs_of(found), dynamics.config, self.dtype, device)
         else:
             self._chosen = choose("sampler", found, backend)
-        self._made = self.backend, self._sampler_by(self.backend)
+        sampler, earlier = self._sampler_by(self.backend), None if before is None else before._made[1]
+        if isinstance(sampler, StaticSampler) and isinstance(earlier, StaticSampler):
+            sampler.take(earlier)
+        self._made: tuple[str, _Sampler] = self.backend, sampler
 
     @property
     def backend(self) -> str:
@@ -144,7 +156,7 @@ class Engine:
         """The backend, or the one whose bits it gives."""
         return "static" if self.backend == "graph" else self.backend
 
-    def _sampler_by(self, backend: str) -> NativeSampler | StaticSampler | ReferenceSampler:
+    def _sampler_by(self, backend: str) -> _Sampler:
         if backend == "native":
             return NativeSampler(self.dynamics, dtype=self.dtype)
         if backend == "reference":
@@ -238,7 +250,15 @@ class Engine:
 
 
 def engine_for(dynamics: Dynamics, *, dtype: torch.dtype | str | None = None, backend: str | None = None) -> Engine:
-    """Return the engine of a model; it is prepared on first use, and again after the weights have changed."""
+    """Return the engine of a model; it is prepared on first use, and again after the weights have changed.
+
+    On a GPU it then has the memory and the graphs of the one before.
+    """
     if backend is not None and backend not in BACKENDS:
         raise EnmaError(f"backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
-    return prepared(dynamics, (dtype, backend), lambda: Engine(dynamics, dtype=dtype, backend=backend))
+    return prepared(
+        dynamics,
+        (dtype, backend),
+        lambda: Engine(dynamics, dtype=dtype, backend=backend),
+        renew=lambda engine: Engine(dynamics, dtype=dtype, backend=backend, before=engine),
+    )

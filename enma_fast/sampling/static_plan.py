@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -41,6 +41,11 @@ class StaticPlan:
     weights: int  # bytes
     kv: dict[str, Buffer]
     buffers: dict[str, Buffer]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all of it."""
+        return self.weights + self.kv_bytes + self.buffer_bytes
 
     @property
     def kv_bytes(self) -> int:
@@ -164,7 +169,10 @@ def layer_weights(blocks: nn.ModuleList) -> list[LayerWeights]:
 
 
 def prepared_weights(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
-    """Copy the model for sampling: weights of products in `dtype`; norms and rotary tables at least in fp32."""
+    """Copy the model for sampling: weights of products in `dtype`; norms and rotary tables at least in fp32.
+
+    `load_weights` gives it others.
+    """
     model = copy.deepcopy(dynamics).eval().requires_grad_(False).to(dtype)
     wide = torch.promote_types(dtype, torch.float32)
     for ours, given in zip(model.modules(), dynamics.modules(), strict=True):
@@ -173,3 +181,14 @@ def prepared_weights(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
         elif isinstance(ours, MaskedTransformer) and isinstance(given, MaskedTransformer):
             ours.rotary = None if given.rotary is None else given.rotary.to(wide)
     return model
+
+
+def load_weights(model: Dynamics, dynamics: Dynamics) -> None:
+    """Give what `prepared_weights` has made the weights that the model has now, in place."""
+    for ours, given in zip(_weights(model), _weights(dynamics), strict=True):
+        ours.copy_(given)
+
+
+def _weights(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()

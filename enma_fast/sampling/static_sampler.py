@@ -5,6 +5,7 @@ Legend: B rows (members), G groups that share history and context, N tokens per 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -12,20 +13,38 @@ import torch
 from torch import Tensor
 
 from ..config import SamplingConfig
+from ..errors import out_of_memory
 from ..models.drivers import Segment, frames_of
 from ..models.model import Dynamics
 from .cuda_graphs import CapturedStep
 from .settings import Chunk, Size, size_of
 from .static_step import StaticStep
 
+# Steps of other sizes than the last one are kept beside it, so many in all and while all take so many bytes at most.
+MOST_STEPS, MOST_BYTES = 4, 2 << 30
+
 
 class StaticSampler:
-    """Samples with a `StaticStep` of weights in `dtype`, or with a `CapturedStep`; the last one is kept."""
+    """Samples with `StaticStep` of weights in `dtype`, or with `CapturedStep`; the last ones are kept."""
 
     def __init__(self, dynamics: Dynamics, dtype: torch.dtype, *, captured: bool) -> None:
         self.dynamics, self.dtype, self.captured = dynamics, dtype, captured
-        # The step of the last chunk; None while a trajectory uses it.
-        self._idle: tuple[Size, StaticStep | CapturedStep] | None = None
+        # Steps that no trajectory uses, the last one at the end.
+        self._idle: list[tuple[Size, StaticStep | CapturedStep]] = []
+        self._lock = threading.Lock()
+
+    def take(self, earlier: StaticSampler) -> None:
+        """Take the steps of a sampler of the same model, and give them the weights that the model has now."""
+        alike = earlier.dtype == self.dtype and earlier.captured == self.captured
+        device = next(self.dynamics.parameters()).device
+        with earlier._lock:
+            idle, earlier._idle = earlier._idle, []
+        for size, step in idle:
+            if alike and step.device == device:
+                step.load(self.dynamics)
+                self._idle.append((size, step))
+            else:
+                _close(step)
 
     def trajectory(
         self,
@@ -68,47 +87,74 @@ class StaticSampler:
                     z_BNC = step.frame(last=t + 1 == num_latents)[kept].float().clone()
                 yield z_BNC
         finally:
-            idle, self._idle = self._idle, (size, step)
-            _close(idle)
+            self._keep(size, step)
 
     def planned_bytes(self) -> dict[str, int]:
         """Planned memory of the last chunk in bytes, by purpose; empty before the first chunk."""
-        if self._idle is None:
-            return {}
-        plan = self._idle[1].plan
+        with self._lock:
+            if not self._idle:
+                return {}
+            plan = self._idle[-1][1].plan
         return {"weights": plan.weights, "keys_values": plan.kv_bytes, "buffers": plan.buffer_bytes}
 
     def _larger(self, size: Size, chunk: int | None) -> Size | None:
-        """The size of the last chunk, if it had `chunk` rows and this one of no more can be computed in it.
+        """The size of an earlier chunk of `chunk` rows, if there is one in which this one of no more can be computed.
 
         Rows are added at the end: to the only group, or as whole groups, or each row is a group of its own.
         """
-        idle = self._idle
-        if idle is None or chunk is None or size.rows > chunk:
+        if chunk is None or size.rows > chunk:
             return None
-        there = idle[0]
-        alike = replace(size, rows=there.rows, groups=there.groups) == there
-        whole = size.groups <= there.groups and size.rows * there.groups == there.rows * size.groups
-        fits = there.groups == size.groups == 1 or there.groups == there.rows or whole
-        return there if alike and fits and there.rows == chunk else None
+        with self._lock:
+            sizes = [there for there, _ in reversed(self._idle) if there.rows == chunk]
+        for there in sizes:
+            alike = replace(size, rows=there.rows, groups=there.groups) == there
+            whole = size.groups <= there.groups and size.rows * there.groups == there.rows * size.groups
+            if alike and (there.groups == size.groups == 1 or there.groups == there.rows or whole):
+                return there
+        return None
 
     def _take(self, size: Size) -> StaticStep | CapturedStep:
-        """Take the step of the last chunk if it has this size and is not in use, or else make a new one."""
-        # Taken before it is looked at: another thread may want it too.
-        idle, self._idle = self._idle, None
-        if idle is not None and idle[0] == size:
-            return idle[1]
-        # The old memory is freed before new memory is allocated.
-        _close(idle)
-        del idle
-        new = StaticStep(self.dynamics, size, dtype=self.dtype)
-        return CapturedStep(new) if self.captured else new
+        """Take a step of this size that is not in use, or else make a new one."""
+        with self._lock:
+            sizes = [there for there, _ in self._idle]
+            if size in sizes:
+                return self._idle.pop(sizes.index(size))[1]
+        # What is not kept is freed before new memory is allocated, and all of it where this runs out.
+        self._drop(most=MOST_STEPS - 1)
+        try:
+            return self._new(size)
+        except Exception as error:
+            if not (out_of_memory(error) and self._idle):
+                raise
+        self._drop(most=0)
+        return self._new(size)
+
+    def _new(self, size: Size) -> StaticStep | CapturedStep:
+        step = StaticStep(self.dynamics, size, dtype=self.dtype)
+        return CapturedStep(step) if self.captured else step
+
+    def _keep(self, size: Size, step: StaticStep | CapturedStep) -> None:
+        """Keep a step that a trajectory is done with."""
+        with self._lock:
+            self._idle.append((size, step))
+        self._drop(most=MOST_STEPS, least=1)
+
+    def _drop(self, *, most: int, least: int = 0) -> None:
+        """Free the oldest steps until there are so many at most, in memory that may be kept."""
+        dropped = []
+        with self._lock:
+            held = sum(step.plan.bytes for _, step in self._idle)
+            while len(self._idle) > least and (len(self._idle) > most or held > MOST_BYTES):
+                dropped.append(self._idle.pop(0)[1])
+                held -= dropped[-1].plan.bytes
+        for step in dropped:
+            _close(step)
 
 
-def _close(idle: tuple[Size, StaticStep | CapturedStep] | None) -> None:
+def _close(step: StaticStep | CapturedStep) -> None:
     """Free what a step holds outside of its own memory."""
-    if idle is not None and isinstance(idle[1], CapturedStep):
-        idle[1].close()
+    if isinstance(step, CapturedStep):
+        step.close()
 
 
 def _filled(x: Tensor, count: int) -> Tensor:

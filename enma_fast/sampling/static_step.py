@@ -35,7 +35,7 @@ from ..ops.frame_rows import MaskSteps, frame_noise, rows_, shifted_
 from ..ops.philox_normal import philox_normal
 from . import static_plan
 from .settings import Size
-from .static_plan import StaticPlan, layer_weights, prepared_weights, static_buffers
+from .static_plan import StaticPlan, layer_weights, load_weights, prepared_weights, static_buffers
 
 
 class FrameKind(NamedTuple):
@@ -66,7 +66,7 @@ class StaticStep:
         self.dtype = dtype or dynamics.context.embed.weight.dtype
         self.device = dynamics.context.embed.weight.device
         self.state = torch.promote_types(self.dtype, torch.float32)
-        model = prepared_weights(dynamics, self.dtype)
+        self._model = model = prepared_weights(dynamics, self.dtype)
         self._context, self._trunk = model.transformers
         self.norm = self._trunk.norm.weight, self._trunk.norm.eps
         self._fed: int | None = None
@@ -106,6 +106,14 @@ class StaticStep:
             slot: model.decoder(slot).static(self, dynamics.settings(slot, size.settings), dynamics.decoder(slot))
             for slot in size.slots
         }
+
+    @torch.inference_mode()
+    def load(self, dynamics: Dynamics) -> None:
+        """Take the weights of a model of the same config and device, where the old ones are; drops the trajectory."""
+        load_weights(self._model, dynamics)
+        for slot, decision in self._decide.items():
+            decision.load(dynamics.decoder(slot))
+        self.reset()
 
     def reset(self) -> None:
         """Discard the trajectory; :meth:`begin` has to come next."""
@@ -189,7 +197,7 @@ class StaticStep:
     @torch.inference_mode()
     def run(self, kind: FrameKind) -> Tensor:
         """The device's part of :meth:`frame`; it reads and writes static buffers only."""
-        self._decide[kind.slot]()
+        self._decide[kind.slot].run(self)
         if not kind.last:
             self._feed()
         return self.tokens_BNC

@@ -15,6 +15,7 @@ from enma_fast.errors import EnmaError
 from enma_fast.ops import _flow_head_cuda
 
 from . import _flow_head_shim as shim
+from ._backends import check_load
 from ._flow_head_shim import FLOOR, Cut, inputs, make_plan, reference
 from ._oracle import assert_close_as_reference
 
@@ -304,6 +305,11 @@ def test_fragments_hold_what_each_lane_multiplies(n: int, k: int, steps: int) ->
                             row, input_ = 8 * tile + column, 16 * (steps * group + step) + inner
                             expected = weight[row, input_] if row < n and input_ < k else 0.0
                             assert packed[tile, group, lane, step, half, e] == expected
+
+
+def test_weights_are_loaded_where_they_are_packed() -> None:
+    plan, other = (make_plan(**RACE_HEAD, seed=seed) for seed in range(2))
+    check_load("cuda", _flow_head_cuda.pack, plan, other)
 
 
 def test_reasons_name_what_is_missing() -> None:

@@ -12,6 +12,7 @@ from enma_fast.ops._backend import kernel
 from enma_fast.ops._flow_head_triton import REGIMES, problem, regime_of, run
 from enma_fast.ops.flow_head import flow_head_ref
 from enma_fast.ops.flow_plan import BlockWeights, FlowPlan, HeadWeights
+from tests.ops._backends import check_load
 from tests.ops._oracle import assert_close_as_reference
 
 pytest.importorskip("triton")
@@ -25,10 +26,10 @@ NO_BLOCK = {"C": 1, "D": 16, "W": 16, "L": 0, "moves": (1.0,), "moves_per_step":
 
 
 def make_plan(
-    *, C: int, D: int, W: int, L: int, moves: tuple[float, ...], moves_per_step: int, dtype: torch.dtype
+    *, C: int, D: int, W: int, L: int, moves: tuple[float, ...], moves_per_step: int, dtype: torch.dtype, seed: int = 0
 ) -> FlowPlan:
     """Weights of a trained network's size, every bias alive."""
-    generator = torch.Generator().manual_seed(C + W)
+    generator = torch.Generator().manual_seed(C + W + seed)
 
     def draw(*shape: int) -> Tensor:
         scale = shape[-1] ** -0.5 if len(shape) > 1 else 0.3
@@ -140,6 +141,11 @@ def test_shared_dictionary(device: torch.device) -> None:
     other = plan.to(torch.bfloat16)
     other.packed.update(plan.packed)
     check(other, c.bfloat16(), noise, run(c.bfloat16(), noise, other))
+
+
+def test_weights_are_loaded_where_they_are_packed() -> None:
+    plan, other = (make_plan(**EULER, dtype=torch.bfloat16, seed=seed) for seed in range(2))
+    check_load("triton", _flow_head_triton.pack, plan, other)
 
 
 def test_problem(device: torch.device) -> None:

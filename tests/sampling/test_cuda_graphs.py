@@ -99,6 +99,24 @@ def test_histories_of_lengths_seen_before_are_replayed(name: str, recorder: Tape
     assert recorder.replays == 3 + 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["relative", "line-local"])
+def test_recorded_frames_read_weights_that_are_loaded_later(name: str, recorder: TapeRecorder) -> None:
+    dynamics = build(name)
+    given = problem(dynamics, "temporal", groups=1, members=1)
+    captured = CapturedStep(make_step(dynamics, given), recorder=recorder)
+    # The history is recorded the second time.
+    earlier = [generate(captured, given) for _ in range(2)][1]
+    recorded = len(recorder.nodes)
+    for weight in dynamics.parameters():
+        weight.mul_(1.1)
+    captured.load(dynamics)
+    made = generate(captured, given)
+    assert distance(made, generate(make_step(dynamics, given), given)) < CLOSE
+    assert distance(made, earlier) > 1e-2
+    assert len(recorder.nodes) == recorded
+
+
 @pytest.mark.parametrize("name", ["relative-fast", "plane", "paper"])
 def test_encoding_and_decoding_are_one_launch_when_they_come_again(name: str, recorder: TapeRecorder) -> None:
     model = tiny_model(name)

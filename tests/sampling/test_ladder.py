@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import subprocess
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +23,7 @@ from enma_fast.sampling.batch_invariant import map_rows
 from enma_fast.sampling.cuda_graphs import CapturedStep
 from enma_fast.sampling.engine import engine_for
 from enma_fast.sampling.ladder import Ladder, ladder_of, rungs_of
+from enma_fast.training.rollouts import rollout_scores
 
 from .._tiny import distance, waves
 from .._tiny import model as tiny_model
@@ -160,6 +163,48 @@ def test_a_capture_that_fails_ends_on_the_step(device: StandIn, model: Model, ca
     assert device.recorder.recorded == 1
 
 
+def test_validations_of_a_training_record_each_size_once(
+    device: StandIn, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = waves(2, 3, model.config.num_frames, model.config.codec, seed=2)
+    given: dict[str, Any] = {"val": fields[:3], "contexts": fields[3:], "members": 2}
+    made, recorded = [], []
+    for _ in range(3):
+        for weight in model.dynamics.parameters():
+            weight.data *= 1.02
+            weight.add_(0.0)
+        made.append(rollout_scores(model, **given))
+        recorded.append(device.recorder.recorded)
+    # Of forecasts from 3 frames, and from 1 and a context, whose reading is recorded in the second validation.
+    assert (device.steps, device.proofs) == (2, 1)
+    assert recorded == [recorded[0], recorded[0] + 2, recorded[0] + 2]
+    # A copy of the model has steps of its own.
+    other = copy.deepcopy(model)
+    assert rollout_scores(other, **given) == made[-1] != made[0]
+    assert device.steps == 4
+    # Where they take too much memory each size takes the place of the other.
+    monkeypatch.setattr(static_sampler, "MOST_BYTES", 1)
+    assert rollout_scores(model, **given) == made[-1]
+    assert rollout_scores(model, **given) == made[-1]
+    assert device.steps == 4 + 3
+
+
+def test_a_trajectory_in_use_keeps_its_weights(device: StandIn, model: Model) -> None:
+    codec = model.config
+    words = torch.zeros(1, dtype=torch.int64)
+    given: dict[str, Any] = {"num_latents": 5, "seeds": words, "members": words}
+    history = [torch.randn(1, 2, codec.num_tokens, codec.token_channels, generator=torch.Generator().manual_seed(3))]
+    expected = list(engine_for(model.dynamics).trajectory(history, **given))
+    frames = engine_for(model.dynamics).trajectory(history, **given)
+    begun = [next(frames)]
+    model.dynamics.context.embed.weight.mul_(1.5)
+    other = list(engine_for(model.dynamics).trajectory(history, **given))
+    assert torch.equal(torch.stack([*begun, *frames]), torch.stack(expected))
+    again = list(engine_for(model.dynamics).trajectory(history, **given))
+    assert torch.equal(torch.stack(other), torch.stack(again))
+    assert distance(torch.stack(other), torch.stack(expected)) > 1e-3
+
+
 @pytest.mark.parametrize("name", KERNEL_FAILURES)
 def test_kernels_that_fail_end_on_plain_pytorch(
     name: str, device: StandIn, model: Model, caplog: pytest.LogCaptureFixture
@@ -256,6 +301,26 @@ def test_memory_that_runs_out_halves_the_chunk_and_leaves_no_rung(
     # 16 rows are asked for, and 8 are there.
     told = "out of memory: {} rows at a time; on this device results are rounded differently"
     assert warnings_of(caplog) == [told.format(n) for n in (4, 2)]
+
+
+def test_steps_of_other_sizes_make_room(
+    device: StandIn, model: Model, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: weakref.WeakSet[static_step.StaticStep] = weakref.WeakSet()
+
+    class Alone(static_sampler.StaticStep):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            if there:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            super().__init__(*arguments, **options)
+            there.add(self)
+
+    monkeypatch.setattr(static_sampler, "StaticStep", Alone)
+    expected = forecast(model, members=3, backend="reference")
+    for members in (2, 3, 2):
+        assert distance(forecast(model, members=members), expected[:members]) < CLOSE
+    assert device.steps == 3
+    assert not warnings_of(caplog)
 
 
 def test_a_member_that_does_not_fit_says_so(device: StandIn, model: Model) -> None:

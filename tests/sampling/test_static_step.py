@@ -97,6 +97,25 @@ def test_every_call_has_the_same_addresses() -> None:
         assert addresses(step) == before
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["paper", "relative-fast", "plane-local"])
+def test_loaded_weights_are_those_of_a_new_step(name: str, dtype: torch.dtype) -> None:
+    dynamics = build(name)
+    given = problem(dynamics, "generation")
+    step = make_step(dynamics, given, dtype=dtype)
+    earlier, before = generate(step, given), addresses(step)
+    generator = torch.Generator().manual_seed(5)
+    for weight in dynamics.parameters():
+        weight.mul_(1 + 0.2 * torch.rand(weight.shape, generator=generator))
+    step.load(dynamics)
+    with pytest.raises(EnmaError, match="begin"):
+        step.frame()
+    made = generate(step, given)
+    assert torch.equal(made, generate(make_step(dynamics, given, dtype=dtype), given))
+    assert distance(made, earlier) > 1e-2
+    assert addresses(step) == before
+
+
 def test_a_step_forgets_the_trajectory_before() -> None:
     dynamics = build("paper")
     others = [problem(dynamics, task, seed=seed) for task, seed in (("generation", 1), ("temporal", 2))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,19 @@ class Draws:
     known: Tensor  # [B, N] True where the masked transformer sees the token
     masked: Tensor  # [] what the sum over masked tokens is divided by
     weight: Tensor  # [C] of the channels in scores (`training.sensitivity`)
+
+
+class StaticDecision(NamedTuple):
+    """How a decoder decides a frame on static buffers.
+
+    Attributes
+    ----------
+    run : decides the frame; it is given the step, which holds it, so that no cycle keeps the step's memory
+    load : takes what it has computed from weights from those of a decoder, in place; its own are loaded before
+    """
+
+    run: Callable[[StaticFrame], None]
+    load: Callable[[Any], None] = lambda original: None
 
 
 class StaticFrame(Protocol):
@@ -153,7 +166,7 @@ class Decoder(nn.Module):
         """
         raise NotImplementedError
 
-    def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> Callable[[], None]:
+    def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> StaticDecision:
         """What decides a frame on static buffers; `original` has the weights before they were converted."""
         raise NotImplementedError
 

@@ -9,18 +9,18 @@ Legend: B batch x members, N tokens per frame, M tokens decided in a mask step, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ...config import FlowConfig, ModelConfig, SamplingConfig
-from ...ops.flow_head import flow_head
+from ...ops.flow_head import flow_head, load_
+from ...ops.flow_plan import FlowPlan
 from ...ops.frame_rows import mask_steps, read
 from ...ops.rms_norm import rms_norm
 from ..masked_transformer import MaskedTransformer
 from ..schedule import mask_schedule
-from .decoder import Decoder, Draws, Noise, StaticFrame
+from .decoder import Decoder, Draws, Noise, StaticDecision, StaticFrame
 from .flow_head import FlowHead
 
 
@@ -77,17 +77,21 @@ class FlowDecoder(FlowHead, Decoder):
         return per_token.sum() / draws.masked
 
     @torch.inference_mode()
-    def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> Callable[[], None]:
-        assert isinstance(original, FlowDecoder)
+    def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> StaticDecision:
         schedule = mask_schedule(frame.num_tokens, min(settings.mask_steps, frame.num_tokens))
         steps = mask_steps(schedule, frame.device)
-        plan = self.velocity.plan(steps=settings.flow_steps)
-        # Embeddings of the evaluation times are computed from the original weights.
-        time_RW = original.velocity.plan(steps=settings.flow_steps).time_RW
-        plan = dataclasses.replace(plan, time_RW=time_RW.to(plan.time_RW.dtype))
+
+        def planned(original: FlowDecoder) -> FlowPlan:
+            # Embeddings of the evaluation times are computed from the original weights.
+            plan = self.velocity.plan(steps=settings.flow_steps)
+            time_RW = original.velocity.plan(steps=settings.flow_steps).time_RW
+            return dataclasses.replace(plan, time_RW=time_RW.to(plan.time_RW.dtype))
+
+        assert isinstance(original, FlowDecoder)
+        plan = planned(original)
         moments, (weight, eps) = self.moments, frame.norm
 
-        def decide() -> None:
+        def decide(frame: StaticFrame) -> None:
             order_BN, noises = frame.ordered_noise(steps, settings.temperature)
             frame.begin_frame(None, None)
             done = 0
@@ -100,4 +104,4 @@ class FlowDecoder(FlowHead, Decoder):
                 done += count
                 frame.put(z_BMC, tokens_BM, last=done == frame.num_tokens)
 
-        return decide
+        return StaticDecision(decide, lambda original: load_(plan, planned(original)))

@@ -19,8 +19,6 @@ Legend: B members, M waves, c channels; `*x` space.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -29,7 +27,7 @@ from ...ops._backend import choose, native, native_problem
 from ...ops.philox_normal import philox_normal
 from ..covariance import FieldCovariance
 from ..masked_transformer import MaskedTransformer
-from .decoder import Decoder, StaticFrame
+from .decoder import Decoder, StaticDecision, StaticFrame
 
 FIELD_STEP = 0xFFFFFFFB
 
@@ -50,9 +48,9 @@ class GaussianDecoder(Decoder):
         frames = None if first is None else first.detach().cpu()
         return random_fields(covariance, frames, seeds=seeds.cpu(), members=members.cpu())
 
-    def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> Callable[[], None]:
+    def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> StaticDecision:
         # Frame 0 is among those that were read.
-        return lambda: None
+        return StaticDecision(lambda frame: None)
 
 
 def random_fields(

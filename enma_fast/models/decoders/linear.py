@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ from ...config import LinearConfig, ModelConfig, SamplingConfig
 from ...ops.frame_rows import read
 from ..layers import exact
 from ..masked_transformer import MaskedTransformer
-from .decoder import Decoder, StaticFrame
+from .decoder import Decoder, StaticDecision, StaticFrame
 from .one_pass import OnePassDecoder
 
 
@@ -31,9 +31,9 @@ class LinearDecoder(OnePassDecoder):
                 found |= {"read.weight": weight, "read.bias": bias}
         return found
 
-    def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> Callable[[], None]:
-        def decide() -> None:
+    def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> StaticDecision:
+        def decide(frame: StaticFrame) -> None:
             frame.begin_frame(frame.noise(), self.noise.weight, scale=settings.temperature)
             read(frame.conditions(None), self.read.weight, self.read.bias, norm=frame.norm, out=frame.tokens_BNC)
 
-        return decide
+        return StaticDecision(decide)

@@ -11,7 +11,6 @@ transformers, F channels of a latent frame, W width of the head.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from ...ops.swiglu import swiglu
 from ..layers import RMSNorm, exact, pad_space
 from ..masked_transformer import MaskedTransformer
 from ..patches import patchify, unpatchify
-from .decoder import Decoder, StaticFrame
+from .decoder import Decoder, StaticDecision, StaticFrame
 from .one_pass import OnePassDecoder
 
 KERNEL = 3
@@ -159,12 +158,12 @@ class LocalDecoder(OnePassDecoder):
         """Tokens ``[B, T, N, C]`` to the latent grid ``[B, T, *grid, F]``."""
         return unpatchify(tokens_BTNC, self.grid, self.patch).unflatten(2, self.grid)
 
-    def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> Callable[[], None]:
+    def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> StaticDecision:
         weight, eps = frame.norm
 
-        def decide() -> None:
+        def decide(frame: StaticFrame) -> None:
             frame.begin_frame(frame.noise(), self.noise.weight, scale=settings.temperature)
             condition = rms_norm(frame.conditions(None), weight, eps=eps)
             frame.tokens_BNC.copy_(self.tokens_of(condition, frame.past(self.past)))
 
-        return decide
+        return StaticDecision(decide)
