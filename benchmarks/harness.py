@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,12 +126,6 @@ def gemm_rate(dtype: torch.dtype, *, seconds: float = 0.5, device: torch.device 
 
 def machine() -> dict[str, Any]:
     """Where a number was measured: `enma_fast.utils.system.machine`, the versions that matter, and the commit."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        # A bare machine has no git.
-        commit = ""
     used = system.versions()
     found = {**system.machine(), "torch": used["torch"], "python": used["python"]}
-    return {**found, "commit": commit or "unknown"}
+    return {**found, "commit": system.commit() or "unknown"}

@@ -131,6 +131,7 @@ def markdown(files: Sequence[dict[str, Any]], ten_minutes: Sequence[dict[str, An
         "| row | what |\n|---|---|\n"
         "| bold | models of this library: *fast* is `combined-fast`, `advection-fast` and so on, *points* is "
         "`advection-points` |\n"
+        "| *equation* | `combined`, `advection` and so on fit an equation and solve it. They have not learned |\n"
         "| *persistence* | repeats the last observed frame |\n"
         "| *fno* | a Fourier neural operator, trained here |\n"
         "| *solver* | the true solver, with parameters fitted to the observed frames: a bound for data without "

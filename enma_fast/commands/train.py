@@ -189,8 +189,11 @@ def _train_own(
 
 def publish(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run folder of a recipe.")],
-    data: Annotated[Path, typer.Option("--data", help="Folder of <dataset>-train.h5, -test-in.h5 and -test-out.h5.")],
     out: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder of the data files; by default the run's own, with generated test files."),
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Score the first N trajectories of each file.")] = None,
     members: Annotated[
         int | None, typer.Option("--members", min=16, help="Score no ensembles of more than N members, of 16 and 64.")

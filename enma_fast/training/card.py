@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,28 @@ from ..errors import EnmaError
 from ..evaluation.metrics import columns, relative_l2
 from ..evaluation.paper import paper_source
 from ..evaluation.scoring import paper_table, score
-from ..models.checkpoint import IN_RUN, MANIFEST, METRICS, RECIPE, load_model, locate, round_weights, save_model
+from ..models.checkpoint import (
+    IN_RUN,
+    MANIFEST,
+    METRICS,
+    RECIPE,
+    available,
+    load_config,
+    load_model,
+    locate,
+    round_weights,
+    save_model,
+)
 from ..models.covariance import FieldCovariance
 from ..models.envelope import Envelope
+from ..models.floors.equation import EquationSolver
+from ..models.floors.equation_text import equation_text
 from ..models.model import Model
 from ..utils.text import counted, markdown_table, short, times
 from .loop import RunOptions
 from .ranks import join_ranks
 from .recipes import Recipe, read_recipe
-from .run import DATA, Progress, account, data_file, train
+from .run import DATA, Progress, account, data_file, generated, train
 
 # Task, ensemble size, trajectories at most, whether of the packed file: 16 members for errors over all of a file, 64
 # for calibration. The packed files are shipped with the package, so their rows can be made again without any data.
@@ -45,6 +59,8 @@ SPLITS = ("test-in", "test-out")
 _TOLD = 4096
 # Those of them from which its covariance is made.
 _VARIED = 512
+# Members of the rows that models are compared by.
+_MEMBERS = 16
 _HALF = "\n\nWeights are stored in fp16 and computed with in fp32."
 _ROW_DROPS = ("per_frame", "rank_histogram", "channels")
 
@@ -52,8 +68,8 @@ _ROW_DROPS = ("per_frame", "rank_histogram", "channels")
 def publish(
     run: Path,
     *,
-    data_dir: Path,
     out: Path,
+    data_dir: Path | None = None,
     limit: int | None = None,
     members: int | None = None,
     half: bool = False,
@@ -65,8 +81,8 @@ def publish(
     Parameters
     ----------
     run : finished run folder of a recipe
-    data_dir : folder of the training and test files
     out : checkpoint folder to write
+    data_dir : folder of the training and test files; by default that of the run, in which test files are generated
     limit : score the first so many trajectories of each file
     members : leave out the cases of larger ensembles; by default there are none
     half : round the weights to fp16 before they are scored, and store them so: half the size
@@ -76,7 +92,8 @@ def publish(
     Returns
     -------
     dict
-        The contents of `metrics.json`: `rows` of scores, the `tokenizer`'s reconstruction error, and the `training`.
+        The contents of `metrics.json`: `rows` of scores, the `tokenizer`'s reconstruction error, the `equation` that a
+        floor found, the `training`, and, of a model without a network, the best shipped model that `learned`.
 
     Raises
     ------
@@ -85,15 +102,20 @@ def publish(
     """
     if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
         raise EnmaError(f"{out}: exists and is not a checkpoint; choose another --out")
-    training = account(run, read_recipe(run / RECIPE))
+    recipe = read_recipe(run / RECIPE)
+    training = account(run, recipe)
     model = load_model(locate(run / IN_RUN))
     if half:
         round_weights(model)
+    if data_dir is None:
+        data_dir = generated(recipe, run / DATA, SPLITS)
     tell_training(model, data_file(data_dir, model.config.dataset, "train"))
     files = {split: read(data_file(data_dir, model.config.dataset, split)) for split in SPLITS}
     metrics = {
         "seed": seed,
         **measure(model, files, limit=limit, members=members, seed=seed, progress=progress),
+        "equation": equation_of(model, files["test-in"].channels),
+        "learned": _learned(model.config) if is_closed_form(training) else None,
         "training": training,
         "members": members,
         "half": half,
@@ -120,9 +142,42 @@ def train_recipe(
     out = options.out
     if model is not None and join_ranks().is_first and not (out / IN_RUN / MANIFEST).is_file():
         tell_training(model, data_file(data_dir or out / DATA, recipe.model.dataset, "train"))
-        card = "\n\n".join([*_about(model.config), "## Training", training_text(account(out, recipe))])
+        assert model.envelope is not None
+        found: dict[str, Any] = {
+            "training": account(out, recipe),
+            "equation": equation_of(model, model.envelope.channels),
+        }
+        card = "\n\n".join([*_about(model.config, found), "## Training", training_text(found["training"])])
         save_model(model, out / IN_RUN, card=f"{card}\n")
     return {"checkpoint": None if model is None else str(out / IN_RUN), "training": account(out, recipe)}
+
+
+def is_closed_form(training: Mapping[str, Any]) -> bool:
+    """Whether no stage of a training took a step, so that the floor is the model."""
+    stages = training.get("stages", {})
+    return bool(stages) and not any(part["steps"] for part in stages.values())
+
+
+def equation_of(model: Model, channels: Sequence[str]) -> list[str]:
+    """The equation that a model's floor found, a line for each of the named channels; none for another floor."""
+    floor, config = getattr(model.dynamics.context, "floor", None), model.config
+    if not isinstance(floor, EquationSolver):
+        return []
+    codec = config.codec
+    scales = codec.field_scale or (1.0,) * codec.field_channels
+    return equation_text(floor, channels, scales=scales, spacings=codec.spacings, interval=config.frame_interval)
+
+
+def _learned(config: ModelConfig) -> dict[str, Any] | None:
+    """Name and errors of the best shipped model of a data set that has no floor."""
+    found: list[dict[str, Any]] = []
+    for name in available():
+        other, metrics = load_config(name), read_metrics(locate(name))
+        if other.dataset == config.dataset and getattr(other.context, "floor", None) is None and metrics is not None:
+            rows = [row for row in metrics["rows"] if row["split"] == "test-in" and row["num_members"] == _MEMBERS]
+            errors = {row["task"]: row["rel_l2"] for row in rows if not row["packed"] and row["rel_l2"] is not None}
+            found.append({"name": name, "rel_l2": errors})
+    return min(found, key=lambda each: each["rel_l2"]["temporal"], default=None)
 
 
 def tell_training(model: Model, path: Path) -> None:
@@ -189,17 +244,51 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _about(config: ModelConfig, counts: str = "") -> list[str]:
-    """What a model is: title and first paragraph, with the numbers of its parameters."""
+def _about(config: ModelConfig, metrics: Mapping[str, Any]) -> list[str]:
+    """What a model is: title and first paragraphs, with the numbers of its parameters if they are known."""
     tok = config.codec
-    latent, tokens = tok.latent_frames(config.num_frames), config.num_tokens
+    data = (
+        f"for the data set `{config.dataset}`: {times(tok.grid)} points, {config.num_frames} frames "
+        f"{config.frame_interval:g} apart."
+    )
+    if is_closed_form(metrics.get("training", {})):
+        return [f"# {config.name}", f"A forecast in closed form {data} {_closed_form(config, metrics)}"]
+    latent, tokens, counts = tok.latent_frames(config.num_frames), config.num_tokens, ""
+    if "num_parameters" in metrics:
+        own, whole = metrics["tokenizer_parameters"], metrics["num_parameters"]
+        counts = f"{whole:,} parameters, of which the tokenizer has {own:,}; "
     return [
         f"# {config.name}",
-        f"An ENMA model (arXiv 2506.06158) for the data set `{config.dataset}`: {times(tok.grid)} points, "
-        f"{config.num_frames} frames {config.frame_interval:g} apart. {counts}{config.num_frames} frames become "
+        f"An ENMA model (arXiv 2506.06158) {data} {counts}{config.num_frames} frames become "
         f"{latent} latent frames of {tokens} tokens with {config.token_channels} channels. Context: "
         f"{config.context.kind}; {_decoders(config)}.",
     ]
+
+
+def _closed_form(config: ModelConfig, metrics: Mapping[str, Any]) -> str:
+    """What a model without a network does, and what its scores therefore measure."""
+    context: Any = config.context
+    parts = ["It has no network."]
+    if equation := metrics.get("equation"):
+        lines = "\n".join(f"    {line}" for line in equation)
+        parts.append(
+            f"It solves the equation that was found in the training data:\n\n{lines}\n\n"
+            "The coefficients of a trajectory are fitted to its observed frames, or to those of its context."
+        )
+    else:
+        parts.append(
+            f"It is a linear law of the kind `{context.floor}`, whose coefficients are fitted to the observed frames "
+            "of a trajectory, or to those of its context, by least squares."
+        )
+    parts.append(f"So its scores measure {'a solver' if equation else 'least squares'} and not learning.")
+    if learned := metrics.get("learned"):
+        errors = learned["rel_l2"]
+        parts.append(
+            f"The best shipped model without such a floor is `{learned['name']}`. Its relative errors are "
+            f"{short(errors['temporal'])} from 3 frames and {short(errors['initial-value'])} from one and a context."
+        )
+    parts.append("Another seed gives the same forecasts: it draws only weights of a network that counts for nothing.")
+    return " ".join(parts)
 
 
 def card_text(config: ModelConfig, metrics: dict[str, Any], training: str) -> str:
@@ -207,8 +296,8 @@ def card_text(config: ModelConfig, metrics: dict[str, Any], training: str) -> st
     # Cards of older models have a dozen.
     packed = metrics.get("packed_environments", 12)
     environments = "a dozen environments" if packed == 12 else counted(packed, "environment")
-    own, whole = metrics["tokenizer_parameters"], metrics["num_parameters"]
-    counts = f"{whole:,} parameters, of which the tokenizer has {own:,}; "
+    closed = is_closed_form(metrics.get("training", {}))
+    drawn = "coefficients, as uncertain as the observed frames leave them" if closed else "the noise of the sampler"
     limits = [
         f"- It knows the `{config.dataset}` data set's equation, initial conditions, grid, domain and frame spacing, "
         "and nothing else; other input is refused where it can be recognised.",
@@ -217,10 +306,10 @@ def card_text(config: ModelConfig, metrics: dict[str, Any], training: str) -> st
         "there, the spread does not tell the error. `forecast` warns where observed frames lie outside the training "
         "data, and refuses them with `strict`; its hits and false alarms are the column `outside` of the test-out and "
         "the test-in rows.",
-        "- Members of one trajectory differ by the noise of the sampler; their spread is as good as the rows above.",
+        f"- Members of one trajectory differ by {drawn}; their spread is as good as the rows above.",
     ]
     parts = [
-        *_about(config, counts),
+        *_about(config, metrics),
         "It is not a model of the authors, whose code and data are public (`itsakk/enma`, its generator "
         "`itsakk/PPDEGeneration`, data `2ailesB/enma-datasets`), but of an independent implementation made for speed, "
         "trained on data of this project's own solver.",
@@ -238,10 +327,8 @@ def card_text(config: ModelConfig, metrics: dict[str, Any], training: str) -> st
         "solver's own trajectory that starts at the generated first frame. `outside` counts the trajectories whose "
         "observed frames, or context, are taken for outside the training data, which `forecast` warns of.",
         _score_rows(metrics["rows"]),
-        "The tokenizer alone (fields to latent frames and back): relative L2 "
-        f"{short(metrics['tokenizer']['rel_l2'])} on {metrics['tokenizer']['num_trajectories']} trajectories of "
-        f"{metrics['tokenizer']['split']}. Noise seed "
-        f"{metrics['seed']}. A row is made again by its command below. `packed` are the test files in the package: two "
+        ("" if closed else _tokenizer(metrics["tokenizer"])) + f"Noise seed {metrics['seed']}. "
+        "A row is made again by its command below. `packed` are the test files in the package: two "
         f"trajectories of each of {environments}, evenly spread over those of `data`, as `enma-fast data subset "
         "data/FILE --out packed/FILE` writes them.",
         "```\n" + "\n".join(dict.fromkeys(_score_command(config, row) for row in metrics["rows"])) + "\n```",
@@ -280,6 +367,13 @@ def _decoders(config: ModelConfig) -> str:
             layers = f" {sizes['layers']} x {sizes['width']}" if "layers" in sizes else ""
             said.append(f"{what} by {decoder.kind}{layers}")
     return ", ".join(said)
+
+
+def _tokenizer(measured: Mapping[str, Any]) -> str:
+    return (
+        "The tokenizer alone (fields to latent frames and back): relative L2 "
+        f"{short(measured['rel_l2'])} on {measured['num_trajectories']} trajectories of {measured['split']}. "
+    )
 
 
 def _score_command(config: ModelConfig, row: dict[str, Any]) -> str:
@@ -323,14 +417,23 @@ def training_text(training: Mapping[str, Any]) -> str:
         [name, f"{part['steps']:,}", f"{part['trajectories']:,}", f"{part['seconds'] / 3600:.2f}"]
         for name, part in training["stages"].items()
     ]
-    hours = sum(part["seconds"] for part in training["stages"].values()) / 3600
+    used = training["versions"]
+    package = f"enma-fast {used['enma-fast']}" + (f" of commit {known}" if (known := training.get("commit")) else "")
     files = ", ".join(f"`{file}` {digest[:16]}..." for file, digest in training["data"].items())
     begun = f" It began with the weights {training['start'][:16]}..." if training["start"] else ""
+    if closed := is_closed_form(training):
+        seconds = sum(part["cpu_seconds"] for part in training["stages"].values())
+        took = f"{seconds:.3g} CPU seconds, without making the data,"
+    else:
+        hours = sum(part["seconds"] for part in training["stages"].values()) / 3600
+        took = f"{hours:.2f} hours in {training['precision']}"
+    recipe = training["recipe"]
     return "\n\n".join(
         [
-            f"{hours:.2f} hours in {training['precision']} on {where if ranks == 1 else f'{ranks} x {where}'}, with "
-            f"Torch {training['versions']['torch']} and seed {training['seed']}. SHA-256 of the data: {files}.{begun}",
-            markdown_table(["stage", "steps", "trajectories seen", "hours"], rows),
-            f"The recipe, which `enma-fast train` takes:\n\n```toml\n{training['recipe'].strip()}\n```",
+            f"{took} on {where if ranks == 1 else f'{ranks} x {where}'}, with {package}, Torch {used['torch']} and "
+            f"seed {training['seed']}. SHA-256 of the data: {files}.{begun}",
+            *([] if closed else [markdown_table(["stage", "steps", "trajectories seen", "hours"], rows)]),
+            f"The recipe, which `enma-fast train` takes, has the SHA-256 {sha256(recipe.encode()).hexdigest()[:16]}...:"
+            f"\n\n```toml\n{recipe.strip()}\n```",
         ]
     )

@@ -37,12 +37,10 @@ from ..forecasting.request import ForecastRequest, task_named
 from ..models.checkpoint import IN_RUN, LOG, METRICS, load_model, save_model
 from ..models.contexts.physics import PhysicsContext
 from ..models.floors.choice import KNOWN, kinds, learn
-from ..models.floors.equation import EquationSolver
-from ..models.floors.equation_text import equation_text
 from ..models.floors.ladder import Floor, roll
 from ..models.model import Model
 from ..utils.devices import can_use
-from .card import tell_training
+from .card import equation_of, tell_training
 from .field_choices import independent, relative_errors, surely_less
 from .loop import RunOptions
 from .own_card import own_card
@@ -239,7 +237,7 @@ def _trained(plan: Plan, out: Path, command: str, device: str, progress: Progres
             "training": account(out, plan.recipe),
             "floor": plan.best if alone else cast(PhysicsConfig, plan.recipe.model.context).floor,
             "alone": alone,
-            "equation": _equation(model, plan),
+            "equation": equation_of(model, plan.channels),
             "size": float(step.model.size),
             "spread": step.model.spread.tolist(),
         }
@@ -247,16 +245,6 @@ def _trained(plan: Plan, out: Path, command: str, device: str, progress: Progres
         return found
 
     return rank.by_first(scored)
-
-
-def _equation(model: Model, plan: Plan) -> list[str]:
-    """What the floor found, where it is an equation."""
-    floor, config = cast(PhysicsContext, model.dynamics.context).floor, model.config
-    if not isinstance(floor, EquationSolver):
-        return []
-    codec = config.codec
-    scales = codec.field_scale or (1.0,) * codec.field_channels
-    return equation_text(floor, plan.channels, scales=scales, spacings=codec.spacings, interval=config.frame_interval)
 
 
 def _behind(model: Model, plan: Plan, floor: Method, val_data: FieldFile) -> bool:

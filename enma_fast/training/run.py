@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,7 @@ from ..models.checkpoint import (
 )
 from ..models.model import Model
 from ..utils.files import write_atomic
-from ..utils.system import machine, versions
+from ..utils.system import commit, machine, versions
 from .inherit import inherit
 from .loop import BEST, RunOptions, in_bf16, run
 from .ranks import Rank, abandon_ranks, join_ranks
@@ -94,7 +95,7 @@ def train(
     rank, out = join_ranks(), options.out
     options = dataclasses.replace(options, precision=rank.by_first(lambda: chosen_format(options)), seed=recipe.seed)
     if data_dir is None:
-        data_dir = rank.by_first(lambda: _generated(recipe, out / DATA))
+        data_dir = rank.by_first(lambda: generated(recipe, out / DATA, ("train", "val")))
     files = [data_file(data_dir, recipe.model.dataset, split) for split in ("train", "val")]
     val = _read(files[1], recipe.model)
     begin = partial(begin_run, options, rank.count, recipe, files=files, start=None if start is None else locate(start))
@@ -136,6 +137,7 @@ def _train(stage: Stage, model: Model, options: RunOptions, rank: Rank, *, train
             f"{val.path}: trajectories have {frames} frames and the model's num_frames is {model.config.num_frames}; "
             "change it in the recipe"
         )
+    begun = time.monotonic(), time.process_time()
     model.requires_grad_(False).to(options.device)
     rows = _validated(val, stage.validated, model.config, HISTORY if stage.forecasts else 0)
     contexts = _context_rows(val, rows, trained=stage.context_share > 0)
@@ -163,7 +165,15 @@ def _train(stage: Stage, model: Model, options: RunOptions, rank: Rank, *, train
         raise
     if options.stop_after is None or options.stop_after >= stage.steps:
         task.finish()
-        rank.by_first(lambda: save_model(model, options.out / IN_RUN))
+        rank.by_first(lambda: _finish(stage, model, options.out, *begun))
+
+
+def _finish(stage: Stage, model: Model, folder: Path, clock: float, cpu: float) -> None:
+    """Write the checkpoint of a stage, and into its log what it took since this process began it."""
+    seconds = {"seconds": time.monotonic() - clock, "cpu_seconds": time.process_time() - cpu}
+    with (folder / LOG).open("a") as file:
+        file.write(json.dumps({"step": stage.steps, **seconds}) + "\n")
+    save_model(model, folder / IN_RUN)
 
 
 def _tell(
@@ -200,6 +210,7 @@ def begin_run(options: RunOptions, ranks: int, recipe: Recipe, *, files: list[Pa
         "ranks": ranks,
         "machine": machine(),
         "versions": versions(),
+        "commit": commit(),
     }
     path = options.out / RUN
     # One that has computed nothing yet binds nobody.
@@ -262,17 +273,23 @@ def account(folder: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def summary(folder: Path, stage: Stage) -> dict[str, Any]:
-    """Steps, trajectories, seconds (validation and pauses left out) and best validation of a stage, from its files."""
+    """Steps, trajectories, seconds and best validation of a stage, from its files.
+
+    Seconds are those of the steps. If there were none they are those of the whole stage, and so are `cpu_seconds`.
+    """
     path = folder / LOG
     entries = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    step, seconds = 0, 0.0
+    step, seconds, cpu = 0, 0.0, {}
     for entry in entries:
-        if "validation" not in entry:
+        if "cpu_seconds" in entry:
+            if not step:
+                seconds, cpu = entry["seconds"], {"cpu_seconds": entry["cpu_seconds"]}
+        elif "validation" not in entry:
             seconds += stage.batch * (entry["step"] - step) / entry["per_second"]
             step = entry["step"]
     best = folder / BEST
     validation = json.loads(read_tensors(best)[1]["scores"]) if best.is_file() else {}
-    return {"steps": step, "trajectories": step * stage.batch, "seconds": seconds, "validation": validation}
+    return {"steps": step, "trajectories": step * stage.batch, "seconds": seconds, **cpu, "validation": validation}
 
 
 def data_file(folder: Path, dataset: str, split: str) -> Path:
@@ -286,12 +303,12 @@ def data_file(folder: Path, dataset: str, split: str) -> Path:
     return path
 
 
-def _generated(recipe: Recipe, folder: Path) -> Path:
-    """The folder of the training and validation data of a recipe, which are made there unless they are there."""
+def generated(recipe: Recipe, folder: Path, splits: Sequence[str]) -> Path:
+    """The folder of some data of a recipe, which are made there unless they are there."""
     dataset = recipe.model.dataset
     if dataset not in EQUATIONS:
         raise EnmaError(f"{dataset}: no equation of this name makes the data; give their folder by --data")
-    for split in ("train", "val"):
+    for split in splits:
         generate(dataset, split, groups=recipe.data.get(split), out_dir=folder)
     return folder
 

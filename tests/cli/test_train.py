@@ -1,6 +1,7 @@
 """`enma-fast train RECIPE` and `enma-fast publish`, on a model that trains in a moment."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -13,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from enma_fast import forecast
 from enma_fast.cli import main
 from enma_fast.data import read
 from enma_fast.errors import EnmaError
@@ -274,10 +277,25 @@ def test_a_recipe_of_an_equation_makes_its_data(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_recipe_finds_its_equation_and_solves_it(test_in: Path, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(RECIPES["combined"], data={"train": 12, "val": 3})
-    made = train(recipe, options=RunOptions(out=tmp_path / "run", precision="fp32"))
-    assert made is not None
-    assert score(made, read(test_in), num_members=4)["rel_l2_median"] < 1e-4
+    recipe = dataclasses.replace(RECIPES["combined"], data={"train": 12, "val": 3, "test-in": 1, "test-out": 1})
+    runs, members = [tmp_path / "run", tmp_path / "other"], []
+    for seed, out in enumerate(runs):
+        options = RunOptions(out=out, precision="fp32")
+        data = runs[0] / "data" if seed else None
+        card.train_recipe(dataclasses.replace(recipe, seed=seed), options=options, data_dir=data)
+        members.append(forecast(load_model(out), read(test_in).u[0, :3], num_members=2))
+    np.testing.assert_array_equal(*members)
+    assert score(load_model(runs[0]), read(test_in), num_members=4)["rel_l2_median"] < 1e-4
+
+    metrics = card.publish(runs[0], out=tmp_path / "card", limit=2, members=16)
+    text = (tmp_path / "card" / "README.md").read_text()
+    assert text == card.card_text(recipe.model, metrics, card.training_text(metrics["training"]))
+    assert metrics["training"]["stages"]["field"]["cpu_seconds"] > 0.1
+    assert metrics["learned"]["name"] == "combined-fast"
+    digest = hashlib.sha256((runs[0] / "recipe.toml").read_bytes()).hexdigest()
+    for said in ("    u_t = ", "no network", "`combined-fast`", "1.10e-02", digest[:16]):
+        assert said in text
+    assert "The tokenizer" not in text
 
 
 def test_publish_measures_and_writes_a_card(
@@ -316,7 +334,7 @@ def test_publish_measures_and_writes_a_card(
         "--task temporal --history 3 --members 16 --seed 1 --limit 2",
         recipe.read_text().strip(),
         sha256(data_folder / "combined-train.h5")[:16],
-        "with Torch ",
+        ", Torch ",
         "| tokenizer | 12 | 48 | 0.0",
     ):
         assert said in text
