@@ -69,11 +69,11 @@ libenma: ; @cmake -S csrc -B out/libenma -DCMAKE_INSTALL_PREFIX=$(abspath $(or $
 wheel: $(STAMP)wheel ; @sh packaging/wheel.sh $(abspath $(BIN))
 embed: install ; @sh tests/runtime/embed.sh $(abspath $(BIN))/python $(ARGS)
 gpu: $(if $(DRY),install)
-	@$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry) $(if $(ONLY),--only $(ONLY))
+	@$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry) $(if $(DEVICE),--device $(DEVICE)) $(if $(ONLY),--only $(ONLY))
 
 gpu-wheels:
 	@$(PYTHON) -m pip download --quiet --dest out/gpu-wheels --only-binary=:all: --python-version $(or $(GPU_PYTHON),3.12) \
-		--platform manylinux2014_x86_64 numpy pydantic pytest rich safetensors typer cmake ninja pybind11 "setuptools>=77" wheel
+		--platform manylinux2014_x86_64 $(or $(GPU_WHEELS),pydantic pytest rich safetensors typer ninja pybind11 "setuptools>=77" wheel)
 
 clean:
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks .hypothesis enma_fast/embed $(STAMP)* enma_fast/_C*.so

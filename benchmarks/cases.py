@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from benchmarks.harness import gemm_rate
 from enma_fast.config import FlowConfig
+from enma_fast.errors import EnmaError
 from enma_fast.models.decoders.flow_head import VelocityHead
 from enma_fast.ops import _flow_head_cuda
 from enma_fast.ops.flow_head import flow_head, flow_head_ref
@@ -135,8 +136,13 @@ def head_flops(plan: FlowPlan, rows: int) -> float:
     return 2.0 * rows * (w.condition_weight.numel() + len(plan.moves) * sum(t.numel() for t in inner))
 
 
-def flow_head_case(rows: int, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> Case:
-    """The paper's head: 3 blocks of 512, 10 midpoint steps, 16 tokens of 4 channels."""
+def flow_head_case(
+    rows: int, dtype: torch.dtype, device: torch.device, *, compiled: bool, exchange: str | None = None
+) -> Case:
+    """The paper's head: 3 blocks of 512, 10 midpoint steps, 16 tokens of 4 channels.
+
+    Ours by the best implementation, or by the CUDA kernels whose thread blocks exchange activations in this way.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         plan = head_plan(width=512, layers=3, channels=4, steps=10, generator=generator)
@@ -162,16 +168,14 @@ def flow_head_case(rows: int, dtype: torch.dtype, device: torch.device, *, compi
         channels=4,
         evaluations=len(plan.moves),
     )
-    plan, given = plans[dtype], (c.to(device).to(dtype), noise.to(device).to(dtype).float())
-    if _flow_head_cuda.problem(device, dtype, plan) is not None:
+    if exchange is None:
         return case
-    # Each way in which thread blocks may exchange, to see which one should be the default, and up to how many rows.
-    groups = {
-        f"cuda-{group}": partial(_flow_head_cuda.run, *given, plan, group=group)
-        for group in _flow_head_cuda.GROUPS
-        if _flow_head_cuda.group_problem(device, plan, group) is None
-    }
-    return replace(case, contenders={**case.contenders, **groups})
+    plan, given = plans[dtype], (c.to(device).to(dtype), noise.to(device).to(dtype).float())
+    lacking = _flow_head_cuda.problem(device, dtype) or _flow_head_cuda.group_problem(device, plan, exchange)
+    if lacking is not None:
+        raise EnmaError(f"--exchange {exchange}: {lacking}")
+    ours = partial(_flow_head_cuda.run, *given, plan, group=exchange)
+    return replace(case, contenders={**case.contenders, "ours": ours}, notes={**case.notes, "exchange": exchange})
 
 
 def point_attention_case(rows: int, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> Case:

@@ -33,6 +33,7 @@ from benchmarks.harness import REPEATS, gemm_rate, graphed, interleave, machine,
 from benchmarks.rows import add, as_json, save
 from benchmarks.trajectory import trajectory_case
 from enma_fast.errors import EnmaError, first_line
+from enma_fast.ops import _flow_head_cuda
 from enma_fast.ops._checks import dtype_name
 from enma_fast.sampling.cuda_graphs import CudaRecorder
 from enma_fast.training.recipes import RECIPES
@@ -55,6 +56,7 @@ TAKEN = {
     # An ensemble is set against its engine.
     "alone": (*CASES, "trajectory", "forecast"),
     "flag_wrong": (*CASES, *WHOLE),
+    "exchange": ("flow_head",),
     "library": ("embed",),
     "others": ("embed",),
 }
@@ -209,6 +211,11 @@ def command_line() -> argparse.ArgumentParser:
         "--no-compile", action="store_true", help="leave out torch.compile, which takes minutes on a CPU"
     )
     parser.add_argument("--alone", action="store_true", help="time ours alone, without baselines")
+    parser.add_argument(
+        "--exchange",
+        choices=_flow_head_cuda.GROUPS,
+        help="of flow_head: how thread blocks of its CUDA kernels exchange",
+    )
     parser.add_argument("--flag-wrong", action="store_true", help="time contenders that are off too, and name them")
     parser.add_argument("--out", type=Path, help="file for the rows, as JSON, written anew after each")
     parser.add_argument("--add", type=Path, help="file to whose rows each is added, as JSON")
@@ -287,6 +294,8 @@ def measured(options: argparse.Namespace) -> int:
         build, default_rows = ensemble_case, (64, 256, 1024, 4096)
     else:
         build, default_rows = CASES[options.case]
+        if options.exchange is not None:
+            build = partial(build, exchange=options.exchange)
     asked = options.dtype or WHOLE.get(options.case, "bf16")
     dtypes = list(DTYPES.values()) if asked == "all" else [DTYPES[asked]]
     on_gpu = torch.cuda.is_available() and options.case != "ensemble"

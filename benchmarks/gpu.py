@@ -1,13 +1,15 @@
 """All that a GPU has to answer, in calls of at most ten minutes, on a machine without a network.
 
     make gpu-wheels        first, where there is a network: wheels that a bare machine lacks, into out/gpu-wheels;
-                           for its Python, GPU_PYTHON=3.11 (3.12 by default)
+                           for its Python, GPU_PYTHON=3.11 (3.12 by default); cmake and numpy, which are large, are
+                           taken to be there: GPU_WHEELS="cmake numpy" brings them
     python -m benchmarks.gpu_tree out/gpu-tree     the tree to take there
     make gpu ONLY=smoke    under a minute and without a build: what is missing, operators, a member by each rung
     make gpu ONLY=build    the environment and the extension
     make gpu ONLY=trajectories, ONLY=operators, ONLY=tests, ONLY=baselines
     make gpu ONLY=a,b      these groups or parts alone, and the build where they need one
     make gpu               all groups, one after the other
+    make gpu DEVICE=cpu ONLY=smoke     a rehearsal, with a program `nvidia-smi` that names a GPU
     make gpu DRY=1         without a GPU: shows what would run, compiles every GPU kernel, links what is linked
 
 Rows go to benchmarks/results/<gpu>/results.json and to standard output as they are measured, and what a part says to
@@ -42,7 +44,17 @@ CALL = 600  # seconds of the parts of a group
 FOLDER = ROOT / "benchmarks" / "results"
 SCRATCH = ROOT / "out" / "gpu-dry"
 OPERATORS = ("flow_head", "frame_layer", "frame_attention", "point_attention", "rms_norm")
+# As `enma_fast.ops._flow_head_cuda.GROUPS`.
+EXCHANGES = ("remote", "cluster", "counter")
 MEMBERS = (1, 64, 256, 1024)
+# What Nsight Compute reads of the flow head's kernels: their time, and shares of what the GPU can do.
+METRICS = (
+    "gpu__time_duration.sum",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "l1tex__throughput.avg.pct_of_peak_sustained_active",
+    "lts__throughput.avg.pct_of_peak_sustained_elapsed",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+)
 RESULT = "results.json"
 # The flow head's kernels by themselves, for the sanitizers.
 CHECK = OUT / "flow_head_check"
@@ -87,7 +99,7 @@ class Outcome:
     note: str = ""
 
 
-def parts(gpu: str = "GPU", capability: str = "9.0") -> list[Part]:
+def parts(gpu: str = "GPU", capability: str = "9.0", device: str = "cuda") -> list[Part]:
     """The parts that `make gpu` runs, in this order: the most valuable facts first."""
     python = str(PYTHON)
     out = str(result_of(gpu).relative_to(ROOT))
@@ -97,24 +109,29 @@ def parts(gpu: str = "GPU", capability: str = "9.0") -> list[Part]:
         found.append(Part(name=name, group=group, limit=limit, command=command, **more))
 
     def measured(group: str, name: str, limit: int, *words: str) -> None:
-        options = ("--device", "cuda", "--flag-wrong", "--add", out)
+        options = ("--device", device, "--flag-wrong", "--add", out)
         add_part(group, name, limit, python, "-m", "benchmarks.compare", *words, *options)
 
     def trajectory(preset: str, members: str) -> tuple[str, ...]:
         return "trajectory", "--preset", preset, "--members", members, "--rounds", "3"
 
     # Of all processes the first one compiles the kernels, which the others find.
-    add_part("smoke", "smoke", 60, sys.executable, "-m", "benchmarks.gpu_smoke", "--out", out, bare=True)
+    smoke = ("-m", "benchmarks.gpu_smoke", "--device", device, "--out", out)
+    add_part("smoke", "smoke", 60, sys.executable, *smoke, bare=True)
     add_part("build", "build", 300, sys.executable, "-m", "benchmarks.gpu_bootstrap")
     for kind, preset, first, later in (("flow", "combined-paper", 120, 50), ("pass", "combined-fast-paper", 80, 30)):
         for count in MEMBERS:
             limit = first if count == MEMBERS[0] else later
             measured("trajectories", f"{kind}-{count}", limit, *trajectory(preset, str(count)), "--alone")
     for count in MEMBERS:
-        command = (python, "-m", "benchmarks.gpu_fields", "--members", str(count), "--out", out)
+        command = (python, "-m", "benchmarks.gpu_fields", "--members", str(count), "--device", device, "--out", out)
         add_part("trajectories", f"field-{count}", 40, *command)
     for name in OPERATORS:
-        measured("operators", name, 60, name, "--no-compile")
+        measured("operators", name, 48, name, "--no-compile")
+    # A process each: one that reads what it must not ends the others of its process too.
+    for exchange in EXCHANGES:
+        rows = ("--rows", "3,64,256,1024")
+        measured("operators", f"head-{exchange}", 36, "flow_head", *rows, "--alone", "--exchange", exchange)
     # The goal of the head is set against compiled code under graphs, which takes minutes to compile.
     measured("operators", "head", 240, "flow_head", "--rows", "2,4,64,256")
     add_part("tests", "tests", 330, python, "-m", "benchmarks.gpu_tests", str(OUT / "tests"))
@@ -122,6 +139,11 @@ def parts(gpu: str = "GPU", capability: str = "9.0") -> list[Part]:
     for tool in ("memcheck", "racecheck"):
         command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", str(CHECK))
         add_part("tests", tool, 60, *command, tool="compute-sanitizer")
+    for preset in ("combined-paper", "combined-fast-paper"):
+        options = ("--preset", preset, "--device", device, "--out", out)
+        add_part("tests", f"step-{preset}", 30, python, "-m", "benchmarks.train_step", *options)
+    metrics = ("--clock-control", "none", "--launch-count", "24", "--csv", "--metrics", ",".join(METRICS))
+    add_part("tests", "ncu", 30, "ncu", *metrics, str(CHECK), tool="ncu")
     # The sampler as it is, then as torch.compile makes it.
     measured("baselines", "eager", 150, *trajectory("combined-paper", "1,64"), "--no-compile")
     measured("baselines", "compile", 420, *trajectory("combined-paper", "1,64"))
@@ -265,12 +287,12 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def measure(only: Sequence[str] = ()) -> list[Outcome]:
+def measure(only: Sequence[str] = (), device: str = "cuda") -> list[Outcome]:
     """All parts, or some of them; without an environment those that need none."""
     gpu = ask_gpu("name")
     if not gpu:
         raise SystemExit("make gpu: nvidia-smi shows no GPU; make gpu DRY=1 compiles the kernels without one")
-    chosen = choose(parts(gpu, ask_gpu("compute_cap")), only, built=PYTHON.exists() and BUILT.is_file())
+    chosen = choose(parts(gpu, ask_gpu("compute_cap"), device), only, built=PYTHON.exists() and BUILT.is_file())
     outcomes: list[Outcome] = []
     for part in chosen:
         print(f"=== {part.name}", flush=True)
@@ -305,8 +327,8 @@ def choose(found: Sequence[Part], only: Sequence[str], *, built: bool) -> list[P
         raise SystemExit(f"make gpu: no part is called {', '.join(sorted(unknown))}; the parts are {names}")
     if not only:
         return list(found)
-    # Sanitizers run what the part before them compiles.
-    needed = set(only) | ({"check"} if set(only) & {"memcheck", "racecheck"} else set())
+    # Sanitizers and the profiler run what the part before them compiles.
+    needed = set(only) | ({"check"} if set(only) & {"memcheck", "racecheck", "ncu"} else set())
     asked = [part for part in found if {part.name, part.group} & needed]
     builds = not built and not all(part.bare for part in asked)
     return [part for part in found if part in asked or (part.name == "build" and builds)]
@@ -316,6 +338,7 @@ def main() -> int:
     """Command line; exit status 1 when a part failed or took too long."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.partition("\n")[0])
     parser.add_argument("--dry", action="store_true", help="show what would run, and compile every GPU kernel")
+    parser.add_argument("--device", default="cuda", help="cpu: a rehearsal of the smoke and the measurements")
     parser.add_argument("--only", default="", metavar="PARTS", help="these groups or parts alone, comma-separated")
     options = parser.parse_args()
     only = [name for name in options.only.split(",") if name]
@@ -325,7 +348,7 @@ def main() -> int:
         print(listing(choose(parts(), only, built=False)), flush=True)
         outcomes = [run(part, limit=part.limit) for part in compilations()]
     else:
-        outcomes = measure(only)
+        outcomes = measure(only, options.device)
     print(table(outcomes))
     return int(any(outcome.verdict in ("failed", "too long") for outcome in outcomes))
 

@@ -18,6 +18,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness import gemm_rate, interleave, machine, ratios
+from benchmarks.rows import add
 from enma_fast.config import CausalTransformerConfig
 from enma_fast.models.decoders.decoder import Decoder
 from enma_fast.models.decoders.flow import FlowDecoder
@@ -97,7 +99,7 @@ class Stepper:
         *,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.module = Dynamics(model.config)
+        self.module = Dynamics(model.config).to(model.codec.device)
         self.module.load_state_dict(model.dynamics.state_dict())
         self.optimizers = build(self.module, config, dtype=dtype)
         self.loss = loss
@@ -162,8 +164,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="file to whose rows this one is added, as JSON")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    device = torch.device(args.device)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
 
@@ -173,12 +178,12 @@ def main() -> None:
         parser.error(f"--preset: {args.preset} has a step of kind {kind}, which the naive step lacks; take another")
     by_hand = BY_HAND[kind]
     config, options = preset.first(DynamicsStage), preset.model
-    model = Model(options)
+    model = Model(options).to(device)
     # Zero-initialised outputs would hide most of the gradient from the comparison.
     for p in model.dynamics.parameters():
         p.data += 0.01 * torch.randn_like(p)
     rows, frames = config.batch // 2, options.codec.latent_frames(options.num_frames)
-    u = torch.randn(config.batch, options.num_frames, *options.codec.grid, options.codec.field_channels)
+    u = torch.randn(config.batch, options.num_frames, *options.codec.grid, options.codec.field_channels).to(device)
     with torch.no_grad():
         segments = list(model.encode(u).split(rows))
     draws = draw(
@@ -187,8 +192,8 @@ def main() -> None:
         draws=config.draws,
         mask_ratio=config.mask_ratio,
         generator=step_generator(0, 0),
-    )
-    run = RunOptions(out=None)  # type: ignore[arg-type]
+    ).share(slice(rows), ranks=1, device=device)
+    run = RunOptions(out=None, device=args.device)  # type: ignore[arg-type]
     # As `training.loop.run` sets up.
     keep_freed_memory()
     dtype = torch.bfloat16 if in_bf16(run) else torch.float32
@@ -215,7 +220,7 @@ def main() -> None:
         fast = torch.compile(steppers["compiled"].module)
 
     loss, gradient = steppers["naive-fp32"].gradients()
-    tolerance = 3e-2 if fast_bf16("cpu") else 1e-3
+    tolerance = 3e-2 if fast_bf16(args.device) else 1e-3
     errors = {}
     for other, stepper in steppers.items():
         value, g = stepper.gradients()
@@ -223,23 +228,28 @@ def main() -> None:
         if not errors[other] <= tolerance:
             raise SystemExit(f"{other}: differs from naive-fp32 by {errors[other]:.2e}; no time is reported")
 
-    seconds = interleave({k: s.step for k, s in steppers.items()}, rounds=args.rounds)
-    best = max(gemm_rate(torch.float32), gemm_rate(torch.bfloat16))
+    on_gpu = device.type == "cuda"
+    seconds = interleave({k: s.step for k, s in steppers.items()}, rounds=args.rounds, synchronise=on_gpu)
+    rates = {dtype: gemm_rate(dtype, device=device) for dtype in (torch.float32, torch.bfloat16)}
+    best = max(rates.values())
     flops = flops_per_step(model, rows, frames, config.draws)
     median = statistics.median(seconds["ours"])
     result = {
         "case": "train_step",
         "preset": args.preset,
         "batch": config.batch,
+        "device": args.device,
         "ours_s": median,
         "trajectories_per_second": config.batch / median,
         "gemm_rate": best,
-        "gemm_rate_bf16": gemm_rate(torch.bfloat16),
+        "gemm_rate_bf16": rates[torch.bfloat16],
         "fraction_of_gemm_rate": flops / median / best,
         "against": ratios(seconds, "ours"),
         "error": max(errors.values()),
         **machine(),
     }
+    if args.out is not None:
+        add(result, args.out)
     if args.json:
         print(json.dumps(result))
     else:

@@ -185,7 +185,8 @@ def average_gradients(params: Iterable[nn.Parameter], rank: Rank) -> None:
 
 def mean_over_ranks(terms: dict[str, Tensor], rank: Rank) -> dict[str, float]:
     """Mean of each term over all ranks."""
-    values = torch.stack([t.float() for t in terms.values()])
+    device = next(iter(terms.values())).device
+    values = torch.stack([t.to(device, torch.float32) for t in terms.values()])
     if rank.count > 1:
         _together(dist.all_reduce, values)
         values /= rank.count

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import compare, forecast, trajectory
+from benchmarks import compare, forecast, gpu, trajectory
 from benchmarks.cases import CASES, flow_head_case
 from enma_fast.ops import _flow_head_cuda
 from enma_fast.ops.flow_head import flow_head_ref
@@ -96,10 +96,8 @@ def test_one_pass_needs_fewer_flops():
     assert counted[0] < counted[1] / 3
 
 
-def test_the_flow_head_is_timed_by_each_way_to_exchange(monkeypatch):
+def test_the_flow_head_is_timed_by_each_way_to_exchange(monkeypatch, capsys):
     cpu, ran = torch.device("cpu"), []
-    plain = flow_head_case(3, torch.float32, cpu, compiled=False)
-    assert not any(name.startswith("cuda") for name in plain.contenders)
 
     def run(c, noise, plan, *, group):
         ran.append(group)
@@ -108,12 +106,22 @@ def test_the_flow_head_is_timed_by_each_way_to_exchange(monkeypatch):
     monkeypatch.setattr(_flow_head_cuda, "problem", lambda *given: None)
     monkeypatch.setattr(_flow_head_cuda, "group_problem", lambda _, __, group: "none" if group == "cluster" else None)
     monkeypatch.setattr(_flow_head_cuda, "run", run)
-    case = flow_head_case(3, torch.float32, cpu, compiled=False)
-    assert list(case.contenders) == [*plain.contenders, "cuda-remote", "cuda-counter"]
+    assert gpu.EXCHANGES == _flow_head_cuda.GROUPS
+    given = ["compare", "flow_head", "--rows", "3", "--dtype", "fp32", "--rounds", "1", "--alone", "--json"]
     for group in ("remote", "counter"):
-        error = (case.contenders[f"cuda-{group}"]().double() - case.exact).abs().max()
-        assert error <= case.allowance
-    assert ran == ["remote", "counter"]
+        monkeypatch.setattr(sys, "argv", [*given, "--device", "cpu", "--exchange", group])
+        assert compare.main() == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        assert row["exchange"] == group
+        assert row["against"] == {}
+        assert set(ran) == {group}
+        ran.clear()
+    # What this GPU lacks is said, and is no time of another way.
+    monkeypatch.setattr(sys, "argv", [*given, "--device", "cpu", "--exchange", "cluster"])
+    assert compare.main() == 1
+    assert "--exchange cluster: none" in capsys.readouterr().err
+    assert flow_head_case(3, torch.float32, cpu, compiled=False).notes.keys().isdisjoint({"exchange"})
+    assert not ran
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,10 +44,12 @@ def test_a_member_by_each_rung(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_smoke, "CALLS", 1)
     rungs = Rungs("combined-fast")
     with torch.no_grad():
-        first, second = (rungs.check(rung)(CPU) for rung in ("eager", "graph"))
+        first, *others = (rungs.check(rung)(CPU) for rung in ("eager", None, "graph"))
     # On a CPU there is one way.
-    assert first["backend"] == second["backend"]
-    assert second["distance"] < 1e-6
+    for other in others:
+        assert other["backend"] == first["backend"]
+        assert other["distance"] < 1e-6
+    assert "ENMA_GPU" not in os.environ
     assert first["ok"]
     assert first["ms_per_frame"] > 0
     rungs.expected = -rungs.expected
@@ -80,9 +83,13 @@ def test_a_row_for_whatever_happens(
 
 
 def test_missing_packages_are_named_without_them(tmp_path: Path) -> None:
-    """As on a bare machine: no package but the standard library."""
+    """As on a bare machine: no package but the standard library, and no wheels."""
     out = tmp_path / "results.json"
-    command = [sys.executable, "-S", "-m", "benchmarks.gpu_smoke", "--device", "cpu", "--out", str(out)]
+    code = (
+        "import sys; from pathlib import Path; from benchmarks import gpu_smoke; "
+        f"gpu_smoke.WHEELS = gpu_smoke.SITE = Path({str(tmp_path / 'wheels')!r}); sys.exit(gpu_smoke.main())"
+    )
+    command = [sys.executable, "-S", "-c", code, "--device", "cpu", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     rows = rows_of(out)
