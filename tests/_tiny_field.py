@@ -34,10 +34,14 @@ PAIR = {
 
 
 def equation(config: ModelConfig) -> EquationFloor:
-    """The floor of an equation, on grids whose first axis is odd that of a lattice."""
+    """The floor of an equation, on grids whose first axis is odd that of a lattice.
+
+    Each trajectory has a source on grids whose last axis has a multiple of five points.
+    """
     codec = config.codec
     made = EquationFloor(codec.grid, codec.field_channels)
     made.lattice.fill_(codec.grid[0] % 2 == 1)
+    made.forced.fill_(codec.grid[-1] % 5 == 0)
     known = PAIR if codec.field_channels > 1 else LINE if len(codec.grid) == 1 else PLANE
     made.active.zero_()
     made.covariance.copy_(torch.eye(len(made.mean)))
@@ -76,7 +80,8 @@ def solutions(
     starts = carried(config, count, 1, seed=seed)
     if len(config.codec.grid) == 2:
         starts = starts + carried(config, count, 1, seed=seed + 1).flip(2)
-    state = Equations(coefficients, torch.zeros(count, 0, 0), torch.zeros(count))
+    source = floor.terms.transform(0.05 * carried(config, count, 1, seed=seed + 2)[:, 0])
+    state = Equations(coefficients, torch.zeros(count, 0, 0), torch.zeros(count), source, source)
     return torch.cat([starts, roll(floor, starts, state, frames - 1)], 1)
 
 

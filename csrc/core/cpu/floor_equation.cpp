@@ -15,7 +15,7 @@ namespace enma {
 
 namespace {
 
-constexpr int MOST_CHANNELS = 3, LEAST_POINTS = 8, STEPS = 20, TURNS = 2, STARTS = 8, PAIRS = 4;
+constexpr int MOST_CHANNELS = 3, LEAST_POINTS = 8, STEPS = 20, TURNS = 2, STARTS = 8, PAIRS = 4, SOURCE_TURNS = 3;
 // Of a frame.
 constexpr float MOST_STEPS = 32;
 constexpr double DIFFERENCE = 1e-3, DAMPING = 1e-3, EASIER = 0.2, HARDER = 8.0, HOPELESS = 1e3, STILL = 1e-2;
@@ -80,9 +80,13 @@ void set(std::vector<float>& all, std::size_t i, Complex value) {
     all[i + all.size() / 2] = static_cast<float>(value.imag());
 }
 
+// What a steady source adds to waves in a frame, [re or im, c, K]; none where there is no source.
+using Source = std::shared_ptr<const std::vector<float>>;
+
 struct Propagator {
     std::shared_ptr<const Factors> factors;
     std::vector<float> coefficients;  // [P]
+    Source source;
 };
 
 struct Equation : Inferred {
@@ -90,6 +94,7 @@ struct Equation : Inferred {
     SmallMatrix root{0};   // of the covariance of those that a member draws
     double misfit = 0.0;
     Propagator propagator;
+    std::vector<std::vector<float>> moves;  // how the source moves with each of these; none where there is no source
 };
 
 // Waves of successive frames [N], each [re or im, c, K].
@@ -102,6 +107,7 @@ struct Fit {
     Numbers coefficients;
     double misfit;
     SmallMatrix curvature;  // of the misfit
+    Source source;
 };
 
 double mean_square(const Numbers& off) {
@@ -120,6 +126,7 @@ class EquationFloor : public Floor {
           active_(take.values("active", {P_})),
           terms_({plane_ ? grid.axes.front().points : 1, grid.axes.back().points}, plane_, grid.channels,
                  *take.take("lattice", {}) != 0.0f, active_),
+          forced_(*take.take("forced", {}) != 0.0f),
           steps_(static_cast<int>(std::clamp(*take.take("steps", {}), 1.0f, MOST_STEPS))),
           size_(std::size_t(channels_) * terms_.waves()),
           unit_(take.wide("unit", {P_})),
@@ -208,7 +215,8 @@ class EquationFloor : public Floor {
                      counts = std::clamp(fit.misfit, usual / MUCH, MUCH * std::max(most_[task], usual));
         out->root = root.times(inflation_[task] * std::pow(counts / usual, power_[task]));
         out->misfit = fit.misfit;
-        out->propagator = propagator(fit.coefficients, nullptr);
+        out->propagator = propagator(fit.coefficients, fit.source, nullptr);
+        if (forced_) out->moves = moves_of(run, pairs, fit, work);
         out->coefficients = std::move(fit.coefficients);
         return out;
     }
@@ -226,7 +234,16 @@ class EquationFloor : public Floor {
         auto out = std::make_shared<Equation>(static_cast<const Equation&>(*inferred));
         const Numbers moved = out->root.times(Numbers(normals, normals + able_.size()));
         for (std::size_t i = 0; i < able_.size(); ++i) out->coefficients[able_[i]] += moved[i];
-        out->propagator = propagator(out->coefficients, nullptr);
+        Source source = out->propagator.source;
+        if (forced_) {
+            auto own = std::make_shared<std::vector<float>>(*source);
+            for (std::size_t j = 0; j < able_.size(); ++j) {
+                const auto share = static_cast<float>(moved[j]);
+                for (std::size_t i = 0; i < own->size(); ++i) (*own)[i] += out->moves[j][i] * share;
+            }
+            source = std::move(own);
+        }
+        out->propagator = propagator(out->coefficients, source, nullptr);
         return out;
     }
 
@@ -265,14 +282,15 @@ class EquationFloor : public Floor {
     }
 
     // Factors of another propagator are kept where they are the same.
-    Propagator propagator(const Numbers& coefficients, const Propagator* like) const {
+    Propagator propagator(const Numbers& coefficients, const Source& source, const Propagator* like) const {
         Propagator out;
+        out.source = source;
         Numbers own(P_);
         for (int j = 0; j < P_; ++j) {
             own[j] = coefficients[j] / unit_[j];
             out.coefficients.push_back(static_cast<float>(own[j]));
         }
-        const bool linear = !terms_.changes(out.coefficients);
+        const bool linear = source == nullptr && !terms_.changes(out.coefficients);
         Numbers of_linear(own.begin(), own.begin() + terms_.num_linear());
         if (like != nullptr && like->factors->linear == linear && like->factors->coefficients == of_linear) {
             out.factors = like->factors;
@@ -281,8 +299,7 @@ class EquationFloor : public Floor {
         const std::vector<Complex> rates = terms_.rates(own);
         auto factors = std::make_shared<Factors>(size_);
         for (std::size_t i = 0; i < size_; ++i) {
-            const double real = std::min(std::max(rates[i].real(), -DECAY), growth_[i / terms_.waves()]);
-            const Complex frame(real, rates[i].imag());
+            const Complex frame = bounded(rates[i], i);
             if (linear) {
                 set(factors->whole, i, std::exp(frame));
                 continue;
@@ -303,6 +320,11 @@ class EquationFloor : public Floor {
         return out;
     }
 
+    // Of wave i.
+    Complex bounded(Complex rate, std::size_t i) const {
+        return {std::min(std::max(rate.real(), -DECAY), growth_[i / terms_.waves()]), rate.imag()};
+    }
+
     // work.waves a frame later: exponential Runge-Kutta steps of fourth order.
     void advance(const WaveKernels& run, const Propagator& by, const Work& work) const {
         const Factors& f = *by.factors;
@@ -316,6 +338,10 @@ class EquationFloor : public Floor {
         const Planes* const n = work.n;
         const auto change = [&](Planes of, Planes out) {
             terms_.change(run, of, by.coefficients.data(), work.terms, out);
+            for (std::size_t i = 0; by.source != nullptr && i < size_; ++i) {
+                out.re[i] += (*by.source)[i];
+                out.im[i] += (*by.source)[size_ + i];
+            }
         };
         for (int step = 0; step < steps_; ++step) {
             change(work.waves, n[0]);
@@ -355,25 +381,92 @@ class EquationFloor : public Floor {
         return out;
     }
 
+    // work.waves that the forecast of the later frame of pair n lacks.
+    void forecast_lacks(const WaveKernels& run, const Pairs& pairs, std::size_t n, const Propagator& by,
+                        const Work& work) const {
+        const float *const before = pairs.before.data() + 2 * n * size_, *const after =
+                                                                             pairs.after.data() + 2 * n * size_;
+        std::copy_n(before, size_, work.waves.re);
+        std::copy_n(before + size_, size_, work.waves.im);
+        advance(run, by, work);
+        for (std::size_t i = 0; i < size_; ++i) {
+            work.waves.re[i] = after[i] - work.waves.re[i];
+            work.waves.im[i] = after[size_ + i] - work.waves.im[i];
+        }
+    }
+
     // What forecasts of the later frames of pairs lack, in units of a frame's change, [N, *x, c].
+    // Where there is a source what they lack alike is its, and left out.
     Numbers off(const WaveKernels& run, const Pairs& pairs, const Propagator& by, const Work& work) const {
         Numbers out;
         std::vector<float> frame(values_);
         for (std::size_t n = 0; n < std::size_t(pairs.count); ++n) {
-            const float *const before = pairs.before.data() + 2 * n * size_, *const after =
-                                                                                 pairs.after.data() + 2 * n * size_;
-            std::copy_n(before, size_, work.waves.re);
-            std::copy_n(before + size_, size_, work.waves.im);
-            advance(run, by, work);
-            for (std::size_t i = 0; i < size_; ++i) {
-                work.waves.re[i] = after[i] - work.waves.re[i];
-                work.waves.im[i] = after[size_ + i] - work.waves.im[i];
-            }
+            forecast_lacks(run, pairs, n, by, work);
             terms_.keep_long(run, work.waves);
             terms_.frame_of(run, work.waves, work.terms, frame.data());
             for (int i = 0; i < values_; ++i) {
                 const double value = frame[i] / change_[i % channels_];
                 out.push_back(std::isnan(value) ? LOST : std::clamp(value, -LOST, LOST));
+            }
+        }
+        if (!forced_) return out;
+        // Unbiased: a mean is left out.
+        const double N = pairs.count, more = std::sqrt(N / std::max(N - 1, 1.0));
+        for (int i = 0; i < values_; ++i) {
+            double mean = 0.0;
+            for (int n = 0; n < pairs.count; ++n) mean += out[std::size_t(n) * values_ + i] / N;
+            for (int n = 0; n < pairs.count; ++n) {
+                double& value = out[std::size_t(n) * values_ + i];
+                value = std::abs(value) < LOST ? (value - mean) * more : LOST;
+            }
+        }
+        return out;
+    }
+
+    // The steady source of pairs, none where the equation has none; in so many turns from another one.
+    Source source_of(const WaveKernels& run, const Pairs& pairs, const Numbers& coefficients, Source start, int turns,
+                     const Work& work) const {
+        if (!forced_) return nullptr;
+        if (start == nullptr) start = std::make_shared<std::vector<float>>(2 * size_);
+        Numbers own(P_);
+        for (int j = 0; j < P_; ++j) own[j] = coefficients[j] / unit_[j];
+        const std::vector<Complex> rates = terms_.rates(own);
+        Propagator by = propagator(coefficients, start, nullptr);
+        for (int turn = 0; turn < turns; ++turn) {
+            std::vector<Complex> sum(size_);
+            bool found = true;
+            for (std::size_t n = 0; n < std::size_t(pairs.count); ++n) {
+                forecast_lacks(run, pairs, n, by, work);
+                for (std::size_t i = 0; i < size_; ++i) {
+                    const Complex lacks(work.waves.re[i], work.waves.im[i]);
+                    found = found && std::abs(lacks) < LOST * values_;
+                    sum[i] += lacks;
+                }
+            }
+            if (!found) break;
+            auto next = std::make_shared<std::vector<float>>(*by.source);
+            for (std::size_t i = 0; i < size_; ++i) {
+                const Complex more = sum[i] / static_cast<double>(pairs.count) / Phi(bounded(rates[i], i)).one;
+                (*next)[i] += static_cast<float>(more.real());
+                (*next)[size_ + i] += static_cast<float>(more.imag());
+            }
+            by.source = std::move(next);
+        }
+        return by.source;
+    }
+
+    // How the source of a fit moves with each coefficient that a member draws.
+    std::vector<std::vector<float>> moves_of(const WaveKernels& run, const Pairs& pairs, const Fit& fit,
+                                             const Work& work) const {
+        const Source here = source_of(run, pairs, fit.coefficients, fit.source, 1, work);
+        std::vector<std::vector<float>> out;
+        for (const int j : able_) {
+            Numbers moved = fit.coefficients;
+            moved[j] += DIFFERENCE;
+            const Source there = source_of(run, pairs, moved, fit.source, 1, work);
+            std::vector<float>& move = out.emplace_back(*there);
+            for (std::size_t i = 0; i < move.size(); ++i) {
+                move[i] = (move[i] - (*here)[i]) / static_cast<float>(DIFFERENCE);
             }
         }
         return out;
@@ -382,9 +475,10 @@ class EquationFloor : public Floor {
     // The mean coefficients, or those of a training trajectory that forecast pairs better.
     const Numbers& start_of(const WaveKernels& run, const Pairs& pairs, const Work& work) const {
         const Numbers* best = &mean_;
-        double least = mean_square(off(run, pairs, propagator(mean_, nullptr), work));
+        const Source none = source_of(run, pairs, mean_, nullptr, 0, work);
+        double least = mean_square(off(run, pairs, propagator(mean_, none, nullptr), work));
         for (const Numbers& start : starts_) {
-            const double misfit = mean_square(off(run, pairs, propagator(start, nullptr), work));
+            const double misfit = mean_square(off(run, pairs, propagator(start, none, nullptr), work));
             if (!(misfit < least)) continue;
             best = &start;
             least = misfit;
@@ -392,13 +486,25 @@ class EquationFloor : public Floor {
         return *best;
     }
 
-    // Damped Gauss-Newton steps on the misfit plus (c - mean)' held (c - mean).
+    // A fit of coefficients, and of the source with these.
     Fit fitted(const WaveKernels& run, const Pairs& pairs, const Numbers& start, const std::vector<int>& active,
                const SmallMatrix& held, const Work& work) const {
+        Source source = source_of(run, pairs, start, nullptr, SOURCE_TURNS, work);
+        Fit out = fitted_with(run, pairs, start, source, active, held, work);
+        for (int turn = 0; forced_ && turn < SOURCE_TURNS; ++turn) {
+            source = source_of(run, pairs, out.coefficients, source, 1, work);
+            out = fitted_with(run, pairs, out.coefficients, source, active, held, work);
+        }
+        return out;
+    }
+
+    // Damped Gauss-Newton steps on the misfit plus (c - mean)' held (c - mean), with a source as it is.
+    Fit fitted_with(const WaveKernels& run, const Pairs& pairs, const Numbers& start, const Source& source,
+                    const std::vector<int>& active, const SmallMatrix& held, const Work& work) const {
         const int J = held.n;
-        Fit out{start, 0.0, SmallMatrix(J)};
+        Fit out{start, 0.0, SmallMatrix(J), source};
         SmallMatrix stiff = held;
-        Propagator by = propagator(start, nullptr);
+        Propagator by = propagator(start, source, nullptr);
         Numbers lacking = off(run, pairs, by, work), slope(J), away(J);
         out.misfit = mean_square(lacking);
         double damping = DAMPING;
@@ -423,7 +529,7 @@ class EquationFloor : public Floor {
             Numbers moved = out.coefficients;
             const Numbers by_how_much = damped.solved(slope);
             for (int j = 0; j < J; ++j) moved[active[j]] += by_how_much[j];
-            Propagator next = propagator(moved, &by);
+            Propagator next = propagator(moved, source, &by);
             Numbers next_lacking = off(run, pairs, next, work);
             const double next_misfit = mean_square(next_lacking), before = cost(out.misfit, out.coefficients),
                          after = cost(next_misfit, moved);
@@ -449,7 +555,7 @@ class EquationFloor : public Floor {
         for (std::size_t j = 0; j < active.size(); ++j) {
             Numbers moved = coefficients;
             moved[active[j]] += DIFFERENCE;
-            Numbers column = off(run, pairs, propagator(moved, &by), work);
+            Numbers column = off(run, pairs, propagator(moved, by.source, &by), work);
             double product = 0.0;
             for (std::size_t i = 0; i < column.size(); ++i) {
                 column[i] = (lacking[i] - column[i]) / DIFFERENCE;
@@ -494,6 +600,7 @@ class EquationFloor : public Floor {
     std::int64_t P_;
     std::vector<float> active_;
     EquationTerms terms_;
+    bool forced_;
     int steps_;
     std::size_t size_;  // c K
     std::vector<Numbers> starts_;

@@ -1,11 +1,12 @@
 """An equation that is found in the training data, solved with each trajectory's own coefficients.
 
-    u_t = sum_j c_j F_j(u)
+    u_t = sum_j c_j F_j(u) + s(x)
 
 The terms F_j are those of a library (`terms`) that the training data need (`equation_search`). The coefficients of a
 trajectory are found by Gauss-Newton steps on forecasts of the frames that are known, held by their distribution over
 the training trajectories (empirical Bayes). Where these frames stay worse than those of training they are held less,
-and linear terms that training never needed are tried. What is left of their uncertainty is what members draw.
+and linear terms that training never needed are tried. What is left of their uncertainty is what members draw. The
+steady source s is what all forecasts of a trajectory lack alike, where training data need it.
 
 After Brunton, Proctor and Kutz (2016), PNAS 113, 3932-3937, and Rudy et al. (2017), Science Advances 3, e1602614, with
 forecasts in place of derivatives.
@@ -17,14 +18,14 @@ Legend: B trajectories, W windows, T frames, c channels, J active terms and othe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from .exponential import Propagator
-from .gauss_newton import EXACT, Fit, Residuals, fit
+from .exponential import Propagator, gains
+from .gauss_newton import DIFFERENCE, EXACT, Fit, Residuals, fit
 from .ladder import Inferred, evenly
 from .terms import Terms
 
@@ -32,6 +33,8 @@ from .terms import Terms
 MOST_CHANNELS, LEAST_POINTS = 3, 8
 # Steps of a frame before any are chosen, and Gauss-Newton steps.
 _STEPS_PER_FRAME, _STEPS = 4, 20
+# Turns of a fit of coefficients and of the source, and of a source alone.
+_SOURCE_TURNS = 3
 # A trajectory is held less while its misfit is so many times that of most, and such a misfit, by such a factor and so
 # many times.
 _DOUBTED, _SURE, _LOOSER, _TURNS = 4.0, 1e-7, 1e-4, 2
@@ -57,11 +60,15 @@ class Equations(Inferred):
     coefficients : [B, P] in units of the terms, 0 where a term is not active
     root : [B, J, J] the symmetric root of the posterior covariance of active terms and, after these, other linear ones
     misfit : [B] share of the mean square of a frame's change that the equation leaves unexplained
+    source : [B, c, *K] waves that a steady source adds in a frame, complex; [B, 0] where there is none
+    moves : [B, J, c, *K] how it moves with the coefficients of `root`; [B, 0] too
     """
 
     coefficients: Tensor
     root: Tensor
     misfit: Tensor
+    source: Tensor
+    moves: Tensor
 
 
 class EquationSolver(nn.Module):
@@ -69,6 +76,7 @@ class EquationSolver(nn.Module):
 
     active: Tensor
     lattice: Tensor
+    forced: Tensor
     steps: Tensor
     unit: Tensor
     change: Tensor
@@ -94,6 +102,8 @@ class EquationSolver(nn.Module):
             active[[names.index((c, f"lap u{c}")), names.index((c, f"u{c} d0 u{c}"))]] = True
         self.register_buffer("active", active)
         self.register_buffer("lattice", torch.tensor(False))
+        # Whether each trajectory has a steady source.
+        self.register_buffer("forced", torch.tensor(False))
         # Of the solver, for a frame.
         self.register_buffer("steps", torch.tensor(_STEPS_PER_FRAME))
         # Size of the fields of a term with a coefficient of 1, in units of a frame's change.
@@ -142,9 +152,8 @@ class EquationSolver(nn.Module):
         doubted = (_DOUBTED * self.most[task]).clamp_min(_SURE)
         known = torch.linalg.inv(self.covariance[active][:, active])
         held = self.noise * known
-        residuals = self.residuals(pairs)
-        start = self._start(residuals, len(pairs))
-        found = fit(residuals, start, active, held, self.mean[None], steps=_STEPS)
+        start = self._start(pairs)
+        found, source = self.fitted(pairs, start, active, held, self.mean[None], steps=_STEPS)
         fitted, misfit = found.coefficients, found.misfit
         root = known.new_zeros(len(pairs), len(able), len(able))
         root[:, : len(active), : len(active)] = self._root(found, active, known, task)
@@ -154,10 +163,11 @@ class EquationSolver(nn.Module):
             terms = active + others
             wider = (looser * self.noise * torch.eye(len(terms))).to(held)
             wider[: len(active), : len(active)] = looser * held
-            found = fit(self.residuals(pairs[rows]), start, terms, wider, self.mean[None], steps=_STEPS)
+            found, own_source = self.fitted(pairs[rows], start, terms, wider, self.mean[None], steps=_STEPS)
             better = found.misfit < _MUCH_BETTER * misfit[rows]
             to, places = rows[better], torch.tensor([able.index(j) for j in terms])
             fitted[to], misfit[to], root[to] = found.coefficients[better], found.misfit[better], 0.0
+            source[to] = own_source[better]
             root[to[:, None, None], places[:, None], places] = self._root(found, terms, known, task)[better]
 
         rows = torch.nonzero(misfit > doubted)[:, 0]
@@ -172,7 +182,8 @@ class EquationSolver(nn.Module):
                 break
             looser *= _LOOSER
             again(rows, fitted[rows], able[len(active) :], looser)
-        return Equations(fitted, root * self.spread(misfit, task)[:, None, None], misfit)
+        root = root * self.spread(misfit, task)[:, None, None]
+        return Equations(fitted, root, misfit, source, self._moves(pairs, fitted, source))
 
     def spread(self, misfit: Tensor, task: int) -> Tensor:
         """By how much draws spread more than the noise says, where misfits are `[B]`."""
@@ -180,8 +191,9 @@ class EquationSolver(nn.Module):
         counts = misfit.clamp(usual / _MUCH, _MUCH * self.most[task].clamp_min(usual))
         return self.inflation[task] * (counts / usual) ** self.power[task]
 
-    def _start(self, residuals: Residuals, count: int) -> Tensor:
-        """The mean coefficients, or those of a training trajectory that forecast so many trajectories better."""
+    def _start(self, pairs: Tensor) -> Tensor:
+        """The mean coefficients, or those of a training trajectory that forecast `pairs [B, N, 2, *x, c]` better."""
+        residuals, count = self.residuals(pairs), len(pairs)
         rows = torch.arange(count, device=self.mean.device)
         best, least = self.mean.repeat(count, 1), torch.full((count,), math.inf).to(self.mean)
         for start in (self.mean, *self.starts):
@@ -211,7 +223,7 @@ class EquationSolver(nn.Module):
         last = past[:, -1]
         fields = last.to(torch.promote_types(last.dtype, torch.float32))
         dtype = torch.complex128 if fields.dtype == torch.float64 else torch.complex64
-        made = self.frame(self.propagator(state.coefficients, dtype)(self.waves(fields)))
+        made = self.frame(self.propagator(state.coefficients, dtype, state.source)(self.waves(fields)))
         lost = ~made.isfinite().flatten(1).all(1)
         return torch.where(lost.view(-1, *[1] * (made.ndim - 1)), fields, made).to(last.dtype)
 
@@ -243,13 +255,17 @@ class EquationSolver(nn.Module):
 
     def draw(self, state: Equations, normals: Tensor) -> Equations:
         """Coefficients from their posterior, one set for each trajectory, by standard normals `[B, num_draws]`."""
-        moved = state.coefficients.clone()
-        moved[:, self.able] += (state.root @ normals.to(state.root)[..., None])[..., 0]
-        return replace(state, coefficients=moved)
+        moved, source = state.coefficients.clone(), state.source
+        more = (state.root @ normals.to(state.root)[..., None])[..., 0]
+        moved[:, self.able] += more
+        if self.forced:
+            source = source + (state.moves * more.to(source.dtype).view(*more.shape, *[1] * (source.ndim - 1))).sum(1)
+        return replace(state, coefficients=moved, source=source)
 
-    def propagator(self, coefficients: Tensor, dtype: torch.dtype) -> Propagator:
-        """The solver for coefficients `[B, P]` in units of the terms."""
-        return Propagator.of(self.terms, coefficients / self.unit, int(self.steps), dtype, self.growth)
+    def propagator(self, coefficients: Tensor, dtype: torch.dtype, source: Tensor) -> Propagator:
+        """The solver for coefficients `[B, P]` in units of the terms, and sources."""
+        steps, added = int(self.steps), source if self.forced else None
+        return Propagator.of(self.terms, coefficients / self.unit, steps, dtype, self.growth, added)
 
     def waves(self, fields: Tensor) -> Tensor:
         """Waves `[B, c, *K]` of fields `[B, *x, c]`, less what is 0 to the terms."""
@@ -259,19 +275,83 @@ class EquationSolver(nn.Module):
         """The fields `[B, *x, c]` of waves."""
         return self.terms.fields(waves) + self.zero
 
-    def residuals(self, pairs: Tensor) -> Residuals:
-        """What forecasts of the later frames of `pairs [B, N, 2, *x, c]` lack, in units of a frame's change."""
+    def fitted(
+        self, pairs: Tensor, start: Tensor, active: Sequence[int], held: Tensor, mean: Tensor, *, steps: int
+    ) -> tuple[Fit, Tensor]:
+        """A fit of coefficients to `pairs [B, N, 2, *x, c]`, and the sources with these."""
+        source = self.source(pairs, start)
+        found = fit(self.residuals(pairs, source), start, active, held, mean, steps=steps)
+        if self.forced:
+            for _ in range(_SOURCE_TURNS):
+                source = self.source(pairs, found.coefficients, source, turns=1)
+                residuals = self.residuals(pairs, source)
+                found = fit(residuals, found.coefficients, active, held, mean, steps=steps)
+        return found, source
+
+    def source(
+        self, pairs: Tensor, coefficients: Tensor, start: Tensor | None = None, *, turns: int = _SOURCE_TURNS
+    ) -> Tensor:
+        """The steady source of each of `pairs [B, N, 2, *x, c]`, waves `[B, c, *K]`; `[B, 0]` where there is none."""
+        if not self.forced:
+            return pairs.new_zeros(len(pairs), 0)
+        N = pairs.shape[1]
+        lacking = self._lacking(pairs)
+        gain = gains(self.terms, coefficients / self.unit, self.growth)
+        source = torch.zeros_like(gain, dtype=torch.complex64) if start is None else start
+        for _ in range(turns):
+            lacks = lacking(torch.arange(len(pairs)), coefficients, source).unflatten(0, (-1, N))
+            found = lacks.abs().flatten(1).amax(1) < LOST * pairs[0, 0, 0].numel()
+            more = (lacks.to(gain.dtype).mean(1) / gain).to(source.dtype)
+            source = source + torch.where(found.view(-1, *[1] * (gain.ndim - 1)), more, 0)
+        return source
+
+    def _moves(self, pairs: Tensor, coefficients: Tensor, source: Tensor) -> Tensor:
+        """How sources move with each coefficient that a member draws, `[B, J, c, *K]`."""
+        if not self.forced:
+            return source
+        here, columns = self.source(pairs, coefficients, source, turns=1), []
+        for j in self.able:
+            moved = coefficients.clone()
+            moved[:, j] += DIFFERENCE
+            columns.append((self.source(pairs, moved, source, turns=1) - here) / DIFFERENCE)
+        return torch.stack(columns, 1)
+
+    def residuals(self, pairs: Tensor, source: Tensor | None = None, *, sharing: int | None = None) -> Residuals:
+        """What forecasts of the later frames of `pairs [B, N, 2, *x, c]` lack, in units of a frame's change.
+
+        Where there are sources, what so many successive pairs lack alike is theirs, and left out.
+        """
+        N = pairs.shape[1]
+        source = self.source(pairs, self.mean.expand(len(pairs), -1), turns=0) if source is None else source
+        lacking = self._lacking(pairs)
+
+        def off(rows: Tensor, coefficients: Tensor) -> Tensor:
+            lacks = self.terms.fields(self.terms.long(lacking(rows, coefficients, source[rows]))) / self.change
+            lacks = lacks.double().nan_to_num(LOST, LOST, -LOST).clamp(-LOST, LOST)
+            if self.forced:
+                each = lacks.unflatten(0, (-1, sharing or N))
+                own = (each - each.mean(1, keepdim=True)) * _unbiased(sharing or N)
+                lacks = torch.where(each.abs() < LOST, own, LOST).flatten(0, 1)
+            return lacks.unflatten(0, (-1, N)).flatten(1)
+
+        return off
+
+    def _lacking(self, pairs: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """From rows `[b]`, their coefficients and sources to waves `[b N, c, *K]` that forecasts of pairs lack."""
         N = pairs.shape[1]
         before, after = (self.waves(frames.flatten(0, 1).float()) for frames in pairs.unbind(2))
         before, after = before.unflatten(0, (-1, N)), after.unflatten(0, (-1, N))
 
-        def off(rows: Tensor, coefficients: Tensor) -> Tensor:
-            made = self.propagator(coefficients, torch.complex64).repeated(N)(before[rows].flatten(0, 1))
-            lacks = self.terms.fields(self.terms.long(after[rows].flatten(0, 1) - made)) / self.change
-            lacks = lacks.double().unflatten(0, (-1, N)).flatten(1)
-            return lacks.nan_to_num(LOST, LOST, -LOST).clamp(-LOST, LOST)
+        def lacking(rows: Tensor, coefficients: Tensor, source: Tensor) -> Tensor:
+            propagator = self.propagator(coefficients, torch.complex64, source).repeated(N)
+            return after[rows].flatten(0, 1) - propagator(before[rows].flatten(0, 1))
 
-        return off
+        return lacking
+
+
+def _unbiased(count: int) -> float:
+    """What makes up for the mean of so many that is left out."""
+    return math.sqrt(count / max(count - 1, 1))
 
 
 def pairs_of(windows: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ _FIRST, _LEAST, _MOST = 4, 2, 32
 _FINE_ENOUGH, _CLOSE, _MOST_PAIRS = 0.05, 1e-9, 0.9
 # How much a term is missed that is left out, and how much more by least squares, as mean logarithms of the misfit.
 _MISSED, _SURELY = 0.05, 0.1
+# And a steady source.
+_SOURCE = 1.0
 # Mean logarithms of misfits that are small enough not to try other derivatives, which is about the least, and not to
 # try all terms.
 _RIGHT, _NEAR = math.log(1.2e-7), math.log(1e-4)
@@ -42,6 +44,8 @@ _HELD, _RIDGE = 1e-6, 1e-9
 _GOOD, _LEAST_SPREAD = 0.1, 1e-3
 # Share of the usual misfit that counts as noise, draws to measure their spread, and windows of another trajectory.
 _NOISE, _DRAWS, _WINDOWS = 0.1, 4, 4
+# Forecasts that are so many times as large as any training data are lost.
+_LOST = 10.0
 # No wave grows faster than so many times the fastest one of the training data.
 _GROWING = 1.1
 # Bounds of the ratio of error and spread, and of the power of the misfit with which it grows; logarithms of misfits are
@@ -74,19 +78,28 @@ def find(floor: EquationSolver, fields: Tensor) -> None:
     rows = evenly(len(fields), max(_FEWEST, min(_CHOOSING, _VALUES // (PAIRS * fields[0, 0].numel()))))
     few = fields[rows].double()
     floor.change.copy_((few[:, 1:] - few[:, :-1]).square().mean(tuple(range(few.ndim - 1))).sqrt().clamp_min(TINY))
-    starts = sorted((_by_quadrature(floor, few, lattice) for lattice in (False, True)), key=lambda start: start.score)
-    if floor.terms.num <= _MOST_TERMS:
-        starts += [_by_forecasts(floor, few, lattice) for lattice in (False, True)]
     best, found = math.inf, dict(floor.named_buffers())
-    for start in starts:
-        if best < (_NEAR if start.score == math.inf else _RIGHT):
+    for forced in (False, True) if few.shape[1] > PAIRS else (False,):
+        if best < _NEAR:
             break
-        _use(floor, few, start.lattice)
-        reached = _select(floor, few, start, best)
-        if reached < best - _MISSED:
-            best, found = reached, {name: buffer.clone() for name, buffer in floor.named_buffers()}
+        floor.forced.fill_(forced)
+        for start in _starts(floor, few):
+            if best < (_NEAR if start.score == math.inf else _RIGHT):
+                break
+            _use(floor, few, start.lattice)
+            reached = _select(floor, few, start, best)
+            if reached < best - (_SOURCE if forced and not found["forced"] else _MISSED):
+                best, found = reached, {name: buffer.clone() for name, buffer in floor.named_buffers()}
     for name, buffer in found.items():
         getattr(floor, name).copy_(buffer)
+
+
+def _starts(floor: EquationSolver, fields: Tensor) -> list[_Start]:
+    """Where to begin for fields `[B, T, *x, c]`, the best first."""
+    starts = sorted((_by_quadrature(floor, fields, lattice) for lattice in (False, True)), key=lambda s: s.score)
+    if floor.terms.num <= _MOST_TERMS:
+        starts += [_by_forecasts(floor, fields, lattice) for lattice in (False, True)]
+    return starts
 
 
 def _use(floor: EquationSolver, fields: Tensor, lattice: bool) -> None:
@@ -117,8 +130,10 @@ def _by_quadrature(floor: EquationSolver, fields: Tensor, lattice: bool) -> _Sta
     for channel in range(floor.channels):
         own = torch.nonzero(targets == channel)[:, 0]
         sums = (values[own][:, :, :-2] + 4 * values[own][:, :, 1:-1] + values[own][:, :, 2:]) / 3
-        columns = torch.stack([each[smooth].flatten(1) for each in sums], -1)
-        kept, mean, left = _least_squares(columns, rise[..., channel][smooth].flatten(1))
+        columns, target = torch.stack([each[smooth] for each in sums], -1), rise[..., channel][smooth]
+        if floor.forced:
+            columns, target = columns - columns.mean(1, keepdim=True), target - target.mean(1, keepdim=True)
+        kept, mean, left = _least_squares(columns.flatten(1, -2), target.flatten(1))
         coefficients[0, own[kept]] = mean
         active += own[kept].tolist()
         total += score(left)
@@ -161,7 +176,7 @@ def _select(floor: EquationSolver, fields: Tensor, start: _Start, best: float) -
     while int(floor.steps) < _MOST and float(_off(floor, together, start.coefficients).abs().max()) >= LOST:
         floor.steps.mul_(2)
     none = torch.zeros(len(active), len(active), dtype=torch.float64)
-    residuals = floor.residuals(together)
+    residuals = floor.residuals(together, sharing=pairs.shape[1])
     first = fit(residuals, start.coefficients, active, none, start.coefficients, steps=_FIRST_STEPS)
     mean, of_mean = first.coefficients, first.curvature
     found = _each(floor, pairs, mean.repeat(len(pairs), 1), mean, active, of_mean)
@@ -204,7 +219,7 @@ def _each(
 ) -> Fit:
     """Fit each trajectory alone, held a little by the mean `[1, P]` in units of the mean curvature."""
     held = _HELD * torch.diag(curvature.diagonal(dim1=-2, dim2=-1).mean(0) + TINY)
-    return fit(floor.residuals(pairs), start, active, held, mean, steps=_STEPS)
+    return floor.fitted(pairs, start, active, held, mean, steps=_STEPS)[0]
 
 
 def _refine(floor: EquationSolver, pairs: Tensor, coefficients: Tensor) -> None:
@@ -220,7 +235,7 @@ def _refine(floor: EquationSolver, pairs: Tensor, coefficients: Tensor) -> None:
 
 
 def _off(floor: EquationSolver, pairs: Tensor, coefficients: Tensor) -> Tensor:
-    return floor.residuals(pairs)(torch.arange(len(pairs)), coefficients)
+    return floor.residuals(pairs, floor.source(pairs, coefficients))(torch.arange(len(pairs)), coefficients)
 
 
 def describe(floor: EquationSolver, fields: Tensor, environments: Tensor | None) -> None:
@@ -246,11 +261,22 @@ def describe(floor: EquationSolver, fields: Tensor, environments: Tensor | None)
     floor.usual.fill_(EXACT)
     floor.inflation.fill_(1.0)
     floor.power.fill_(0.0)
+    _steady(floor, fields[evenly(len(fields), max(2 * _LEARNING, _VALUES // fields[0, 0].numel()))])
     for task, (windows, frames) in enumerate(_tasks(fields, tested, environments)):
         # Noise depends on the usual misfit.
         misfit = floor.infer(windows, own=task == 0).misfit.clamp_min(EXACT)
         floor.usual[task:], floor.most[task:] = misfit.median(), misfit.quantile(0.9)
         floor.power[task:], floor.inflation[task:] = _widening(floor, frames, floor.infer(windows, own=task == 0), task)
+
+
+def _steady(floor: EquationSolver, fields: Tensor) -> None:
+    """As many steps of a frame as forecasts of whole trajectories `[B, T, *x, c]` need to stay bounded."""
+    most = _LOST * fields.abs().max()
+    while int(floor.steps) < _MOST:
+        state = floor.infer(fields[:, None, :3])
+        if bool((_rolled(floor, fields[:, 2:], state).abs() < most).all()):
+            return
+        floor.steps.mul_(2)
 
 
 def _far_apart(places: Tensor, coefficients: Tensor, count: int) -> Tensor:
@@ -300,7 +326,7 @@ def _widening(floor: EquationSolver, frames: Tensor, state: Equations, task: int
 
 def _rolled(floor: EquationSolver, frames: Tensor, state: Equations) -> Tensor:
     """Forecasts of all frames `[B, T, *x, c]` after the first."""
-    propagator = floor.propagator(state.coefficients, torch.complex64)
+    propagator = floor.propagator(state.coefficients, torch.complex64, state.source)
     waves, made = floor.waves(frames[:, 0].float()), []
     for _ in range(frames.shape[1] - 1):
         waves = propagator(waves)

@@ -21,6 +21,8 @@ def equation_text(
 ) -> list[str]:
     """An equation for each channel, with the mean and spread of its coefficients over training trajectories.
 
+    Steady sources are spelled s, each with its channel where there are several.
+
     Parameters
     ----------
     names : of the channels
@@ -46,7 +48,8 @@ def equation_text(
         before = said.get(channel, f"{names[channel]}_t =")
         sign = " -" if mean < 0 else " +" if channel in said else ""
         said[channel] = f"{before}{sign} {number}{shown}"
-    return [said[channel] for channel in sorted(said)]
+    source = " + s" if floor.forced else ""
+    return [said[c] + (f"{source}_{names[c]}" if source and len(names) > 1 else source) for c in sorted(said)]
 
 
 def _order(operator: str) -> int:

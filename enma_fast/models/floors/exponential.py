@@ -22,7 +22,10 @@ _NEAR, _TERMS = 1.0, 18
 
 @dataclass(frozen=True, eq=False)
 class Propagator:
-    """Steps of equal length, so many to a frame: factors `[B, c, *K]` for coefficients `[B, P]`."""
+    """Steps of equal length, so many to a frame: factors `[B, c, *K]` for coefficients `[B, P]`.
+
+    A steady source adds waves `[B, c, *K]` a frame.
+    """
 
     terms: Terms
     coefficients: Tensor
@@ -32,28 +35,38 @@ class Propagator:
     half: Tensor
     inner: Tensor
     weights: tuple[Tensor, Tensor, Tensor]
+    source: Tensor | None
 
     @classmethod
-    def of(cls, terms: Terms, coefficients: Tensor, steps: int, dtype: torch.dtype, growth: Tensor) -> Propagator:
+    def of(
+        cls,
+        terms: Terms,
+        coefficients: Tensor,
+        steps: int,
+        dtype: torch.dtype,
+        growth: Tensor,
+        source: Tensor | None = None,
+    ) -> Propagator:
         """Of the linear terms waves of a channel grow no faster than `growth [c]`, a logarithm."""
-        rates = terms.rates(coefficients)
-        most = growth.view(-1, *[1] * len(terms.grid))
-        z = torch.complex(torch.minimum(rates.real.clamp_min(-_DECAY), most), rates.imag) / steps
+        z = _bounded(terms, coefficients, growth) / steps
         one, two, three = _phi(z)
         weights = (one - 3 * two + 4 * three, 2 * (two - 2 * three), 4 * three - two)
         active = [j for j in range(terms.num_linear, terms.num) if bool((coefficients[:, j] != 0).any())]
         whole, half, inner = (f.to(dtype) for f in (z.exp(), (z / 2).exp(), _phi(z / 2)[0] / (2 * steps)))
         first, middle, last = ((w / steps).to(dtype) for w in weights)
-        return cls(terms, coefficients, steps, active, whole, half, inner, (first, middle, last))
+        weights = first, middle, last
+        source = None if source is None else source.to(dtype)
+        return cls(terms, coefficients, steps, active, whole, half, inner, weights, source)
 
     def __call__(self, waves: Tensor) -> Tensor:
         """The waves `[B, c, *K]` a frame later; there may be so many times more rows as each set of coefficients."""
-        if not self.active:
+        if not self.active and self.source is None:
             return waves * self.whole**self.steps
         first, middle, last = self.weights
 
         def change(of: Tensor) -> Tensor:
-            return self.terms.change(of, self.coefficients, self.active)
+            made = self.terms.change(of, self.coefficients, self.active)
+            return made if self.source is None else made + self.source
 
         for _ in range(self.steps):
             n0 = change(waves)
@@ -70,15 +83,28 @@ class Propagator:
         def each(x: Tensor) -> Tensor:
             return x.repeat_interleave(times, 0)
 
-        first, middle, last = (each(w) for w in self.weights)
+        first, middle, last = self.weights
         return replace(
             self,
             coefficients=each(self.coefficients),
             whole=each(self.whole),
             half=each(self.half),
             inner=each(self.inner),
-            weights=(first, middle, last),
+            weights=(each(first), each(middle), each(last)),
+            source=None if self.source is None else each(self.source),
         )
+
+
+def gains(terms: Terms, coefficients: Tensor, growth: Tensor) -> Tensor:
+    """What a steady source of 1 adds to waves `[B, c, *K]` in a frame by the linear terms alone."""
+    return _phi(_bounded(terms, coefficients, growth))[0]
+
+
+def _bounded(terms: Terms, coefficients: Tensor, growth: Tensor) -> Tensor:
+    """Rates `[B, c, *K]` of waves for a frame, within bounds."""
+    rates = terms.rates(coefficients)
+    most = growth.view(-1, *[1] * len(terms.grid))
+    return torch.complex(torch.minimum(rates.real.clamp_min(-_DECAY), most), rates.imag)
 
 
 def _phi(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 # From some of the problems `[b]` and coefficients `[b, P]` to their residuals `[b, M]`, float64.
 Residuals = Callable[[Tensor, Tensor], Tensor]
 # Finite differences of coefficients, damping at first and its change, and the change of the cost at which steps end.
-_DIFFERENCE, _DAMPING, _EASIER, _HARDER, _STILL = 1e-3, 1e-3, 0.2, 8.0, 1e-2
+DIFFERENCE, _DAMPING, _EASIER, _HARDER, _STILL = 1e-3, 1e-3, 0.2, 8.0, 1e-2
 # Damping with which a problem is left as it is.
 _HOPELESS = 1e3
 # Mean squares of residuals that are none, and least curvature beside the others.
@@ -83,8 +83,8 @@ def _slopes(residuals: Residuals, rows: Tensor, coefficients: Tensor, off: Tenso
     columns = []
     for j in active:
         moved = coefficients.clone()
-        moved[:, j] += _DIFFERENCE
-        columns.append((off - residuals(rows, moved)) / _DIFFERENCE)
+        moved[:, j] += DIFFERENCE
+        columns.append((off - residuals(rows, moved)) / DIFFERENCE)
     return torch.stack(columns, -1)
 
 

@@ -21,10 +21,11 @@ def coefficients(terms, rows, **named):
     return made
 
 
-def solved(terms, given, first, frames, steps=16):
-    """Frames `[B, frames, *x, c]` of an equation."""
+def solved(terms, given, first, frames, steps=16, source=None):
+    """Frames `[B, frames, *x, c]` of an equation, with sources `[B, *x, c]` in a frame."""
     growth = torch.full((terms.channels,), 2.0, dtype=torch.float64)
-    propagator = Propagator.of(terms, given, steps, torch.complex128, growth)
+    added = None if source is None else terms.transform(source)
+    propagator = Propagator.of(terms, given, steps, torch.complex128, growth, added)
     waves, made = terms.transform(first), [first]
     for _ in range(frames - 1):
         waves = propagator(waves)
@@ -170,6 +171,27 @@ def test_what_is_zero_to_the_terms_keeps_an_equation_simple():
     floor.learn(shifted)
     assert found(floor) == {(0, "lap u0"), (0, "u0 d0 u0")}
     assert forecast_error(floor, own(shifted), shifted, known=3) < 2e-3
+
+
+def test_a_steady_source_is_found_that_differs_between_trajectories():
+    def forced(seed):
+        terms, rng = Terms((32,), 1, lattice=False), np.random.default_rng(seed)
+        given = coefficients(terms, 16, **{"0 lap u0": rng.uniform(0.02, 0.1, 16), "0 u0 d0 u0": -0.1})
+        source = 0.1 * smooth(16, (32,), seed=seed + 100)
+        return solved(terms, given, smooth(16, (32,), seed=seed), 8, source=source), source
+
+    floor = EquationFloor((32,), 1)
+    floor.learn(forced(0)[0])
+    assert bool(floor.forced)
+    assert found(floor) == {(0, "lap u0"), (0, "u0 d0 u0")}
+    fields, source = forced(1)
+    state = floor.infer(own(fields))
+    told = floor.terms.fields(state.source.to(torch.complex128))
+    assert float((told - source).norm() / source.norm()) < 1e-2
+    assert forecast_error(floor, own(fields), fields, known=3) < 2e-3
+    # Other trajectories have none, and keep the equation simple.
+    floor.learn(burgers(16)[0])
+    assert not bool(floor.forced)
 
 
 @pytest.mark.parametrize("lattice", [False, True])

@@ -35,6 +35,8 @@ def test_coefficients_are_in_units_of_the_data():
     assert said == "T_t = 0.3±0.06 lap T - 2 lap T_x + 0.7 - 1 T T_x"
     twice = equation_text(floor, ["T"], scales=[scale], spacings=[dx], interval=2 * dt)
     assert "0.15±0.03 lap T" in twice[0]
+    floor.forced.fill_(True)
+    assert equation_text(floor, ["T"], scales=[scale], spacings=[dx], interval=dt) == [f"{said} + s"]
 
 
 def test_flows_and_several_channels():
@@ -46,6 +48,8 @@ def test_flows_and_several_channels():
     assert second == "b_t = - 1 (psi_y b_x - psi_x b_y)"
     assert "- 2 a b b" in first
     assert f"{(dx / WAVE) ** 4:.3g} lap lap a" in first
+    floor.forced.fill_(True)
+    assert equation_text(floor, ["a", "b"], scales=scales, spacings=[dx, dx], interval=1.0)[1] == f"{second} + s_b"
 
 
 def test_unequal_axes_have_no_text():
