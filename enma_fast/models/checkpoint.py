@@ -21,7 +21,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +99,17 @@ def available() -> list[str]:
 def locate(checkpoint: str | Path) -> Path:
     """Folder of a checkpoint given by shipped name, by path, or by the folder of the training run that made it."""
     given = Path(checkpoint)
-    own = (path.parent for path in shipped_paths(f"*/{MANIFEST}") if path.parent.name == str(checkpoint))
-    for folder in chain((given / IN_RUN, given), own):
+    for folder in (given / IN_RUN, given):
         # Unlike Path.is_file, os.path.isfile takes any name.
         if os.path.isfile(folder / MANIFEST):
             return folder
-    known = ", ".join(available()) or "none"
+    # Before a shipped model of the same name: a run of the recipe `wave` may be called wave.
     if os.path.isfile(given / LOG) or os.path.isfile(given / RECIPE):
         raise EnmaError(f"{checkpoint}: this run has no {IN_RUN} yet; let it finish first")
+    for path in shipped_paths(f"*/{MANIFEST}"):
+        if path.parent.name == str(checkpoint):
+            return path.parent
+    known = ", ".join(available()) or "none"
     if os.path.isdir(given):
         raise EnmaError(f"{checkpoint}: holds no {MANIFEST}; it is not a whole checkpoint")
     if remedy := remedy_for(str(checkpoint)):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import enma_fast
-from enma_fast.models.checkpoint import PRETRAINED
+from enma_fast.models.checkpoint import PRETRAINED, load_config
 from enma_fast.models.model import Model
 from enma_fast.ops._backend import native
 
@@ -32,6 +32,9 @@ TASKS = ("temporal", "initial-value", "generation", "points")
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # The reference samples with weights as they are.
 BACKENDS = {"native": tuple(FORMATS), "reference": ("fp32",)}
+# Models with a floor compute in fp32.
+OF_MODEL = {name: ("fp32",) if hasattr(load_config(name).context, "floor") else tuple(FORMATS) for name in MODELS}
+CASES = [(name, form) for name, forms in OF_MODEL.items() for form in forms]
 ISAS = ("avx512_bf16", "avx512", "avx2", "scalar")
 MEMBERS, FRAMES, CONTEXT, POINTS, SEED = 2, 4, 5, 40, 11
 
@@ -112,7 +115,7 @@ def find(backend: str) -> dict[str, str]:
     for name in MODELS:
         model = enma_fast.load_model(name)
         for task in TASKS:
-            for number_format in BACKENDS[backend]:
+            for number_format in (form for form in BACKENDS[backend] if form in OF_MODEL[name]):
                 found[f"{name}/{task}/{number_format}"] = digest(members(model, task, number_format, backend))
     return found
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import warnings
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -288,6 +289,19 @@ def test_every_model_that_leaves_has_one_that_stays():
     assert set(LEAVING) <= set(IN_MODELS)
     assert set(LEAVING.values()) <= set(RECIPES)
     assert not set(LEAVING.values()) & set(LEAVING)
+
+
+def test_a_run_goes_before_a_shipped_model_of_its_name(tmp_path, monkeypatch, saved):
+    shutil.copytree(saved, tmp_path / "pretrained" / "wave")
+    monkeypatch.setattr(shipped_module, "PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "wave"
+    (run / "data").mkdir(parents=True)
+    assert locate("wave") == tmp_path / "pretrained" / "wave"
+    (run / checkpoint.RECIPE).write_text("")
+    assert message(locate, "wave").startswith("wave: this run has no checkpoint")
+    shutil.copytree(saved, run / "checkpoint")
+    assert locate("wave") == Path("wave/checkpoint")
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "mine"])
