@@ -45,12 +45,12 @@ TITLES = {
     "burgers": (
         "Burgers with unknown viscosity and forcing",
         "One dimension, 128 points, periodic. Each of 1,000 trajectories has its own viscosity and its own steady "
-        "forcing, which no method is told. {frames} frames of {test} other trajectories are forecast.",
+        "forcing, which no method knows. {frames} frames of {test} other trajectories are forecast.",
     ),
     "burgers-told": (
         "Burgers with known viscosity and forcing",
-        "The same trajectories. Here viscosity and forcing are told to the model by `--known`, and to the networks as "
-        "further input maps. Forecasts without training do not use them.",
+        "The same trajectories. Here the field model gets viscosity and forcing by `--known`, and the networks as "
+        "additional input channels. The simple forecasts do not use them.",
     ),
     "shallow": (
         "Shallow water",
@@ -62,39 +62,41 @@ HEAD = """\
 # Own data, compared
 
 <!-- Made by `python -m benchmarks.own_data page`; edit benchmarks/own_results.py, not this page. -->
-This page compares `enma-fast train` with forecasts without training and with two networks that you could write.
-It helps you to decide whether [a model of your own data](your-own-data.md) is worth training. Figures are {seeds}.
+This page compares `enma-fast train` with simple forecasts in closed form and with two common networks. It helps you to
+decide whether [a model of your own data](your-own-data.md) is worth training. Numbers are {seeds}.
 
-All methods learn from the same training split and forecast the same test trajectories from three frames. Best values
-of a column are bold."""
+All methods learn from the same training split and forecast the same test trajectories from three frames. The best value
+of a column is bold. A *floor* is the simple forecast that a field model builds on
+([How field models work](how-field-models-work.md#the-floor))."""
 MINUTE = f"""\
-These rows are of {QUICK_SECONDS:g} CPU seconds. You can check them, and all forecasts without training, in ten minutes:
+These rows are of {QUICK_SECONDS:g} CPU seconds. You can check them, and all simple forecasts, in ten minutes:
 
 ```console
 OMP_NUM_THREADS=1 python -m benchmarks.own_data --quick
 ```
 
-It fails if a figure is more than {TIMED["rel_l2"]:g} times, or less than 1/{TIMED["rel_l2"]:g} of, the one in
-`benchmarks/results/own-data.json`. Forecasts that no clock decides must agree to 1 %."""
+The command fails if a number differs by more than a factor of {TIMED["rel_l2"]:g} from the one in
+`benchmarks/results/own-data.json`. Persistence, climatology and damped persistence must agree to 1 %."""
 TAIL = """\
 ## How it was measured
 
 * **Time**: CPU seconds of one thread. Those of the field model are for the whole command: plan, floors, training,
-  calibration and its own scores. It plans them beforehand, so it takes somewhat more or less than it was given.
+  calibration and scores. It plans its time in advance, so it takes a little more or less than it was given.
 * **Floors**: persistence, damped persistence, climatology, and the best linear floor that `train` tried. Their
   training time is the fit of the chosen floor, without the choice.
 * **Networks**: an FNO and a U-Net in plain PyTorch (`benchmarks/own_networks.py`), in float32. They see three frames
   and forecast the change to the next one. AdamW minimises the relative L2 error of their own forecasts, of 1 frame at
-  first and of 8 late in training. The field model uses bfloat16 where the processor has it.
+  first and of 8 frames late in training. The field model uses bfloat16 where the processor has it.
 * **Learning rates** of the networks are the best of 0.0005, 0.001, 0.002 and 0.004 on validation data. The runs that
   choose them have a tenth of the time each, and are not counted.
 * **Scores** are of standardised fields. The field model has 16 members, and relative L2 is that of their mean. The
   others have one member: their CRPS is the mean absolute error, and they have neither spread nor coverage.
-* **Coverage** is the share of points inside the central 50 or 90 % of the members. Of 16 perfect members the wider
-  range holds 15/17, which is 0.88.
+* **Coverage** is the share of points inside the central 50 or 90 % of the members. With 16 calibrated members the
+  90 % range covers 15/17, which is 0.88.
 * **Machine**: {machine}. Other programs ran on it at the same time, so times vary.
 
-The solvers are in `benchmarks/own_sets.py`. These commands make the page again, up to the speed of the machine:
+The solvers are in `benchmarks/own_sets.py`. These commands measure everything anew and write this page. Results
+depend on the speed of the machine:
 
 ```console
 {commands}

@@ -87,15 +87,15 @@ def _table(result: dict[str, Any]) -> Any:
     for model in _BESIDE if any(papers) else ():
         rows.append([f"{model}, paper", *(number(papers[i].get(model, {}).get(name)) for _, i, name in _COLUMNS)])
     recognised, points = "", temporal["points"]
-    seen = "" if points is None else f" seen at {points} points, others in each"
+    seen = "" if points is None else f" seen at {points} points, different ones in each"
     if outside["num_outside"] is not None:
         found = (f"{row['num_outside']} of {row['num_trajectories']}" for row in (temporal, outside))
-        recognised = "\nTaken for outside the training data: {} in distribution, {} out of it.".format(*found)
+        recognised = "\nTrajectories found outside the training data: {} in distribution, {} out of it.".format(*found)
     return table(
         f"{result['model']}: {result['num_trajectories']} unseen trajectories, {temporal['num_frames']} frames",
         ["", *(label for label, _, _ in _COLUMNS)],
         rows,
-        caption=f"From {temporal['history']} frames{seen}, {temporal['num_members']} members. Last three columns: "
-        f"relative L2 of {outside['num_members']} members, out of distribution its mean and median over trajectories, "
-        "the last from 1 frame and a context trajectory." + (_PAPER if any(papers) else "") + recognised,
+        caption=f"From {temporal['history']} frames{seen}, {temporal['num_members']} members. The last three columns "
+        f"are relative L2 of {outside['num_members']} members: its mean and median out of distribution, and its mean "
+        "from 1 frame and a context." + (_PAPER if any(papers) else "") + recognised,
     )

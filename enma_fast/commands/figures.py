@@ -65,7 +65,7 @@ def report(
     if scores is not None:
         terminal.show(
             f"relative L2 error of the mean {number(scores['rel_l2'])}, "
-            f"spread/error {number(scores['spread_skill'])}, {counted(scores['num_trajectories'], 'trajectory')}"
+            f"spread/skill {number(scores['spread_skill'])}, {counted(scores['num_trajectories'], 'trajectory')}"
         )
     terminal.show(*result["notes"], f"report: {result['report']} ({result['num_bytes'] / 1e6:.1f} MB)")
     terminal.result(result)

@@ -106,16 +106,16 @@ def _of_physics(found: dict[str, Any] | None) -> list[str]:
     """Lines about the physics of the members."""
     if found is None:
         return []
-    laws = {"conserved": "moves by", "decays": "grows by"}
+    laws = {"conserved": "changes by", "decays": "grows by"}
     said = [
-        f"{each['name']} {laws[each['law']]} {number(each['violation'])} (the truth's by {number(each['truth'])})"
+        f"{each['name']} {laws[each['law']]} {number(each['violation'])} (truth: {number(each['truth'])})"
         for each in found["quantities"]
     ]
-    return [f"in units of the observed amplitude: {'; '.join([*said, _spectrum(found)])}"]
+    return [f"physics, relative to the observed amplitude: {'; '.join([*said, _spectrum(found)])}"]
 
 
 def _spectrum(found: dict[str, Any]) -> str:
-    return f"power of the waves {number(found['spectrum_error'])} decades from the truth's"
+    return f"spectrum differs from the truth's by {number(found['spectrum_error'])} decades"
 
 
 def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
@@ -136,7 +136,7 @@ def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
         seen = "the observed frames" if result["history"] else "the truth"
         notes.append(f"crps is {number(result['crps_relative'])} of the RMS of {seen}")
     if result["num_outside"] is not None:
-        notes.append(f"observed frames outside the training data: {result['num_outside']} trajectories")
+        notes.append(f"observed frames outside the training data: {counted(result['num_outside'], 'trajectory')}")
     notes += _of_physics(result["physics"])
     if any("crps" in row for row in paper):
         notes.append("the paper does not say whether its crps and rmsce are from 3 frames or from 1")

@@ -110,8 +110,8 @@ class Envelope:
                         f"{self.high[c]:.4g}"
                     )
                 else:
-                    far_out = f"{far:.3g} times as far from the training data as nearly all of these are"
-                    found.append(f"their mean, amplitude, roughness and changes are {far_out}" if far > 1 else "")
+                    far_off = f"their distance in mean, amplitude, roughness and changes is {far:.3g} times the limit"
+                    found.append(far_off if far > 1 else "")
         return found
 
     def _far(self, part: np.ndarray) -> np.ndarray:

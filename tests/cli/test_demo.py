@@ -102,7 +102,9 @@ def test_the_shipped_model_beside_the_paper(enma: Callable, tmp_path: Path) -> N
     assert float(table["this model"][2]) < 0.3, "it forecasts"
     assert table["ENMA, paper"][2:] == ["7.86e-3", "-", "1.70e-3", "0.0868", "-", "0.102", "-", "0.0156"]
     assert float(table["this model"][8]) <= float(table["this model"][7]), "the median beside the mean"
-    assert "Taken for outside the training data: 0 of 2 in distribution, 2 of 2 out of it." in " ".join(run.out.split())
+    assert "Trajectories found outside the training data: 0 of 2 in distribution, 2 of 2 out of it." in " ".join(
+        run.out.split()
+    )
     assert table["FNO, paper"][2] == "0.133"
     for name in ("forecast.zarr", "demo.png"):
         assert str(tmp_path / name) in run.out

@@ -57,7 +57,7 @@ def test_score_and_demo(enma: Callable, seeing_points: Path, test_in: Path, tmp_
     assert shown["rel_l2"] == pytest.approx(scored["rel_l2"], rel=1e-4)
     assert shown["paper"] == [[], [], []]
     text = enma(*one).out
-    assert "3 frames seen at 9 points, others in each" in " ".join(text.split())
+    assert "3 frames seen at 9 points, different ones in each" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_what_lies_outside_the_training_data_is_told_or_refused(enma: Callable, 
     assert f"rel_l2 is a mean over trajectories; their median is {median}, their 90 % quantile {tail}" in shown
     assert f"crps is {result['crps_relative']:.3g} of the RMS of the observed frames" in shown
     mass = next(each for each in result["physics"]["quantities"] if each["name"] == "mass")
-    assert f"in units of the observed amplitude: mass moves by {number(mass['violation'])} (the truth's by" in shown
+    assert f"physics, relative to the observed amplitude: mass changes by {number(mass['violation'])} (truth:" in shown
     assert "the paper does not say" not in shown, "it has no calibration out of distribution"
 
 
