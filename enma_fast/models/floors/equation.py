@@ -90,7 +90,7 @@ class EquationSolver(nn.Module):
     inflation: Tensor
     power: Tensor
     zero: Tensor
-    num_views, reads, moves, local, inferences = 1, 1, True, True, 160
+    num_views, reads, moves, local, inferences = 1, 1, True, True, 320
 
     def __init__(self, grid: Sequence[int], channels: int, *, zero: Sequence[float] | None = None) -> None:
         super().__init__()

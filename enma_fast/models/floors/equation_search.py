@@ -97,7 +97,8 @@ def find(floor: EquationSolver, fields: Tensor) -> None:
 def _starts(floor: EquationSolver, fields: Tensor) -> list[_Start]:
     """Where to begin for fields `[B, T, *x, c]`, the best first."""
     starts = sorted((_by_quadrature(floor, fields, lattice) for lattice in (False, True)), key=lambda s: s.score)
-    if floor.terms.num <= _MOST_TERMS:
+    # Where there may be sources too, this would take the longest by far.
+    if floor.terms.num <= _MOST_TERMS and not floor.forced:
         starts += [_by_forecasts(floor, fields, lattice) for lattice in (False, True)]
     return starts
 
