@@ -55,10 +55,10 @@ def equation(config: ModelConfig) -> EquationFloor:
     made.change.fill_(0.5)
     made.growth.fill_(0.1)
     made.steps.fill_(2)
-    made.noise.fill_(1e-6)
+    made.noise.fill_(1e-7)
     made.usual.copy_(torch.tensor([1e-7, 1e-6]))
     made.most.copy_(torch.tensor([1e-6, 1e-5]))
-    made.inflation.copy_(torch.tensor([2.0, 3.0]))
+    made.inflation.copy_(torch.tensor([6.0, 9.0]))
     made.power.copy_(torch.tensor([0.25, 0.5]))
     made.zero.copy_(torch.linspace(-0.2, 0.3, len(made.zero)))
     return made

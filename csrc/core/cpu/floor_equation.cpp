@@ -180,6 +180,7 @@ class EquationFloor : public Floor {
         const Numbers start = start_of(run, pairs, work);
         Fit fit = fitted(run, pairs, start, active, held_, work);
         SmallMatrix root(draws());
+        const auto cost = [&](const Fit& of) { return of.misfit + held_.form(away(of.coefficients, active)); };
         const auto set_root = [&](const std::vector<int>& terms, const SmallMatrix& own) {
             std::fill(root.values.begin(), root.values.end(), 0.0);
             std::vector<int> places;
@@ -196,17 +197,17 @@ class EquationFloor : public Floor {
             std::vector<int> terms = active;
             terms.insert(terms.end(), others.begin(), others.end());
             Fit found = fitted(run, pairs, from, terms, wider(static_cast<int>(terms.size()), looser), work);
-            if (!(found.misfit < MUCH_BETTER * fit.misfit)) return;
+            if (!(cost(found) < MUCH_BETTER * cost(fit))) return;
             fit = std::move(found);
             set_root(terms, root_of(fit, terms, task));
         };
-        if (fit.misfit > doubted) {
+        if (cost(fit) > doubted) {
             // One more term explains most of what is new; all of them would fit anything.
             again(start, {}, LOOSER);
-            for (const int j : reserve) again(start, {j}, LOOSER);
+            for (const int j : reserve) again(start, {j}, 1.0);
         }
         double looser = 1.0;
-        for (int turn = 0; turn < TURNS && fit.misfit > doubted; ++turn) {
+        for (int turn = 0; turn < TURNS && cost(fit) > doubted; ++turn) {
             looser *= LOOSER;
             again(fit.coefficients, reserve, looser);
         }
@@ -505,18 +506,17 @@ class EquationFloor : public Floor {
         Fit out{start, 0.0, SmallMatrix(J), source};
         SmallMatrix stiff = held;
         Propagator by = propagator(start, source, nullptr);
-        Numbers lacking = off(run, pairs, by, work), slope(J), away(J);
+        Numbers lacking = off(run, pairs, by, work), slope(J);
         out.misfit = mean_square(lacking);
         double damping = DAMPING;
         bool fresh = true;
         const auto cost = [&](double misfit, const Numbers& coefficients) {
-            for (int j = 0; j < J; ++j) away[j] = coefficients[active[j]] - mean_[active[j]];
-            return misfit + held.form(away);
+            return misfit + held.form(away(coefficients, active));
         };
         for (int step = 0; step < STEPS; ++step) {
             if (fresh) {
-                for (int j = 0; j < J; ++j) away[j] = mean_[active[j]] - out.coefficients[active[j]];
-                slope = held.times(away);
+                slope = held.times(away(out.coefficients, active));
+                for (double& x : slope) x = -x;
                 out.curvature = SmallMatrix(J);
                 add_slopes(run, pairs, out.coefficients, by, lacking, active, out.curvature, slope, work);
                 stiff = out.curvature;
@@ -543,6 +543,13 @@ class EquationFloor : public Floor {
             by = std::move(next);
             if (!(before - after > STILL * before + EXACT)) break;
         }
+        return out;
+    }
+
+    // From the mean.
+    Numbers away(const Numbers& coefficients, const std::vector<int>& terms) const {
+        Numbers out;
+        for (const int j : terms) out.push_back(coefficients[j] - mean_[j]);
         return out;
     }
 

@@ -35,10 +35,10 @@ MOST_CHANNELS, LEAST_POINTS = 3, 8
 _STEPS_PER_FRAME, _STEPS = 4, 20
 # Turns of a fit of coefficients and of the source, and of a source alone.
 _SOURCE_TURNS = 3
-# A trajectory is held less while its misfit is so many times that of most, and such a misfit, by such a factor and so
-# many times.
+# A trajectory is held less while its cost, its misfit and what holds its coefficients, is so many times the misfit of
+# most, and so much, by such a factor and so many times.
 _DOUBTED, _SURE, _LOOSER, _TURNS = 4.0, 1e-7, 1e-4, 2
-# What a fit with more terms has to take the misfit to, and standard deviation of their coefficients as a share.
+# What a fit with more terms has to take the cost to, and standard deviation of their coefficients as a share.
 _MUCH_BETTER, _UNSURE = 0.5, 0.1
 # To which power the misfit of a trajectory multiplies the noise, at least. It counts as so many times that of most at
 # most, and as the usual one over so much at least.
@@ -155,6 +155,11 @@ class EquationSolver(nn.Module):
         start = self._start(pairs)
         found, source = self.fitted(pairs, start, active, held, self.mean[None], steps=_STEPS)
         fitted, misfit = found.coefficients, found.misfit
+
+        def cost(coefficients: Tensor, misfit: Tensor) -> Tensor:
+            away = (coefficients - self.mean)[:, active]
+            return misfit + ((away @ held) * away).sum(1)
+
         root = known.new_zeros(len(pairs), len(able), len(able))
         root[:, : len(active), : len(active)] = self._root(found, active, known, task)
 
@@ -164,20 +169,22 @@ class EquationSolver(nn.Module):
             wider = (looser * self.noise * torch.eye(len(terms))).to(held)
             wider[: len(active), : len(active)] = looser * held
             found, own_source = self.fitted(pairs[rows], start, terms, wider, self.mean[None], steps=_STEPS)
-            better = found.misfit < _MUCH_BETTER * misfit[rows]
+            before, after = cost(fitted[rows], misfit[rows]), cost(found.coefficients, found.misfit)
+            better = after < _MUCH_BETTER * before
             to, places = rows[better], torch.tensor([able.index(j) for j in terms])
             fitted[to], misfit[to], root[to] = found.coefficients[better], found.misfit[better], 0.0
             source[to] = own_source[better]
             root[to[:, None, None], places[:, None], places] = self._root(found, terms, known, task)[better]
 
-        rows = torch.nonzero(misfit > doubted)[:, 0]
+        rows = torch.nonzero(cost(fitted, misfit) > doubted)[:, 0]
         if len(rows):
             # One more term explains most of what is new; all of them would fit anything.
-            for others in ([], *([j] for j in able[len(active) :])):
-                again(rows, start[rows], others, _LOOSER)
+            again(rows, start[rows], [], _LOOSER)
+            for j in able[len(active) :]:
+                again(rows, start[rows], [j], 1.0)
         looser = 1.0
         for _ in range(_TURNS):
-            rows = torch.nonzero(misfit > doubted)[:, 0]
+            rows = torch.nonzero(cost(fitted, misfit) > doubted)[:, 0]
             if not len(rows):
                 break
             looser *= _LOOSER

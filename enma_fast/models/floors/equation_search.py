@@ -262,7 +262,7 @@ def describe(floor: EquationSolver, fields: Tensor, environments: Tensor | None)
     floor.usual.fill_(EXACT)
     floor.inflation.fill_(1.0)
     floor.power.fill_(0.0)
-    _steady(floor, fields[evenly(len(fields), max(2 * _LEARNING, _VALUES // fields[0, 0].numel()))])
+    _steady(floor, fields[evenly(len(fields), max(_FEWEST, _VALUES // fields[0, 0].numel()))])
     for task, (windows, frames) in enumerate(_tasks(fields, tested, environments)):
         # Noise depends on the usual misfit.
         misfit = floor.infer(windows, own=task == 0).misfit.clamp_min(EXACT)
