@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <iterator>
+#include <numeric>
 
 #include "core/cpu/equation_terms.h"
 #include "core/cpu/floor.h"
@@ -20,7 +22,7 @@ constexpr int MOST_CHANNELS = 3, LEAST_POINTS = 8, STEPS = 20, TURNS = 2, STARTS
 constexpr float MOST_STEPS = 32;
 constexpr double DIFFERENCE = 1e-3, DAMPING = 1e-3, EASIER = 0.2, HARDER = 8.0, HOPELESS = 1e3, STILL = 1e-2;
 constexpr double LOOSER = 1e-4, DOUBTED = 4.0, MUCH_BETTER = 0.5, UNSURE = 0.1, POWER = 0.5, MUCH = 8.0, EXACT = 1e-9,
-                 SURE = 1e-7, LEAST_STIFF = 1e-12, TINY = 1e-30, LOST = 1e3;
+                 SURE = 1e-7, TELLING = 0.01, LEAST_STIFF = 1e-12, TINY = 1e-30, LOST = 1e3;
 constexpr double DECAY = 60.0, NEAR = 1.0;
 constexpr int SERIES = 18;
 
@@ -365,20 +367,45 @@ class EquationFloor : public Floor {
         }
     }
 
-    // A few pairs that are evenly spread.
+    // A few pairs of those between which most changes.
     Pairs pairs_of(const WaveKernels& run, const Windows& windows, const Work& work) const {
-        const int all = windows.count * (PAST_FRAMES - 1), count = std::min(PAIRS, all);
-        Pairs out{count, {}, {}};
-        for (int i = 0; i < count; ++i) {
-            const auto n = static_cast<int>(std::lround(count == 1 ? 0.0 : i * (all - 1.0) / (count - 1)));
-            const int first = n / (PAST_FRAMES - 1) * PAST_FRAMES + n % (PAST_FRAMES - 1);
+        const auto first_of = [&](int pair) {
+            const int frame = pair / (PAST_FRAMES - 1) * PAST_FRAMES + pair % (PAST_FRAMES - 1);
+            return windows.values + std::ptrdiff_t{frame} * values_;
+        };
+        Numbers change;
+        for (int pair = 0; pair < windows.count * (PAST_FRAMES - 1); ++pair) {
+            const float* const before = first_of(pair);
+            double sum = 0.0;
+            for (int i = 0; i < values_; ++i) sum += std::pow(double{before[values_ + i] - before[i]}, 2);
+            change.push_back(sum);
+        }
+        const std::vector<int> chosen = telling(change);
+        Pairs out{static_cast<int>(chosen.size()), {}, {}};
+        for (const int pair : chosen) {
             for (std::vector<float>* to : {&out.before, &out.after}) {
-                const int frame = to == &out.before ? first : first + 1;
-                waves_of(run, windows.values + std::ptrdiff_t{frame} * values_, work);
+                waves_of(run, first_of(pair) + (to == &out.before ? 0 : values_), work);
                 to->insert(to->end(), work.waves.re, work.waves.re + size_);
                 to->insert(to->end(), work.waves.im, work.waves.im + size_);
             }
         }
+        return out;
+    }
+
+    // Some of the pairs that have a share of the greatest change, evenly spread, or those with the greatest.
+    static std::vector<int> telling(const Numbers& change) {
+        std::vector<int> all(change.size()), some;
+        std::iota(all.begin(), all.end(), 0);
+        const double least = TELLING * *std::max_element(change.begin(), change.end());
+        std::copy_if(all.begin(), all.end(), std::back_inserter(some), [&](int i) { return change[i] >= least; });
+        if (some.size() < PAIRS) {
+            std::stable_sort(all.begin(), all.end(), [&](int i, int j) { return change[i] > change[j]; });
+            all.resize(std::min<std::size_t>(all.size(), PAIRS));
+            std::sort(all.begin(), all.end());
+            return all;
+        }
+        std::vector<int> out;
+        for (int i = 0; i < PAIRS; ++i) out.push_back(some[std::lround(i * (some.size() - 1.0) / (PAIRS - 1))]);
         return out;
     }
 

@@ -43,8 +43,9 @@ _MUCH_BETTER, _UNSURE = 0.5, 0.1
 # To which power the misfit of a trajectory multiplies the noise, at least. It counts as so many times that of most at
 # most, and as the usual one over so much at least.
 _POWER, _MUCH = 0.5, 8.0
-# Most pairs of frames that coefficients are inferred from. More hardly tell more.
-PAIRS = 4
+# Most pairs of frames that coefficients are inferred from, more hardly tell more, and the share of the greatest change,
+# squared, from which on a pair tells much.
+PAIRS, _TELLING = 4, 0.01
 # Training trajectories with whose coefficients the search for those of another may begin.
 _STARTS = 8
 # Residuals beyond this are lost.
@@ -362,6 +363,15 @@ def _unbiased(count: int) -> float:
 
 
 def pairs_of(windows: Tensor) -> Tensor:
-    """Successive frames `[B, N, 2, *x, c]` of windows `[B, W, T, *x, c]`, a few that are evenly spread."""
+    """Successive frames `[B, N, 2, *x, c]` of windows `[B, W, T, *x, c]`: a few of those between which most changes."""
     pairs = torch.stack([windows[:, :, :-1].flatten(1, 2), windows[:, :, 1:].flatten(1, 2)], 2)
-    return pairs[:, evenly(pairs.shape[1], PAIRS)]
+    change = (pairs[:, :, 1] - pairs[:, :, 0]).double().square().flatten(2).sum(2)
+    return torch.stack([own[_telling(of_own)] for own, of_own in zip(pairs, change, strict=True)])
+
+
+def _telling(change: Tensor) -> Tensor:
+    """Some of the pairs that have a share of the greatest change `[n]`, evenly spread, or those with the greatest."""
+    telling = torch.nonzero(change >= _TELLING * change.max())[:, 0]
+    if len(telling) >= PAIRS:
+        return telling[evenly(len(telling), PAIRS)]
+    return change.argsort(descending=True, stable=True)[:PAIRS].sort().values
