@@ -418,7 +418,8 @@ def training_text(training: Mapping[str, Any]) -> str:
         for name, part in training["stages"].items()
     ]
     used = training["versions"]
-    package = f"enma-fast {used['enma-fast']}" + (f" of commit {known}" if (known := training.get("commit")) else "")
+    package = f"enma-fast {used.get('enma-fast', '')}".strip()
+    package += f" of commit {known}" if (known := training.get("commit")) else ""
     files = ", ".join(f"`{file}` {digest[:16]}..." for file, digest in training["data"].items())
     begun = f" It began with the weights {training['start'][:16]}..." if training["start"] else ""
     if closed := is_closed_form(training):
