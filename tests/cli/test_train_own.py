@@ -164,7 +164,7 @@ def test_a_cube_is_trained_and_forecast_and_scored(enma: Callable, tmp_path: Pat
         cubes[..., 4:9, 5:11] = np.nan
     axis = 250.0 * np.arange(24) + 3e5
     path, out = save(tmp_path / "cube.h5", cubes, coords=[axis] * 3, periodic=[True, False, False]), tmp_path / "run"
-    (row,) = enma("train", path, "--out", out, "--minutes", 0.5, "--json").json["rows"]
+    (row,) = enma("train", path, "--out", out, "--minutes", 0.2, "--json").json["rows"]
     assert row["rel_l2"] < 1.05 * row["methods"]["persistence"]["rel_l2"]
     test, store = out / "data" / "cube-test-in.h5", tmp_path / "run.zarr"
     assert enma("forecast", test, "--checkpoint", out, "--members", 2, "--out", store, "--json").status == 0
