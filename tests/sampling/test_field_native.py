@@ -82,7 +82,8 @@ def trajectory(made, history, members, *, context=None, backend=None, first_seed
 
 def tolerance(made):
     """Of members in units of their deviation. Small differences tell a source from coefficients."""
-    return 3e-3 if getattr(made.dynamics.context.floor, "forced", False) else 5e-4
+    forced = getattr(made.dynamics.context.floor, "forced", None)
+    return 2e-4 if forced is None else 3e-3 if forced else 5e-4
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)
