@@ -85,6 +85,8 @@ void set(std::vector<float>& all, std::size_t i, Complex value) {
 // What a steady source adds to waves in a frame, [re or im, c, K]; none where there is no source.
 using Source = std::shared_ptr<const std::vector<float>>;
 
+using Moves = std::vector<std::vector<float>>;
+
 struct Propagator {
     std::shared_ptr<const Factors> factors;
     std::vector<float> coefficients;  // [P]
@@ -96,7 +98,7 @@ struct Equation : Inferred {
     SmallMatrix root{0};   // of the covariance of those that a member draws
     double misfit = 0.0;
     Propagator propagator;
-    std::vector<std::vector<float>> moves;  // how the source moves with each of these; none where there is no source
+    std::shared_ptr<const Moves> moves;  // how the source moves with each of these; none where there is no source
 };
 
 // Waves of successive frames [N], each [re or im, c, K].
@@ -219,7 +221,7 @@ class EquationFloor : public Floor {
         out->root = root.times(inflation_[task] * std::pow(counts / usual, power_[task]));
         out->misfit = fit.misfit;
         out->propagator = propagator(fit.coefficients, fit.source, nullptr);
-        if (forced_) out->moves = moves_of(run, pairs, fit, work);
+        if (forced_) out->moves = std::make_shared<const Moves>(moves_of(run, pairs, fit, work));
         out->coefficients = std::move(fit.coefficients);
         return out;
     }
@@ -241,8 +243,7 @@ class EquationFloor : public Floor {
         if (forced_) {
             auto own = std::make_shared<std::vector<float>>(*source);
             for (std::size_t j = 0; j < able_.size(); ++j) {
-                const auto share = static_cast<float>(moved[j]);
-                for (std::size_t i = 0; i < own->size(); ++i) (*own)[i] += out->moves[j][i] * share;
+                for (std::size_t i = 0; i < own->size(); ++i) (*own)[i] += (*out->moves)[j][i] * float(moved[j]);
             }
             source = std::move(own);
         }
@@ -288,11 +289,8 @@ class EquationFloor : public Floor {
     Propagator propagator(const Numbers& coefficients, const Source& source, const Propagator* like) const {
         Propagator out;
         out.source = source;
-        Numbers own(P_);
-        for (int j = 0; j < P_; ++j) {
-            own[j] = coefficients[j] / unit_[j];
-            out.coefficients.push_back(static_cast<float>(own[j]));
-        }
+        const Numbers own = in_fields(coefficients);
+        out.coefficients.assign(own.begin(), own.end());
         const bool linear = source == nullptr && !terms_.changes(out.coefficients);
         Numbers of_linear(own.begin(), own.begin() + terms_.num_linear());
         if (like != nullptr && like->factors->linear == linear && like->factors->coefficients == of_linear) {
@@ -321,6 +319,12 @@ class EquationFloor : public Floor {
         factors->linear = linear;
         out.factors = std::move(factors);
         return out;
+    }
+
+    // Coefficients of fields, not in units of the terms.
+    Numbers in_fields(Numbers coefficients) const {
+        for (int j = 0; j < P_; ++j) coefficients[j] /= unit_[j];
+        return coefficients;
     }
 
     // Of wave i.
@@ -456,9 +460,7 @@ class EquationFloor : public Floor {
                      const Work& work) const {
         if (!forced_) return nullptr;
         if (start == nullptr) start = std::make_shared<std::vector<float>>(2 * size_);
-        Numbers own(P_);
-        for (int j = 0; j < P_; ++j) own[j] = coefficients[j] / unit_[j];
-        const std::vector<Complex> rates = terms_.rates(own);
+        const std::vector<Complex> rates = terms_.rates(in_fields(coefficients));
         Propagator by = propagator(coefficients, start, nullptr);
         for (int turn = 0; turn < turns; ++turn) {
             std::vector<Complex> sum(size_);
@@ -484,18 +486,16 @@ class EquationFloor : public Floor {
     }
 
     // How the source of a fit moves with each coefficient that a member draws.
-    std::vector<std::vector<float>> moves_of(const WaveKernels& run, const Pairs& pairs, const Fit& fit,
-                                             const Work& work) const {
+    Moves moves_of(const WaveKernels& run, const Pairs& pairs, const Fit& fit, const Work& work) const {
         const Source here = source_of(run, pairs, fit.coefficients, fit.source, 1, work);
-        std::vector<std::vector<float>> out;
+        Moves out;
         for (const int j : able_) {
             Numbers moved = fit.coefficients;
             moved[j] += DIFFERENCE;
             const Source there = source_of(run, pairs, moved, fit.source, 1, work);
             std::vector<float>& move = out.emplace_back(*there);
-            for (std::size_t i = 0; i < move.size(); ++i) {
-                move[i] = (move[i] - (*here)[i]) / static_cast<float>(DIFFERENCE);
-            }
+            const auto apart = static_cast<float>(DIFFERENCE);
+            for (std::size_t i = 0; i < move.size(); ++i) move[i] = (move[i] - (*here)[i]) / apart;
         }
         return out;
     }

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from .exponential import Propagator, gains
-from .gauss_newton import DIFFERENCE, EXACT, Fit, Residuals, fit
+from .gauss_newton import DIFFERENCE, EXACT, Fit, Residuals, cost, fit
 from .ladder import Inferred, evenly
 from .terms import Terms
 
@@ -149,18 +149,13 @@ class EquationSolver(nn.Module):
 
         `own` says that they belong to the trajectory that is forecast, not to another one of the same physics.
         """
-        pairs, task, active, able = pairs_of(windows), 0 if own else 1, self.chosen, self.able
+        pairs, task, active, able = self.pairs(windows), 0 if own else 1, self.chosen, self.able
         doubted = (_DOUBTED * self.most[task]).clamp_min(_SURE)
         known = torch.linalg.inv(self.covariance[active][:, active])
-        held = self.noise * known
+        held, mean = self.noise * known, self.mean[None]
         start = self._start(pairs)
-        found, source = self.fitted(pairs, start, active, held, self.mean[None], steps=_STEPS)
+        found, source = self.fitted(pairs, start, active, held, mean, steps=_STEPS)
         fitted, misfit = found.coefficients, found.misfit
-
-        def cost(coefficients: Tensor, misfit: Tensor) -> Tensor:
-            away = (coefficients - self.mean)[:, active]
-            return misfit + ((away @ held) * away).sum(1)
-
         root = known.new_zeros(len(pairs), len(able), len(able))
         root[:, : len(active), : len(active)] = self._root(found, active, known, task)
 
@@ -169,24 +164,25 @@ class EquationSolver(nn.Module):
             terms = active + others
             wider = (looser * self.noise * torch.eye(len(terms))).to(held)
             wider[: len(active), : len(active)] = looser * held
-            found, own_source = self.fitted(pairs[rows], start, terms, wider, self.mean[None], steps=_STEPS)
-            before, after = cost(fitted[rows], misfit[rows]), cost(found.coefficients, found.misfit)
-            better = after < _MUCH_BETTER * before
+            found, own_source = self.fitted(pairs[rows], start, terms, wider, mean, steps=_STEPS)
+            before = cost(misfit[rows], fitted[rows], active, held, mean)
+            better = cost(found.misfit, found.coefficients, active, held, mean) < _MUCH_BETTER * before
             to, places = rows[better], torch.tensor([able.index(j) for j in terms])
             fitted[to], misfit[to], root[to] = found.coefficients[better], found.misfit[better], 0.0
             source[to] = own_source[better]
             root[to[:, None, None], places[:, None], places] = self._root(found, terms, known, task)[better]
 
-        rows = torch.nonzero(cost(fitted, misfit) > doubted)[:, 0]
-        if len(rows):
+        def in_doubt() -> Tensor:
+            return torch.nonzero(cost(misfit, fitted, active, held, mean) > doubted)[:, 0]
+
+        if len(rows := in_doubt()):
             # One more term explains most of what is new; all of them would fit anything.
             again(rows, start[rows], [], _LOOSER)
             for j in able[len(active) :]:
                 again(rows, start[rows], [j], 1.0)
         looser = 1.0
         for _ in range(_TURNS):
-            rows = torch.nonzero(cost(fitted, misfit) > doubted)[:, 0]
-            if not len(rows):
+            if not len(rows := in_doubt()):
                 break
             looser *= _LOOSER
             again(rows, fitted[rows], able[len(active) :], looser)
@@ -200,7 +196,7 @@ class EquationSolver(nn.Module):
         return self.inflation[task] * (counts / usual) ** self.power[task]
 
     def _start(self, pairs: Tensor) -> Tensor:
-        """The mean coefficients, or those of a training trajectory that forecast `pairs [B, N, 2, *x, c]` better."""
+        """The mean coefficients, or those of a training trajectory that forecast `pairs [B, N, 2, c, *K]` better."""
         residuals, count = self.residuals(pairs), len(pairs)
         rows = torch.arange(count, device=self.mean.device)
         best, least = self.mean.repeat(count, 1), torch.full((count,), math.inf).to(self.mean)
@@ -275,6 +271,11 @@ class EquationSolver(nn.Module):
         steps, added = int(self.steps), source if self.forced else None
         return Propagator.of(self.terms, coefficients / self.unit, steps, dtype, self.growth, added)
 
+    def pairs(self, windows: Tensor) -> Tensor:
+        """Waves `[B, N, 2, c, *K]` of a few of the successive frames of windows `[B, W, T, *x, c]`."""
+        pairs = _pairs_of(windows).float()
+        return self.waves(pairs.flatten(0, 2)).unflatten(0, pairs.shape[:3])
+
     def waves(self, fields: Tensor) -> Tensor:
         """Waves `[B, c, *K]` of fields `[B, *x, c]`, less what is 0 to the terms."""
         return self.terms.transform(fields - self.zero)
@@ -286,7 +287,7 @@ class EquationSolver(nn.Module):
     def fitted(
         self, pairs: Tensor, start: Tensor, active: Sequence[int], held: Tensor, mean: Tensor, *, steps: int
     ) -> tuple[Fit, Tensor]:
-        """A fit of coefficients to `pairs [B, N, 2, *x, c]`, and the sources with these."""
+        """A fit of coefficients to `pairs [B, N, 2, c, *K]`, and the sources with these."""
         source = self.source(pairs, start)
         found = fit(self.residuals(pairs, source), start, active, held, mean, steps=steps)
         if self.forced:
@@ -299,16 +300,16 @@ class EquationSolver(nn.Module):
     def source(
         self, pairs: Tensor, coefficients: Tensor, start: Tensor | None = None, *, turns: int = _SOURCE_TURNS
     ) -> Tensor:
-        """The steady source of each of `pairs [B, N, 2, *x, c]`, waves `[B, c, *K]`; `[B, 0]` where there is none."""
+        """The steady source of each of `pairs [B, N, 2, c, *K]`, waves `[B, c, *K]`; `[B, 0]` where there is none."""
         if not self.forced:
             return pairs.new_zeros(len(pairs), 0)
-        N = pairs.shape[1]
+        N, values = pairs.shape[1], self.channels * math.prod(self.grid)
         lacking = self._lacking(pairs)
         gain = gains(self.terms, coefficients / self.unit, self.growth)
         source = torch.zeros_like(gain, dtype=torch.complex64) if start is None else start
         for _ in range(turns):
             lacks = lacking(torch.arange(len(pairs)), coefficients, source).unflatten(0, (-1, N))
-            found = lacks.abs().flatten(1).amax(1) < LOST * pairs[0, 0, 0].numel()
+            found = lacks.abs().flatten(1).amax(1) < LOST * values
             more = (lacks.to(gain.dtype).mean(1) / gain).to(source.dtype)
             source = source + torch.where(found.view(-1, *[1] * (gain.ndim - 1)), more, 0)
         return source
@@ -325,7 +326,7 @@ class EquationSolver(nn.Module):
         return torch.stack(columns, 1)
 
     def residuals(self, pairs: Tensor, source: Tensor | None = None, *, sharing: int | None = None) -> Residuals:
-        """What forecasts of the later frames of `pairs [B, N, 2, *x, c]` lack, in units of a frame's change.
+        """What forecasts of the later frames of `pairs [B, N, 2, c, *K]` lack, in units of a frame's change.
 
         Where there are sources, what so many successive pairs lack alike is theirs, and left out.
         """
@@ -337,8 +338,10 @@ class EquationSolver(nn.Module):
             lacks = self.terms.fields(self.terms.long(lacking(rows, coefficients, source[rows]))) / self.change
             lacks = lacks.double().nan_to_num(LOST, LOST, -LOST).clamp(-LOST, LOST)
             if self.forced:
-                each = lacks.unflatten(0, (-1, sharing or N))
-                own = (each - each.mean(1, keepdim=True)) * _unbiased(sharing or N)
+                count = sharing or N
+                each = lacks.unflatten(0, (-1, count))
+                # As large as without the mean that is left out.
+                own = (each - each.mean(1, keepdim=True)) * math.sqrt(count / max(count - 1, 1))
                 lacks = torch.where(each.abs() < LOST, own, LOST).flatten(0, 1)
             return lacks.unflatten(0, (-1, N)).flatten(1)
 
@@ -346,23 +349,16 @@ class EquationSolver(nn.Module):
 
     def _lacking(self, pairs: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """From rows `[b]`, their coefficients and sources to waves `[b N, c, *K]` that forecasts of pairs lack."""
-        N = pairs.shape[1]
-        before, after = (self.waves(frames.flatten(0, 1).float()) for frames in pairs.unbind(2))
-        before, after = before.unflatten(0, (-1, N)), after.unflatten(0, (-1, N))
+        before, after = pairs.unbind(2)
 
         def lacking(rows: Tensor, coefficients: Tensor, source: Tensor) -> Tensor:
-            propagator = self.propagator(coefficients, torch.complex64, source).repeated(N)
+            propagator = self.propagator(coefficients, torch.complex64, source).repeated(pairs.shape[1])
             return after[rows].flatten(0, 1) - propagator(before[rows].flatten(0, 1))
 
         return lacking
 
 
-def _unbiased(count: int) -> float:
-    """What makes up for the mean of so many that is left out."""
-    return math.sqrt(count / max(count - 1, 1))
-
-
-def pairs_of(windows: Tensor) -> Tensor:
+def _pairs_of(windows: Tensor) -> Tensor:
     """Successive frames `[B, N, 2, *x, c]` of windows `[B, W, T, *x, c]`: a few of those between which most changes."""
     pairs = torch.stack([windows[:, :, :-1].flatten(1, 2), windows[:, :, 1:].flatten(1, 2)], 2)
     change = (pairs[:, :, 1] - pairs[:, :, 0]).double().square().flatten(2).sum(2)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .equation import LOST, PAIRS, Equations, EquationSolver, pairs_of
+from .equation import LOST, PAIRS, Equations, EquationSolver
 from .gauss_newton import EXACT, TINY, Fit, fit, missed, score
 from .ladder import evenly, widening
 from .spectral import companions
@@ -171,7 +171,7 @@ def _select(floor: EquationSolver, fields: Tensor, start: _Start, best: float) -
 
     None is left out where they are not better than the best.
     """
-    active, pairs = start.active, pairs_of(fields[:, None])
+    active, pairs = start.active, floor.pairs(fields[:, None])
     together = pairs.flatten(0, 1)[None]
     floor.steps.fill_(_FIRST)
     while int(floor.steps) < _MOST and float(_off(floor, together, start.coefficients).abs().max()) >= LOST:
@@ -224,7 +224,7 @@ def _each(
 
 
 def _refine(floor: EquationSolver, pairs: Tensor, coefficients: Tensor) -> None:
-    """As many steps of a frame as forecasts of `pairs [B, N, 2, *x, c]` need."""
+    """As many steps of a frame as forecasts of `pairs [B, N, 2, c, *K]` need."""
     while int(floor.steps) < _MOST:
         coarse = _off(floor, pairs, coefficients)
         floor.steps.mul_(2)
@@ -243,7 +243,7 @@ def describe(floor: EquationSolver, fields: Tensor, environments: Tensor | None)
     """Measure the distribution of the coefficients over trajectories `[B, T, *x, c]`, misfits and draws."""
     most = 4 * _VALUES // (PAIRS * fields[0, 0].numel())
     rows, tested = _halves(len(fields), max(2 * _FEWEST, min(_LEARNING, most)))
-    pairs, active, mean = pairs_of(fields[rows, None].double()), floor.chosen, floor.mean[None].clone()
+    pairs, active, mean = floor.pairs(fields[rows, None]), floor.chosen, floor.mean[None].clone()
     none = torch.zeros(len(active), len(active), dtype=torch.float64)
     first = fit(floor.residuals(pairs[:2]), mean.expand(len(pairs[:2]), -1), active, none, mean, steps=1)
     found = _each(floor, pairs, mean.repeat(len(rows), 1), mean, active, first.curvature)

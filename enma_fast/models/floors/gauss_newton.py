@@ -48,10 +48,6 @@ def fit(residuals: Residuals, start: Tensor, active: Sequence[int], held: Tensor
     slope = torch.zeros_like(curvature[..., 0])
     rows, fresh = everyone, torch.ones_like(misfit, dtype=torch.bool)
 
-    def cost(of: Tensor, coefficients: Tensor) -> Tensor:
-        away = (coefficients - mean)[:, active]
-        return of + ((away @ held) * away).sum(1)
-
     for _ in range(steps):
         new = rows[fresh[rows]]
         if len(new):
@@ -66,7 +62,8 @@ def fit(residuals: Residuals, start: Tensor, active: Sequence[int], held: Tensor
         moved[:, active] += torch.linalg.solve(stiff + torch.diag_embed(damping[rows, None] * size + least), down)
         next_off = residuals(rows, moved)
         next_misfit = next_off.square().mean(1)
-        before, after = cost(misfit[rows], fitted[rows]), cost(next_misfit, moved)
+        before = cost(misfit[rows], fitted[rows], active, held, mean)
+        after = cost(next_misfit, moved, active, held, mean)
         better = after < before
         to = rows[better]
         fitted[to], off[to], misfit[to] = moved[better], next_off[better], next_misfit[better]
@@ -76,6 +73,12 @@ def fit(residuals: Residuals, start: Tensor, active: Sequence[int], held: Tensor
         if not len(rows):
             break
     return Fit(fitted, misfit, curvature)
+
+
+def cost(misfit: Tensor, coefficients: Tensor, active: Sequence[int], held: Tensor, mean: Tensor) -> Tensor:
+    """Misfits `[B]`, and what holds the active ones of coefficients `[B, P]`."""
+    away = (coefficients - mean)[:, active]
+    return misfit + ((away @ held) * away).sum(1)
 
 
 def _slopes(residuals: Residuals, rows: Tensor, coefficients: Tensor, off: Tensor, active: Sequence[int]) -> Tensor:
