@@ -61,6 +61,21 @@ _TOLD = 4096
 _VARIED = 512
 # Members of the rows that models are compared by.
 _MEMBERS = 16
+# What the columns of a card's table of scores are.
+_SCORES = (
+    ["rel. L2", "relative L2 error of the ensemble mean, over all forecast frames: the mean over trajectories"],
+    ["median, 90 %", "quantiles of the same over trajectories. Those that decay to zero dominate the mean only"],
+    ["one member", "the error of single members, averaged"],
+    ["CRPS", "the fair one, in the field's units, and divided by the RMS of the observed frames"],
+    ["RMSCE", "of a Gaussian with the ensemble's mean and spread"],
+    ["spread/skill", "1 for a calibrated ensemble"],
+    ["solver", "distance of a generated trajectory from the solver's own with the same first frame"],
+    ["outside", "trajectories that `forecast` warns of: what is observed is unlike the training data"],
+    [
+        "`generation`",
+        "has no truth. CRPS and calibration are against another trajectory of the environment, and its RMS",
+    ],
+)
 _HALF = "\n\nWeights are stored in fp16 and computed with in fp32."
 _ROW_DROPS = ("per_frame", "rank_histogram", "channels")
 
@@ -287,7 +302,7 @@ def _closed_form(config: ModelConfig, metrics: Mapping[str, Any]) -> str:
             f"The best shipped model without such a floor is `{learned['name']}`. Its relative errors are "
             f"{short(errors['temporal'])} from 3 frames and {short(errors['initial-value'])} from one and a context."
         )
-    parts.append("Another seed gives the same forecasts: it draws only weights of a network that counts for nothing.")
+    parts.append("Another training seed gives the same forecasts, since there is no network to draw.")
     return " ".join(parts)
 
 
@@ -299,42 +314,32 @@ def card_text(config: ModelConfig, metrics: dict[str, Any], training: str) -> st
     closed = is_closed_form(metrics.get("training", {}))
     drawn = "coefficients, as uncertain as the observed frames leave them" if closed else "the noise of the sampler"
     limits = [
-        f"- It knows the `{config.dataset}` data set's equation, initial conditions, grid, domain and frame spacing, "
-        "and nothing else; other input is refused where it can be recognised.",
-        f"- Frames beyond {config.num_frames} were not seen in training.",
-        "- Out of distribution error and calibration are those of the test-out rows: where spread/skill is far below 1 "
-        "there, the spread does not tell the error. `forecast` warns where observed frames lie outside the training "
-        "data, and refuses them with `strict`; its hits and false alarms are the column `outside` of the test-out and "
-        "the test-in rows.",
-        f"- Members of one trajectory differ by {drawn}; their spread is as good as the rows above.",
+        "- It knows the equation, initial conditions, grid, domain and frame spacing of the data set "
+        f"`{config.dataset}`. It knows nothing else. Other input is refused where it can be recognised.",
+        f"- It saw no frames after frame {config.num_frames} in training.",
+        "- The rows of `test-out` have its error and calibration out of distribution. Where spread/skill is far below "
+        "1, the spread does not tell the error. `forecast` warns of observed frames that are unlike the training "
+        "data, and refuses them with `strict`. The column `outside` counts the warnings.",
+        f"- Members of one trajectory differ by {drawn}. Their calibration is that of the rows above.",
     ]
     parts = [
         *_about(config, metrics),
-        "It is not a model of the authors, whose code and data are public (`itsakk/enma`, its generator "
-        "`itsakk/PPDEGeneration`, data `2ailesB/enma-datasets`), but of an independent implementation made for speed, "
-        "trained on data of this project's own solver.",
+        "This is an independent implementation made for speed, trained on data of this project's own solver. The "
+        "authors have published their code and data: `itsakk/enma`, its generator `itsakk/PPDEGeneration`, data "
+        "`2ailesB/enma-datasets`.",
         "```python\nimport enma_fast\n\n"
         f'model = enma_fast.load_model("{config.name}")\n'
         "ensemble = enma_fast.forecast(model, history, num_members=64)  # history: [3, *grid, channels]\n```",
         "## Scores",
-        "Relative L2 is not squared, per trajectory over all forecast frames: of the ensemble mean, averaged over "
-        "trajectories, with the median and the 90 % quantile over them beside it, and of single members, averaged. The "
-        "mean is ruled by trajectories whose truth decays to nearly nothing, the median is not. CRPS is the fair one, "
-        "in the field's units, and then divided by the RMS of what was observed of each trajectory (for `generation`, "
-        "of the truth). RMSCE is that of a Gaussian with the ensemble's mean and spread. Spread/skill is 1 for a "
-        "calibrated ensemble. `generation` has no truth: CRPS and "
-        "calibration there are against another draw of the same environment, and `solver` is the distance from the "
-        "solver's own trajectory that starts at the generated first frame. `outside` counts the trajectories whose "
-        "observed frames, or context, are taken for outside the training data, which `forecast` warns of.",
+        markdown_table(["score", "what"], _SCORES),
         _score_rows(metrics["rows"]),
         ("" if closed else _tokenizer(metrics["tokenizer"])) + f"Noise seed {metrics['seed']}. "
-        "A row is made again by its command below. `packed` are the test files in the package: two "
-        f"trajectories of each of {environments}, evenly spread over those of `data`, as `enma-fast data subset "
-        "data/FILE --out packed/FILE` writes them.",
+        "A command below gives each row. `packed` are the test files in the package: two trajectories of each of "
+        f"{environments}, evenly spread over those of `data`. `enma-fast data subset data/FILE --out packed/FILE` "
+        "writes them.",
         "```\n" + "\n".join(dict.fromkeys(_score_command(config, row) for row in metrics["rows"])) + "\n```",
-        f"Beside it, the paper's figures ({paper_source()}), on its own data of the same kind. It does not say whether "
-        "its CRPS and RMSCE are of the temporal task or of the initial value problem; they stand beside the temporal "
-        "one here:",
+        f"The paper's figures ({paper_source()}) are of its own data of the same equation. It does not say whether its "
+        "CRPS and RMSCE are of the temporal task or of the initial value problem. Here they are in the temporal rows:",
         _paper_rows(metrics["rows"]),
         "## Training",
         training,
