@@ -81,12 +81,13 @@ TAIL = """\
 ## How it was measured
 
 * **Time**: CPU seconds of one thread. Those of the field model are for the whole command: plan, floors, training,
-  calibration and scores. It plans its time in advance, so it takes a little more or less than it was given.
-* **Floors**: persistence, damped persistence, climatology, and the best linear floor that `train` tried. Their
-  training time is the fit of the chosen floor, without the choice.
+  calibration and scores. It plans its time in advance, so it takes a little more or less than it was given, and much
+  less if it ends early. The last column is the time of one member of one forecast.
+* **Floors**: persistence, damped persistence, climatology, and the best linear floor that `train` tried. Their training
+  time is that of fitting the chosen floor. The time to choose it is left out.
 * **Networks**: an FNO and a U-Net in plain PyTorch (`benchmarks/own_networks.py`), in float32. They see three frames
-  and forecast the change to the next one. AdamW minimises the relative L2 error of their own forecasts, of 1 frame at
-  first and of 8 frames late in training. The field model uses bfloat16 where the processor has it.
+  and forecast the change to the next one. AdamW minimises the relative L2 error of forecasts by the network itself.
+  They have 1 frame at first and 8 frames late in training. The field model uses bfloat16 where the processor has it.
 * **Learning rates** of the networks are the best of 0.0005, 0.001, 0.002 and 0.004 on validation data. The runs that
   choose them have a tenth of the time each, and are not counted.
 * **Scores** are of standardised fields. The field model has 16 members, and relative L2 is that of their mean. The
