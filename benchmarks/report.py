@@ -39,20 +39,22 @@ python -m benchmarks.compare trajectory --json        # measures a table; so do 
 | ours | median over rounds, of processor time in `embed` and `embed_frame`, of the clock elsewhere |
 | of the rate | share of the best rate of square matrix products, on the same machine in the same run |
 | *eager*, *compile* | the same model in PyTorch; *eager* without a number format is fp32 |
-| *masked-flow* | a model of the same size with the paper's sampler (mask steps and a flow), by ours |
+| *masked-flow* | a model of the same size with the paper's sampler (mask steps and a flow), in our engine |
 | *masked-flow-eager* | the same in PyTorch |
+| *naive-fp32* | the same training step in PyTorch and fp32, as a first version would write it |
+| *busy*, *drifted* | whether the machine was too busy to compare, or its speed changed |
 
-The column of a baseline is its time by ours: the median over rounds of the ratio within a round, and in brackets the
-least and the greatest. Above 1 ours is faster.
+The column of a baseline is its time divided by ours: the median over rounds of the ratio within a round. The least and
+the greatest ratio are in brackets. Above 1 ours is faster.
 
 * Contenders run in turn in one process (A B C A B C ...), and those of `embed_ranks` in processes of their own. Their
-  outputs are compared first, and a wrong one has no time.
+  outputs are compared first. A contender with a wrong output is not timed.
 * A contender of less than 20 ms is repeated until its turn lasts that long, except in `embed_frame` and `embed_ranks`.
-  Tables of commits before 8063443 have one call, with the caches that the one before had left.
-* Compiled samplers have frozen weights. Those of commits before d570b66 had not and were slower: the paper's flow head
-  took 97 to 101 ms in place of 81 ms (3 rows, one thread, AVX2).
-* A preset in `trajectory` and `forecast` is a size with settings of the sampler and random weights. The shipped model
-  of that name may have other mask steps, flow steps and shifts, and so other times.
+  In tables of commits before 8063443 a turn is one call, with the caches as the contender before it left them.
+* Compiled samplers have frozen weights. Before commit d570b66 they had not, and were slower: the paper's flow head took
+  97 to 101 ms in place of 81 ms (3 rows, one thread, AVX2).
+* A preset in `trajectory` and `forecast` gives the sizes of a model and the settings of its sampler. Its weights are
+  random. The shipped model of that name may have other mask steps, flow steps and shifts, and so other times.
 * Each table names its commit and versions.
 """
 
@@ -61,9 +63,9 @@ PARETO = """\
 
 The first row is the model's own setting. Ask for the others with `--mask-steps`, `--flow-steps` and `--temperature` of
 `enma-fast forecast` and `score`, or `settings=`. *eager* is the sampler in plain PyTorch. *compiled* is the same with
-masked transformer and decoders under `torch.compile`. Bold: no other setting is as good in both time and this error (to
-five digits), and better in one. The error of the mean also rewards an ensemble without spread; spread/skill is 1 for a
-calibrated one. Rows with settings that the sampler no longer has are left out.
+masked transformer and decoders under `torch.compile`. An error is bold if no other setting is at least as good in both
+time and this error (to five digits), and better in one. The error of the mean also rewards an ensemble without spread;
+spread/skill is 1 for a calibrated one. Rows with settings that the sampler no longer has are left out.
 """
 
 # Entries that stand in every table or in no cell; the other plain entries of a row name the case.
