@@ -68,6 +68,14 @@ time and this error (to five digits), and better in one. The error of the mean a
 spread/skill is 1 for a calibrated one. Rows with settings that the sampler no longer has are left out.
 """
 
+COSTS = """\
+### costs
+
+Error against the CPU time of a member, of the shipped test trajectories. *equation* is the model that fits an equation,
+*network* the one that learned. Both see 3 frames. *solver* is the solver of the data, coarser from row to row. It is
+given the true parameters and frame 0. Its first row made the data, so its error is that of rounding.
+"""
+
 # Entries that stand in every table or in no cell; the other plain entries of a row name the case.
 _SHOWN = {"case", "ours_s", "against", "gemm_rate", "gemm_rates", "gemm_rate_bf16", "fraction_of_gemm_rate"}
 _SHOWN |= {"error", "allowed_error", "wrong", "left_out", "per", "threads", "commit", "torch", "python"}
@@ -107,6 +115,7 @@ def machine_parts(folder: Path) -> Iterator[str]:
     """One section per case, in the order of the alphabet; then what has no table."""
     timed: list[tuple[Path, Row]] = []
     pareto: list[tuple[Path, Row]] = []
+    costs: list[tuple[Path, Row]] = []
     others: list[str] = []
     machines: dict[str, None] = {}
     for file in sorted(folder.glob("*.json")):
@@ -115,6 +124,8 @@ def machine_parts(folder: Path) -> Iterator[str]:
                 timed.append((file, row))
             elif _is_pareto(row):
                 pareto.append((file, row))
+            elif row.get("case") == "costs":
+                costs.append((file, row))
             else:
                 others.append(_listed(file, row))
                 continue
@@ -129,6 +140,10 @@ def machine_parts(folder: Path) -> Iterator[str]:
         yield PARETO
     for file, row in pareto:
         yield from _pareto(file, row)
+    if costs:
+        yield COSTS
+    for file, row in costs:
+        yield from _costs(file, row)
     if others:
         yield "### Without a table\n"
         yield "\n".join(f"* {text}" for text in dict.fromkeys(others)) + "\n"
@@ -242,6 +257,18 @@ def _pareto(file: Path, row: Row) -> Iterator[str]:
             [solver["name"], _seconds(solver["seconds_per_member"]), "-", *errors, _number(solver["spread_skill"])]
         )
     yield _table(["setting", "a member", "faster by", *_PARETO_ERRORS.values(), "spread/skill"], rows)
+
+
+def _costs(file: Path, row: Row) -> Iterator[str]:
+    yield f"{_provenance(file, row)}; {row['members']} members, {row['rounds']} rounds.\n"
+    picture = file.with_suffix(".png")
+    if picture.is_file():
+        yield f"![Error against CPU time of a member, a panel for each equation]({_link(picture)})\n"
+    cells = (
+        [one["equation"], one["kind"], one["name"], _seconds(one["seconds_per_member"]), _number(one["rel_l2"])]
+        for one in row["rows"]
+    )
+    yield _table(["equation", "what", "name or setting", "CPU time of a member", "relative L2"], cells)
 
 
 def _link(path: Path) -> str:

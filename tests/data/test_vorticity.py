@@ -28,7 +28,8 @@ def test_taylor_green_vortices_decay_exactly(nu: float) -> None:
     w0 = np.cos(4 * x)[:, None] * np.cos(4 * x)
     expected = np.exp(-2 * nu * 16 * EQUATION.times)[:, None, None] * w0
     num_frames = 30 if nu > 1e-3 else 2
-    found = integrate(w0[None, ..., None], nu, num_frames=num_frames)
+    times = {"num_frames": num_frames, "spacing": vorticity.FRAME_SPACING, "steps": 1}
+    found = vorticity.integrate(w0[None, ..., None], np.array([nu]), **times)
     np.testing.assert_allclose(found[0, ..., 0], expected[:num_frames], atol=1e-12)
 
 
@@ -56,16 +57,10 @@ def test_the_beginning_has_the_spectrum_of_the_paper() -> None:
 def test_a_refined_run_agrees(nu: float) -> None:
     """At the least viscosity of each resolution, where the flow is finest, with twice the points and steps."""
     w0 = warmed_up(initial_conditions("train", seed=0, group=5)[:1], values(nu, 1))
-    w, finer = (integrate(w0, nu, num_frames=5, refine=refine)[0] for refine in (1, 2))
+    times = {"num_frames": 5, "spacing": vorticity.FRAME_SPACING, "steps": 1}
+    w, finer = (vorticity.integrate(w0, np.array([nu]), **times, refine=refine)[0] for refine in (1, 2))
     error = np.linalg.norm((w - finer).reshape(5, -1), axis=1) / np.linalg.norm(finer.reshape(5, -1), axis=1)
     assert error.max() < 0.03
-
-
-def integrate(w0: np.ndarray, nu: float, *, num_frames: int, refine: int = 1) -> np.ndarray:
-    spacing = vorticity.FRAME_SPACING
-    return vorticity._integrate(
-        w0, np.full(len(w0), nu), num_frames=num_frames, spacing=spacing, steps=1, refine=refine
-    )
 
 
 def test_rows_do_not_see_each_other() -> None:

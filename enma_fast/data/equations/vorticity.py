@@ -63,16 +63,16 @@ def initial_conditions(split: str, *, seed: int, group: int) -> np.ndarray:
 
 def warmed_up(u0: np.ndarray, parameters: Values) -> np.ndarray:
     """Vorticities `[B, 64, 64, 1]` after `WARM_UP` units of time."""
-    return _integrate(u0, parameters["nu"], num_frames=2, spacing=WARM_UP, steps=WARM_UP / FRAME_SPACING)[:, -1]
+    return integrate(u0, parameters["nu"], num_frames=2, spacing=WARM_UP, steps=WARM_UP / FRAME_SPACING)[:, -1]
 
 
 def solve(u0: np.ndarray, parameters: Values) -> np.ndarray:
     """Integrate vorticities `[B, 64, 64, 1]`; float64 `[B, NUM_FRAMES, 64, 64, 1]`, frame 0 is `u0`."""
-    return _integrate(u0, parameters["nu"], num_frames=NUM_FRAMES, spacing=FRAME_SPACING, steps=1)
+    return integrate(u0, parameters["nu"], num_frames=NUM_FRAMES, spacing=FRAME_SPACING, steps=1)
 
 
-def _integrate(
-    u0: np.ndarray, nu: np.ndarray, *, num_frames: int, spacing: float, steps: float, refine: int = 1
+def integrate(
+    u0: np.ndarray, nu: np.ndarray, *, num_frames: int, spacing: float, steps: float, refine: float = 1
 ) -> np.ndarray:
     """Frames `spacing` apart, with `steps` times the time steps of a frame of the data set between them.
 
@@ -86,8 +86,8 @@ def _integrate(
         rows = np.flatnonzero(level == number)
         if not rows.size:
             continue
-        count = int(np.ceil(per_frame * steps)) * refine
-        flow = _Flow(points * refine, np.asarray(nu)[rows], spacing / count, filtered=least < _FILTERED_BELOW)
+        count = int(np.ceil(per_frame * steps * refine))
+        flow = _Flow(round(points * refine), np.asarray(nu)[rows], spacing / count, filtered=least < _FILTERED_BELOW)
         w_hat = _resized(np.fft.rfft2(u0[rows, ..., 0]), flow.points)
         for frame in range(1, num_frames):
             for _ in range(count):
