@@ -1,7 +1,7 @@
 """Shipped files: models, and trajectories that no shipped model was trained on.
 
-The package holds one model and its test files. The distribution `MODELS` of the same repository holds the others.
-A checkout has all of them.
+The package holds the smaller models, and the test files of one. The distribution `MODELS` of the same repository holds
+the others. A checkout has all of them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ IN_MODELS = (
         for split in ("test-in", "test-out")
     ),
 )
-# Models that leave with the next release, and those of the same equations that are more accurate.
+# Models that the next release removes, and those of the same equations that are more accurate.
 LEAVING = {
     "advection-fast": "advection",
+    "advection-points": "advection",
     "gray-scott-fast": "gray-scott",
     "vorticity-fast": "vorticity",
     "wave-fast": "wave",
@@ -50,11 +51,9 @@ def remedy_for(name: str) -> str:
 
 
 def warn_of_leaving(name: str) -> None:
-    """A `FutureWarning` if a shipped model leaves with the next release, once in a process."""
+    """A `FutureWarning` if the next release removes a shipped model, once in a process."""
     if name in LEAVING:
-        warnings.warn(
-            f"the model {name} leaves with the next release; use {LEAVING[name]}", FutureWarning, stacklevel=2
-        )
+        warnings.warn(f"the next release removes the model {name}; use {LEAVING[name]}", FutureWarning, stacklevel=2)
 
 
 def shipped_file(dataset: str, split: str) -> Path:
