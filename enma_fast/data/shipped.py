@@ -53,7 +53,9 @@ def remedy_for(name: str) -> str:
 def warn_of_leaving(name: str) -> None:
     """A `FutureWarning` if the next release removes a shipped model, once in a process."""
     if name in LEAVING:
-        warnings.warn(f"the next release removes the model {name}; use {LEAVING[name]}", FutureWarning, stacklevel=2)
+        warnings.warn(
+            f"the model {name} will be removed in the next release; use {LEAVING[name]}", FutureWarning, stacklevel=2
+        )
 
 
 def shipped_file(dataset: str, split: str) -> Path:

@@ -110,8 +110,9 @@ class FieldNetwork(nn.Module):
         self.register_buffer("_marks", marks, persistent=False)
         channels = inward * p**dims + (0 if marks is None else marks.shape[-1])
         self.stem = GridConvolution(channels + config.noise, W, edges)
-        with torch.no_grad():
-            self.stem.weight[:, channels:] *= 0.1
+        if not self.stem.weight.is_meta:
+            with torch.no_grad():
+                self.stem.weight[:, channels:] *= 0.1
         half = (config.layers + 1) // 2 if config.middle_layers else config.layers
         self.first, self.last = GatedStack(half, W, edges, Z), GatedStack(config.layers - half, W, edges, Z)
         self.middle = GatedStack(config.middle_layers, config.middle_width, edges, Z)

@@ -67,13 +67,13 @@ def pad_grid(x: Tensor, amount: int, edges: Sequence[Edge]) -> Tensor:
 
 
 def edge_marks(grid: Sequence[int], edges: Sequence[Edge]) -> Tensor | None:
-    """How many edges that are not periodic are near each point, `[1, *x, 1]`; None where there is none."""
+    """How many edges that are not periodic are near each point, `[1, *x, 1]` on the CPU; None where there is none."""
     if all(edge is Edge.PERIODIC for edge in edges):
         return None
-    marks = torch.zeros(*grid)
+    marks = torch.zeros(*grid, device="cpu")
     for axis, (n, edge) in enumerate(zip(grid, edges, strict=True)):
         if edge is not Edge.PERIODIC:
-            place = torch.arange(n)
+            place = torch.arange(n, device="cpu")
             near = ((place < _MARKED) | (place >= n - _MARKED)).float()
             marks += near.view([-1 if i == axis else 1 for i in range(len(grid))])
     return marks[None, ..., None]

@@ -83,7 +83,7 @@ def test_a_model_that_leaves_with_the_next_release_is_a_line(
     run = enma("score", test_in, "--checkpoint", "combined-small", "--members", 2, "--limit", 1)
     assert run.status == 0, run.err
     (line,) = run.err.splitlines()
-    assert line.startswith("the next release removes the model combined-small")
+    assert line.startswith("the model combined-small will be removed")
     assert line.endswith("combined")
     assert warnings.showwarning is usual
 

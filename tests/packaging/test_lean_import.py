@@ -36,7 +36,8 @@ if {resolve}:
 loaded = set(sys.modules) - before
 if {resolve}:
     from enma_fast.models.checkpoint import load_model
-    load_model("combined-fast")
+    for name in ("combined-fast", "combined", "wave"):
+        load_model(name)
 print(json.dumps({{
     "loaded": sorted({{name.partition(".")[0] for name in loaded}}),
     "compiler": "torch._dynamo" in sys.modules and "torch._dynamo" not in before,

@@ -5,6 +5,7 @@ Legend: B trajectories, T frames, c channels; `*x` space.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ _BETTER, _RIGHT = 0.01, 3e-3
 _WORTH = 0.25
 # Frames that are observed, at least one more than a step reads.
 KNOWN = 3
-# Points of an axis that a second difference needs.
-_LEAST_POINTS = 5
+# Points of an axis that a second difference needs, and numbers of a frame up to which a floor takes little memory.
+_LEAST_POINTS, _SMALL = 5, 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +65,31 @@ def kinds(codec: CodecConfig) -> dict[str, Callable[[], Floor]]:
     Those of masked fields, which are 0 where they have no values, are laws of single points or of principal
     components, which stay 0 there.
     """
-    grid, channels, edges, ring = codec.grid, codec.field_channels, Edge.of(codec.periodic), all(codec.periodic)
+    grid, channels = codec.grid, codec.field_channels
     made: dict[str, Callable[[], Floor]] = {
         "persistence": Persistence,
         "damped persistence": lambda: DampedPersistence(grid, channels),
         "linear inverse model": lambda: InverseModel(grid, channels),
     }
-    if codec.masked:
+    if not codec.masked:
+        made |= _of_whole_grids(codec)
+    # Arithmetic on the meta device, which checkpoints are checked on, would import the whole of torch.compile.
+    if math.prod(grid) * channels > _SMALL:
         return made
+    return {name: _on_cpu(make) for name, make in made.items()}
+
+
+def _on_cpu(make: Callable[[], Floor]) -> Callable[[], Floor]:
+    def made() -> Floor:
+        with torch.device("cpu"):
+            return make()
+
+    return made
+
+
+def _of_whole_grids(codec: CodecConfig) -> dict[str, Callable[[], Floor]]:
+    grid, channels, edges, ring = codec.grid, codec.field_channels, Edge.of(codec.periodic), all(codec.periodic)
+    made: dict[str, Callable[[], Floor]] = {}
     if ring:
         made["waves"] = lambda: SpectralFloor(grid, channels)
     if min(grid) >= _LEAST_POINTS:
