@@ -19,10 +19,13 @@ from ._members import BACKENDS, CASES, FILE, FRAMES, ISAS, MEMBERS, MODELS, OF_M
 GOLDEN = json.loads(FILE.read_text())
 
 
-def recorded(backend: str, key: str) -> dict[str, str]:
-    if key not in GOLDEN[backend]:
-        pytest.skip(f"no members of the backend {backend} are recorded for {key}")
-    return GOLDEN[backend][key]
+def recorded(backend: str, key: str, name: str = "") -> dict[str, str]:
+    """Hashes of all models, or of one; a model that was published on another processor lacks some."""
+    prefix = f"{name}/" if name else ""
+    found = {case: digest for case, digest in GOLDEN[backend].get(key, {}).items() if case.startswith(prefix)}
+    if not found:
+        pytest.skip(f"no members of {name or 'the models'} by the backend {backend} are recorded for {key}")
+    return found
 
 
 def isa() -> str:
@@ -32,14 +35,16 @@ def isa() -> str:
 def test_every_model_task_and_instruction_set_is_recorded() -> None:
     for backend, formats in BACKENDS.items():
         cases = {f"{name}/{task}/{form}" for name, form in CASES for task in TASKS if form in formats}
-        assert all(set(hashes) == cases for hashes in GOLDEN[backend].values())
+        assert all(set(hashes) <= cases for hashes in GOLDEN[backend].values())
+        # Those that every processor in use has.
+        assert backend != "native" or all(set(GOLDEN[backend][isa]) == cases for isa in ("scalar", "avx2"))
     assert set(GOLDEN["native"]) == set(ISAS)
 
 
 @needs_native
 @pytest.mark.parametrize("name", MODELS)
 def test_native_members_keep_their_bits(name: str) -> None:
-    expected, model = recorded("native", isa()), enma_fast.load_model(name)
+    expected, model = recorded("native", isa(), name), enma_fast.load_model(name)
     for task in TASKS:
         for form in OF_MODEL[name]:
             found = _members.digest(_members.members(model, task, form, "native"))
@@ -52,13 +57,13 @@ def test_native_members_keep_their_bits(name: str) -> None:
 def test_native_members_of_other_instruction_sets_keep_their_bits(other: str) -> None:
     if NATIVE is None or other not in NATIVE.cpu_isas():
         pytest.skip(f"this processor has no {other}")
-    assert json.loads(_members.printed("native", other)) == GOLDEN["native"][other]
+    assert json.loads(_members.printed("native", other)).items() >= recorded("native", other).items()
 
 
 @pytest.mark.slow
 def test_members_of_the_reference_keep_their_bits() -> None:
     expected = recorded("reference", _members.machine())
-    assert json.loads(_members.printed("reference", None)) == expected
+    assert json.loads(_members.printed("reference", None)).items() >= expected.items()
 
 
 def channels(model: Model) -> tuple[str, ...]:
@@ -89,7 +94,7 @@ def field_file(model: Model) -> FieldFile:
 @needs_native
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_members_on_disk_are_those_in_memory(tmp_path: Path, name: str, form: str) -> None:
-    expected, model = recorded("native", isa()), enma_fast.load_model(name)
+    expected, model = recorded("native", isa(), name), enma_fast.load_model(name)
     run = start(
         field_file(model),
         tmp_path / "out.zarr",

@@ -93,8 +93,8 @@ def test_readers_under_sanitizers(watched: Watched, folder: Path, scattered: Pat
     told = tmp_path / "told"
     save_model(field_model(grid=(6, 8), periodic=(True, False), masked=True, known=KNOWN), told)
     for checkpoint in (halves, told):
-        assert run([str(program), str(checkpoint), "500", "15"]).splitlines()[-1].startswith("ok")
-    *digests, last = run([str(program), str(folder), "500", "15"]).splitlines()
+        assert run([str(program), str(checkpoint), "500", "6"]).splitlines()[-1].startswith("ok")
+    *digests, last = run([str(program), str(folder), "500", "6"]).splitlines()
     assert last.startswith("ok")
     data = (folder / "model.safetensors").read_bytes()
     assert digests == [hashlib.sha256(data[:size]).hexdigest() for size in range(200)]
@@ -104,7 +104,7 @@ def test_readers_under_sanitizers(watched: Watched, folder: Path, scattered: Pat
 def test_readers_under_libfuzzer(
     watched: Watched, library: Library, small: Model, folder: Path, tmp_path: Path
 ) -> None:
-    """From inputs of an earlier run, which reach what these seeds alone do not in half a minute."""
+    """From inputs of an earlier run, which reach what these seeds alone do not in ten seconds."""
     if watched.refusal is not None:
         known = ("needs clang++", "libclang_rt.fuzzer", "cannot find -lomp")
         assert any(reason in watched.refusal for reason in known), watched.refusal
@@ -130,7 +130,7 @@ def test_readers_under_libfuzzer(
         session.step()
         # Without its digest.
         (corpus / "session").write_bytes(b"s" + session.save()[:-32])
-        options = [f"-folder={checkpoint}", "-max_total_time=20", "-max_len=30000", "-rss_limit_mb=2048"]
+        options = [f"-folder={checkpoint}", "-max_total_time=10", "-max_len=30000", "-rss_limit_mb=2048"]
         # The system counts the most memory of the process that starts one as its own; a shell between them has little.
         command = ["sh", "-c", '"$@"; exit $?', "sh", str(program), str(corpus), *options]
         environ = os.environ | {"OMP_NUM_THREADS": "1"}
