@@ -240,9 +240,10 @@ FieldSession::Group FieldSession::group_of(int g) const {
     return out;
 }
 
-void FieldSession::normals(const Row& member, int frame, int step, int count, float scale, float* out) const {
-    philox_token_normals({0, 0, static_cast<std::uint32_t>(step), static_cast<std::uint32_t>(frame)}, member.seed,
-                         member.number, count, out);
+void FieldSession::normals(std::uint32_t seed, std::uint32_t number, int frame, int step, int count, float scale,
+                           float* out) const {
+    philox_token_normals({0, 0, static_cast<std::uint32_t>(step), static_cast<std::uint32_t>(frame)}, seed, number,
+                         count, out);
     for (int i = 0; i < count; ++i) out[i] *= scale;
 }
 
@@ -255,11 +256,11 @@ FieldSession::Row FieldSession::row_of(std::uint32_t seed, std::uint32_t number,
     if (scale == 0.0f || drawn.empty()) return out;
     if (floor.draws() > 0) {
         // A correction that counts takes the floor's error away, and its uncertainty with it.
-        normals(out, 0, COEFFICIENTS, floor.draws(), scale, drawn.data());
+        normals(seed, number, 0, COEFFICIENTS, floor.draws(), scale, drawn.data());
         for (int i = 0; i < floor.draws(); ++i) drawn[i] *= 1 - group.reliance.share;
         out.inferred = floor.draw(group.inferred, drawn.data());
     }
-    normals(out, 0, MEMBER, model_->shape().step.member, scale, drawn.data());
+    normals(seed, number, 0, MEMBER, model_->shape().step.member, scale, drawn.data());
     model_->shift(drawn.data(), out.condition.data());
     return out;
 }
@@ -347,8 +348,11 @@ void FieldSession::decide(std::int64_t begin, std::int64_t end, char* memory, fl
             }
         }
         if (!model.draws_residuals() || settings_.temperature == 0.0f) continue;
+        // Two members each draw opposite residuals, so that these leave the mean where the floor has it.
+        const Row& member = members_[b];
+        const float scale = member.number % 2 ? -settings_.temperature : settings_.temperature;
         float drawn[RESIDUAL_PATTERNS];
-        normals(members_[b], frame_, RESIDUALS, RESIDUAL_PATTERNS, settings_.temperature, drawn);
+        normals(member.seed, member.number / 2, frame_, RESIDUALS, RESIDUAL_PATTERNS, scale, drawn);
         model.add_residuals(drawn, to);
     }
 }

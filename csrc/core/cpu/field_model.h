@@ -118,7 +118,8 @@ class FieldSession : public FrameSession {
     // The next frame of members [begin, end), to fields [.., values].
     void decide(std::int64_t begin, std::int64_t end, char* memory, float* to) const;
     void remember(Row& member, const float* frame) const;
-    void normals(const Row& member, int frame, int step, int count, float scale, float* out) const;
+    void normals(std::uint32_t seed, std::uint32_t number, int frame, int step, int count, float scale,
+                 float* out) const;
     // Fields [rows, values] of tokens, and back.
     void fields_of(const float* tokens, std::int64_t rows, float* out) const;
 

@@ -79,7 +79,10 @@ class FieldDecoder(Decoder):
         )
         if kept["residuals"]:
             one = torch.zeros(1, dtype=torch.int64, device=past.device)
-            sums = noise.normal(one, PATTERNS, mask_step=_RESIDUALS)[:, 0].to(frame.dtype) * kept["residuals"]
+            # Two members each draw opposite residuals, so that these leave the mean where the floor has it.
+            pairs, sign = replace(noise, members=noise.members // 2), 1 - 2 * (noise.members % 2)
+            sums = pairs.normal(one, PATTERNS, mask_step=_RESIDUALS)[:, 0].to(frame.dtype)
+            sums = sums * (sign * kept["residuals"])[:, None].to(frame.dtype)
             frame = frame + torch.tensordot(sums, self.model.residuals, 1)
         return self.places.tokens(frame).to(torch.promote_types(past_BPNC.dtype, torch.float32))
 
