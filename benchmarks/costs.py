@@ -32,11 +32,11 @@ from enma_fast.drawing.plots import save_figure
 from enma_fast.evaluation.scoring import score_forecast
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.request import ForecastRequest
-from enma_fast.models.checkpoint import load_model
+from enma_fast.models.checkpoint import available, load_model
 from enma_fast.utils.extras import load_extra
 
 MEMBERS, OBSERVED = 16, 3
-# The model that fits an equation, and the network, of each.
+# The model that fits an equation, and the network, of each; one of them may not be shipped.
 MODELS = {name: (name.replace("_", "-"), f"{name.replace('_', '-')}-fast") for name in EQUATIONS}
 # Beyond this a setting of the solver has diverged.
 DIVERGED = 1.0
@@ -89,6 +89,8 @@ def measure(equation: str, data: FieldFile, *, rounds: int, seed: int = 0) -> li
     shares: dict[str, int] = {}
     parameters = {name: np.asarray(values, np.float64) for name, values in data.parameters.items()}
     for kind, name in zip(("equation", "network"), MODELS[equation], strict=True):
+        if name not in available():
+            continue
         forecast = FileForecast(load_model(name), data, ForecastRequest(num_members=MEMBERS, seed=seed))
         rows.append({"kind": kind, "name": name, "rel_l2": score_forecast(forecast, warn=False)["rel_l2"]})
         runs[name], shares[name] = partial(forecast.sample, forecast.request), MEMBERS * len(data)
@@ -104,7 +106,7 @@ def measure(equation: str, data: FieldFile, *, rounds: int, seed: int = 0) -> li
 
 def figure(results: dict[str, list[dict[str, Any]]]) -> Any:
     """Error against seconds, a panel for each equation; the data's own setting of the solver is a line."""
-    figures = load_extra("matplotlib.figure", "plots")
+    figures, ticker = load_extra("matplotlib.figure", "plots"), load_extra("matplotlib.ticker", "plots")
     looks = {"equation": ("o", "#1f6fb4"), "network": ("s", "#d1762b"), "solver": ("x", "#444444")}
     drawing = figures.Figure(figsize=(13, 3.2), layout="constrained")
     for axes, (equation, rows) in zip(
@@ -119,6 +121,10 @@ def figure(results: dict[str, list[dict[str, Any]]]) -> Any:
             places = [1e3 * row["seconds_per_member"] for row in shown], [row["rel_l2"] for row in shown]
             axes.plot(*places, marker, linestyle="", color=colour, label=label if shown else None)
         axes.set(title=equation, xscale="log", yscale="log", xlabel="CPU ms a member")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(ticker.NullFormatter())
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(0.15)
     drawing.axes[0].set_ylabel("relative L2 error")

@@ -31,7 +31,6 @@ IN_MODELS = (
 LEAVING = {
     "advection-fast": "advection",
     "advection-points": "advection",
-    "gray-scott-fast": "gray-scott",
     "vorticity-fast": "vorticity",
     "wave-fast": "wave",
 }
