@@ -77,8 +77,9 @@ def notes(plan: Plan, metrics: dict[str, Any]) -> list[str]:
     for row in metrics["rows"]:
         best = min(row["methods"], key=lambda name: row["methods"][name]["rel_l2"])
         if row["methods"][best]["rel_l2"] <= _AS_GOOD * row["rel_l2"]:
+            task = row["task"]
             said.append(
-                f"In the task {row['task']} {best} is as good a forecast as the model: the network adds nothing."
+                f"In the task {task} the members' mean is no better than {best}: the network adds nothing to it."
             )
     return said
 
