@@ -15,7 +15,7 @@ from ._libenma import SAME_CODE, Library, Observations
 @pytest.mark.skipif(not SAME_CODE, reason="Python runs the code of another compiler")
 @pytest.mark.parametrize(("name", "form"), _members.CASES)
 def test_members_of_c_are_those_of_python(library: Library, name: str, form: str) -> None:
-    expected, model = recorded("native", isa()), enma_fast.load_model(name)
+    expected, model = recorded("native", isa(), name), enma_fast.load_model(name)
     opened = library.open(PRETRAINED / name, number_format=list(_members.FORMATS).index(form))
     for task in _members.TASKS:
         session = opened.session(seed=_members.SEED, num_members=_members.MEMBERS, num_frames=_members.FRAMES)
