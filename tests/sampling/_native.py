@@ -43,7 +43,9 @@ def references(dynamics: Dynamics, given: Problem, dtype: torch.dtype, settings:
 
 def assert_is_the_reference(ours: Tensor, same_dtype: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
     part = slice(0, COMPARED if dtype == torch.float32 else LATENTS)
-    assert_close_as_reference(ours[:, part], same_dtype[:, part], exact[:, part], floor=FLOOR[dtype])
+    # Of values beyond 1 the fp32 floor is a share. Processors differ in how PyTorch sums, and so in its own errors.
+    size = max(1.0, exact[:, part].abs().max().item()) if dtype == torch.float32 else 1.0
+    assert_close_as_reference(ours[:, part], same_dtype[:, part], exact[:, part], floor=size * FLOOR[dtype])
     if dtype == torch.float32:
         assert distance(ours.double(), exact) < GROWN
 
