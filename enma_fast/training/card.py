@@ -71,10 +71,7 @@ _SCORES = (
     ["spread/skill", "1 for a calibrated ensemble"],
     ["solver", "distance of a generated trajectory from the solver's own with the same first frame"],
     ["outside", "trajectories that `forecast` warns of: what is observed is unlike the training data"],
-    [
-        "`generation`",
-        "has no truth. CRPS and calibration are against another trajectory of the environment, and its RMS",
-    ],
+    ["`generation`", "has no truth: CRPS, calibration and RMS are of another trajectory of the environment"],
 )
 _HALF = "\n\nWeights are stored in fp16 and computed with in fp32."
 _ROW_DROPS = ("per_frame", "rank_histogram", "channels")
