@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from enma_fast.data.equations import EQUATIONS, advection, combined, gray_scott,
 from enma_fast.data.shipped import shipped_file
 from enma_fast.data.spectral import refine
 from enma_fast.drawing.plots import save_figure
+from enma_fast.evaluation.metrics import relative_l2
 from enma_fast.evaluation.scoring import score_forecast
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.request import ForecastRequest
@@ -74,17 +76,17 @@ def solvers() -> dict[str, dict[str, Solve]]:
     }
 
 
-def relative_l2(found: np.ndarray, truth: np.ndarray) -> float:
-    """Mean over trajectories of the relative L2 error over the frames that models forecast."""
-    axes = tuple(range(1, truth.ndim))
-    far, size = ((part[:, OBSERVED:] ** 2).sum(axes) for part in (found - truth, truth))
-    return float(np.sqrt(far / size).mean())
+def error_of(solved: np.ndarray, truth: np.ndarray) -> float:
+    """Mean relative L2 error over the frames that models forecast; infinite where the solver diverged."""
+    if not np.isfinite(solved).all():
+        return math.inf
+    return float(relative_l2(solved[:, OBSERVED:], truth[:, OBSERVED:]).mean())
 
 
 def measure(equation: str, data: FieldFile, *, rounds: int, seed: int = 0) -> list[dict[str, Any]]:
     """A row for each model and setting: its kind, error and seconds."""
     assert data.parameters is not None
-    truth, rows = data.u.astype(np.float64), list[dict[str, Any]]()
+    rows: list[dict[str, Any]] = []
     runs: dict[str, Callable[[], Any]] = {}
     shares: dict[str, int] = {}
     parameters = {name: np.asarray(values, np.float64) for name, values in data.parameters.items()}
@@ -96,7 +98,7 @@ def measure(equation: str, data: FieldFile, *, rounds: int, seed: int = 0) -> li
         runs[name], shares[name] = partial(forecast.sample, forecast.request), MEMBERS * len(data)
     for name, solve in solvers()[equation].items():
         with np.errstate(all="ignore"):
-            error = relative_l2(solve(data.u[:, 0], parameters), truth)
+            error = error_of(solve(data.u[:, 0], parameters), data.u)
         if error < DIVERGED:
             rows.append({"kind": "solver", "name": name, "rel_l2": error})
             runs[name], shares[name] = partial(solve, data.u[:, 0], parameters), len(data)
