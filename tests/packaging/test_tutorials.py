@@ -100,8 +100,7 @@ def test_own_data_runs_and_gains(tmp_path: Path) -> None:
     text = printed(ran(OWN, tmp_path, slower={"minutes=2,": "minutes=0.75,"}, first=CLOCK))
     found = gains(text)
     assert found["damped persistence"] > 50, text
-    # After so short a training on a slow machine the network may count for nothing.
-    assert found["linear"] >= 0, text
+    assert found["linear"] > 0, text
 
 
 @pytest.mark.slow
