@@ -34,7 +34,7 @@ PAIR = {
 
 
 def equation(config: ModelConfig) -> EquationFloor:
-    """The floor of an equation, on grids whose first axis is odd that of a lattice.
+    """The floor of an equation, on grids whose first axis is odd that of a lattice: with 11 points without a flow.
 
     Each trajectory has a source on grids whose last axis has a multiple of five points.
     """
@@ -43,6 +43,8 @@ def equation(config: ModelConfig) -> EquationFloor:
     made.lattice.fill_(codec.grid[0] % 2 == 1)
     made.forced.fill_(codec.grid[-1] % 5 == 0)
     known = PAIR if codec.field_channels > 1 else LINE if len(codec.grid) == 1 else PLANE
+    if codec.grid[0] == 11:
+        known = {name: value for name, value in known.items() if not name[1].startswith("p")}
     made.active.zero_()
     made.covariance.copy_(torch.eye(len(made.mean)))
     for j, name in enumerate(made.terms.names):
@@ -54,7 +56,7 @@ def equation(config: ModelConfig) -> EquationFloor:
     made.starts.copy_(made.mean * torch.linspace(0.4, 1.8, len(made.starts))[:, None])
     made.change.fill_(0.5)
     made.growth.fill_(0.1)
-    made.steps.fill_(2)
+    made.steps.fill_(8 if codec.grid[0] == 11 else 2)
     made.noise.fill_(1e-7)
     made.usual.copy_(torch.tensor([1e-7, 1e-6]))
     made.most.copy_(torch.tensor([1e-6, 1e-5]))

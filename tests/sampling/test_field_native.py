@@ -37,6 +37,7 @@ EQUATIONS = [
     {"floor": "equation", "grid": (9, 20), "periodic": (True, True), "channels": 2},
     {"floor": "equation", "grid": (8, 12), "periodic": (True, True), "channels": 2, "block": 2},
     {"floor": "equation", "grid": (13, 11), "periodic": (True, True)},
+    {"floor": "equation", "grid": (11, 12), "periodic": (True, True), "channels": 2},
 ]
 # With a driver of each kind, some of them, and masks.
 TOLD = [

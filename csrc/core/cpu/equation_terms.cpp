@@ -22,8 +22,19 @@ WaveGrid fine_grid(const WaveGrid& grid, bool plane, bool lattice) {
     return {plane ? finer(grid.lines) : 1, finer(grid.points)};
 }
 
-// Terms that are not linear, or couple channels, in the order of their coefficients.
-std::vector<Term> others(bool plane, int channels) {
+}  // namespace
+
+double EquationTerms::wave_unit() { return WAVE; }
+
+std::vector<Operator> linear_operators(bool plane) {
+    if (plane) {
+        return {Operator::none, Operator::first, Operator::last, Operator::laplacian, Operator::laplacian_twice};
+    }
+    return {Operator::none, Operator::last, Operator::laplacian, Operator::last_of_laplacian,
+            Operator::laplacian_twice};
+}
+
+std::vector<Term> other_terms(bool plane, int channels) {
     std::vector<Operator> slopes{Operator::last};
     if (plane) slopes = {Operator::first, Operator::last};
     std::vector<Term> out;
@@ -58,10 +69,8 @@ std::vector<Term> others(bool plane, int channels) {
     return out;
 }
 
-}  // namespace
-
 std::int64_t EquationTerms::count(bool plane, int channels) {
-    return channels * linear_terms() + static_cast<std::int64_t>(others(plane, channels).size());
+    return channels * linear_terms() + static_cast<std::int64_t>(other_terms(plane, channels).size());
 }
 
 EquationTerms::EquationTerms(const WaveGrid& grid, bool plane, int channels, bool lattice,
@@ -109,7 +118,7 @@ EquationTerms::EquationTerms(const WaveGrid& grid, bool plane, int channels, boo
         const double high = std::sqrt(size) / (SHORT * std::numbers::pi);
         long_.push_back(static_cast<float>(lattice ? 1.0 : 1 / (1 + std::pow(high, SHARPNESS))));
     }
-    const std::vector<Term> terms = others(plane, channels);
+    const std::vector<Term> terms = other_terms(plane, channels);
     for (const Term& term : terms) {
         const int j = num_linear() + static_cast<int>(&term - terms.data());
         if (active[j] == 0.0f) continue;

@@ -12,8 +12,17 @@
 namespace enma {
 
 // What a factor is of its channel: itself, its Laplacian, its derivatives, and those of the potential whose Laplacian is
-// minus the channel.
-enum class Operator { none, laplacian, first, last, potential_first, potential_last };
+// minus the channel; of linear terms alone, the Laplacian of the Laplacian and its derivative.
+enum class Operator {
+    none,
+    laplacian,
+    first,
+    last,
+    potential_first,
+    potential_last,
+    laplacian_twice,
+    last_of_laplacian
+};
 
 using Factor = std::pair<int, Operator>;
 
@@ -28,13 +37,20 @@ struct Term {
     std::vector<Product> products;
 };
 
+// What the linear terms of a channel are, in the order of their coefficients; then the terms that are not linear, or
+// couple channels.
+std::vector<Operator> linear_operators(bool plane);
+std::vector<Term> other_terms(bool plane, int channels);
+
 class EquationTerms {
    public:
+    // Radians per point of a unit of wave numbers.
+    static double wave_unit();
     // `active` [P] of all terms; of no other one that is not linear is a coefficient ever other than 0.
     EquationTerms(const WaveGrid& grid, bool plane, int channels, bool lattice, const std::vector<float>& active);
 
     // Of a channel, and all.
-    static int linear_terms() { return 5; }
+    static int linear_terms() { return static_cast<int>(linear_operators(true).size()); }
     static std::int64_t count(bool plane, int channels);
     int num_linear() const { return channels_ * linear_terms(); }
     int waves() const { return grid_.waves(); }

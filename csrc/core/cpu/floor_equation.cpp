@@ -1,5 +1,6 @@
-// Floor `equation`: a sum of terms whose coefficients are those of each trajectory, solved in Fourier space.
-// enma_fast/models/floors/equation.py, exponential.py
+// Floor `equation`: a sum of terms whose coefficients are those of each trajectory, solved in Fourier space, or on the
+// points of the grid where all terms are differences of neighbours.
+// enma_fast/models/floors/equation.py, exponential.py, lattice.py
 //
 // Legend: c channels, J coefficients that are fitted, K waves, N pairs of frames, P terms.
 #include <algorithm>
@@ -10,6 +11,7 @@
 
 #include "core/cpu/equation_terms.h"
 #include "core/cpu/floor.h"
+#include "core/cpu/lattice_steps.h"
 #include "core/cpu/small_matrix.h"
 #include "core/cpu/vector_kernels.h"
 
@@ -60,7 +62,8 @@ struct Phi {
     }
 };
 
-// Factors [c, K] of a step, or of a whole frame where the equation is linear: real parts, then imaginary ones.
+// Factors [c, K] of a step, or of a whole frame where the equation is linear: real parts, then imaginary ones. There are
+// none where steps are those of a lattice.
 struct Factors {
     explicit Factors(std::size_t size) {
         for (std::vector<float>* all : {&whole, &half, &inner, &first, &middle, &last}) all->resize(2 * size);
@@ -68,7 +71,7 @@ struct Factors {
 
     std::vector<float> whole, half, inner, first, middle, last;
     Numbers coefficients;  // of the linear terms
-    bool linear = false;
+    bool linear = false, lattice = false;
 };
 
 // The kernels only read of factors.
@@ -131,6 +134,8 @@ class EquationFloor : public Floor {
           terms_({plane_ ? grid.axes.front().points : 1, grid.axes.back().points}, plane_, grid.channels,
                  *take.take("lattice", {}) != 0.0f, active_),
           forced_(*take.take("forced", {}) != 0.0f),
+          lattice_steps_(terms_.grid(), plane_, grid.channels, active_),
+          lattice_(*take.take("lattice", {}) != 0.0f && !forced_ && lattice_steps_.local()),
           steps_(static_cast<int>(std::clamp(*take.take("steps", {}), 1.0f, MOST_STEPS))),
           size_(std::size_t(channels_) * terms_.waves()),
           unit_(take.wide("unit", {P_})),
@@ -272,9 +277,13 @@ class EquationFloor : public Floor {
                 each->re = memory.take<float>(of.size_);
                 each->im = memory.take<float>(of.size_);
             }
+            if (!of.lattice_) return;
+            lattice = memory.take<char>(of.lattice_steps_.work_bytes());
+            for (float** each : {&frame, &fields}) *each = memory.take<float>(of.values_);
         }
-        char* terms;
+        char *terms, *lattice = nullptr;
         Planes waves, middle, n[4];
+        float *frame = nullptr, *fields = nullptr;
     };
 
     // work.waves of a frame, less what is 0 to the terms.
@@ -298,8 +307,9 @@ class EquationFloor : public Floor {
             return out;
         }
         const std::vector<Complex> rates = terms_.rates(own);
-        auto factors = std::make_shared<Factors>(size_);
-        for (std::size_t i = 0; i < size_; ++i) {
+        const bool lattice = lattice_ && !linear && stable(rates);
+        auto factors = std::make_shared<Factors>(lattice ? 0 : size_);
+        for (std::size_t i = 0; i < size_ && !lattice; ++i) {
             const Complex frame = bounded(rates[i], i);
             if (linear) {
                 set(factors->whole, i, std::exp(frame));
@@ -317,6 +327,7 @@ class EquationFloor : public Floor {
         }
         factors->coefficients = std::move(of_linear);
         factors->linear = linear;
+        factors->lattice = lattice;
         out.factors = std::move(factors);
         return out;
     }
@@ -332,9 +343,30 @@ class EquationFloor : public Floor {
         return {std::min(std::max(rate.real(), -DECAY), growth_[i / terms_.waves()]), rate.imag()};
     }
 
-    // work.waves a frame later: exponential Runge-Kutta steps of fourth order.
+    // Whether no wave grows faster than it may, and steps of a lattice are stable.
+    bool stable(const std::vector<Complex>& rates) const {
+        for (std::size_t i = 0; i < size_; ++i) {
+            if (!(rates[i].real() <= growth_[i / terms_.waves()]) || !LatticeSteps::stable(rates[i], steps_)) {
+                return false;
+            }
+        }
+        return true;
+    }
+
+    // work.waves a frame later, by steps on the points of the grid.
+    void advance_points(const WaveKernels& run, const Propagator& by, const Work& work) const {
+        const int points = values_ / channels_;
+        terms_.frame_of(run, work.waves, work.terms, work.frame);
+        for (int i = 0; i < values_; ++i) work.fields[i % channels_ * points + i / channels_] = work.frame[i];
+        lattice_steps_.advance(run, by.coefficients.data(), steps_, work.lattice, work.fields);
+        for (int i = 0; i < values_; ++i) work.frame[i] = work.fields[i % channels_ * points + i / channels_];
+        terms_.waves_of(run, work.frame, work.terms, work.waves);
+    }
+
+    // work.waves a frame later: exponential Runge-Kutta steps of fourth order, if not those of a lattice.
     void advance(const WaveKernels& run, const Propagator& by, const Work& work) const {
         const Factors& f = *by.factors;
+        if (f.lattice) return advance_points(run, by, work);
         const auto count = static_cast<std::int64_t>(size_);
         const Planes whole = planes(f.whole), half = planes(f.half), inner = planes(f.inner);
         if (f.linear) {
@@ -635,6 +667,8 @@ class EquationFloor : public Floor {
     std::vector<float> active_;
     EquationTerms terms_;
     bool forced_;
+    LatticeSteps lattice_steps_;
+    bool lattice_;  // whether they may be taken
     int steps_;
     std::size_t size_;  // c K
     std::vector<Numbers> starts_;

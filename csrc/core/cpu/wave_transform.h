@@ -38,6 +38,18 @@ struct WaveTerm {
     float scale;
 };
 
+// By what a point and its neighbours count, those on the lines above and below, and those left and right.
+struct Neighbours {
+    float own, above, below, left, right;
+};
+
+// Up to three factors, and a number.
+struct ScaledProduct {
+    const float* factors[3];
+    int count;
+    float scale;
+};
+
 struct WaveKernels {
     // sum_j data[j, b] e^(-2 pi i j k / length) of data [length, batch]; in one of both, which it returns.
     Planes (*transform)(const TransformView& view, std::int64_t batch, Planes data, Planes spare);
@@ -54,6 +66,12 @@ struct WaveKernels {
     void (*sum)(const WaveTerm* terms, int terms_count, std::int64_t count, Planes out);
     // out += scale * the product of so many factors.
     void (*add_product)(const float* const* factors, int factors_count, float scale, std::int64_t count, float* out);
+    // Sums over neighbours around both axes of a field [lines, points], of two points or more.
+    void (*neighbours)(const float* field, std::int64_t lines, std::int64_t points, const Neighbours& by, float* out);
+    // out += the sum of products.
+    void (*add_products)(const ScaledProduct* products, int products_count, std::int64_t count, float* out);
+    // out = from + share * change; may be one of them.
+    void (*moved)(const float* from, const float* change, float share, std::int64_t count, float* out);
 };
 
 // Of lines of some length.

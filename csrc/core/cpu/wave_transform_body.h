@@ -224,7 +224,64 @@ void add_product(const float* const* factors, int factors_count, float scale, in
     });
 }
 
-constexpr enma::WaveKernels KERNELS{&transform, &joined, &parted, &transposed, &scaled, &sum, &add_product};
+void neighbours(const float* field, int64_t lines, int64_t points, const enma::Neighbours& by, float* out) {
+    for (int64_t line = 0; line < lines; ++line) {
+        const float *const row = field + line * points, *const above = field + (line + lines - 1) % lines * points,
+                           *const below = field + (line + 1) % lines * points;
+        float* const to = out + line * points;
+        const auto put = [&](int64_t i, const float* left, const float* right, auto one) {
+            typedef decltype(one) T;
+            const T across = read_as<T>(above + i) * by.above + read_as<T>(below + i) * by.below;
+            const T along = read_as<T>(left) * by.left + read_as<T>(right) * by.right;
+            write_as(to + i, read_as<T>(row + i) * by.own + across + along);
+        };
+        // What lies beyond the ends of a line inside is of others, and stands there until the ends are put.
+        const int64_t last = points - 1, begin = line > 0 && line + 1 < lines ? 0 : 1;
+        each_of(points - 2 * begin,
+                [&](int64_t i, auto one) { put(begin + i, row + begin + i - 1, row + begin + i + 1, one); });
+        put(0, row + last, row + 1, 0.0f);
+        put(last, row + last - 1, row, 0.0f);
+    }
+}
+
+// Several vectors at a time, for as many of which products are looked at once.
+template <int VECTORS, class T>
+ENMA_INLINE void products_of(const enma::ScaledProduct* products, int products_count, int64_t i, float* out) {
+    constexpr int64_t WIDTH = sizeof(T) / sizeof(float);
+    T sums[VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) sums[v] = read_as<T>(out + i + v * WIDTH);
+    for (int k = 0; k < products_count; ++k) {
+        const enma::ScaledProduct& product = products[k];
+        T made[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) made[v] = T{} + product.scale;
+        for (int j = 0; j < product.count; ++j) {
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) made[v] *= read_as<T>(product.factors[j] + i + v * WIDTH);
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) sums[v] += made[v];
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) write_as(out + i + v * WIDTH, sums[v]);
+}
+
+void add_products(const enma::ScaledProduct* products, int products_count, int64_t count, float* out) {
+    int64_t i = 0;
+    for (; i + 4 * LANES <= count; i += 4 * LANES) products_of<4, Floats>(products, products_count, i, out);
+    for (; i < count; ++i) products_of<1, float>(products, products_count, i, out);
+}
+
+void moved(const float* from, const float* change, float share, int64_t count, float* out) {
+    each_of(count, [&](int64_t i, auto one) {
+        typedef decltype(one) T;
+        write_as(out + i, read_as<T>(from + i) + read_as<T>(change + i) * share);
+    });
+}
+
+constexpr enma::WaveKernels KERNELS{&transform, &joined,      &parted,     &transposed,   &scaled,
+                                    &sum,       &add_product, &neighbours, &add_products, &moved};
 
 }  // namespace waves
 }  // namespace

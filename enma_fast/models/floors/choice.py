@@ -121,28 +121,30 @@ def choose(
     """
     started = time.process_time()
     if folds is None:
-        training, learned_groups, held, groups = _split(fields, environments)
-        splits = [(_some(training, learned_groups)[0], held, groups)]
+        training, training_groups, held, groups = _split(fields, environments)
+        splits = [(*_some(training, training_groups), held, groups)]
     else:
-        splits = [(_some(fields[a], None)[0], _few(fields[b]), None) for a, b in folds]
+        splits = [(*_some(fields[a], None), _few(fields[b]), None) for a, b in folds]
     errors: dict[str, tuple[float, ...]] = {}
     best, taken = "persistence", "persistence"
     made = kinds(codec)
     for name, make in made.items():
         floor = make()
-        if errors and len(splits) * _seconds(floor, splits[0][1]) > seconds - (time.process_time() - started):
+        if errors and len(splits) * _seconds(floor, splits[0][2]) > seconds - (time.process_time() - started):
             continue
-        found = [_errors(learn(floor, training, None), held, groups) for training, held, groups in splits]
+        found = [
+            _errors(learn(floor, training, training_groups), held, groups)
+            for training, training_groups, held, groups in splits
+        ]
         errors[name] = tuple(sum(parts) / len(parts) for parts in zip(*found, strict=True))
         if sum(errors[name]) < (1 - _BETTER) * sum(errors[best]):
             best = name
             if not shifted or (floor.moves and sum(errors[name]) < _WORTH * sum(errors["persistence"])):
                 taken = name
         if max(errors[best]) < _RIGHT:
-            break
-    right = max(errors[best]) < _RIGHT
-    taken = best if right else taken
-    return Choice(taken, learn(made[taken](), fields, environments), best, errors, right)
+            # What it has learned from most trajectories is right too.
+            return Choice(name, floor if folds is None else learn(floor, fields, environments), name, errors, True)
+    return Choice(taken, learn(made[taken](), fields, environments), best, errors, False)
 
 
 def learn(floor: Floor, fields: Tensor, environments: Tensor | None) -> Floor:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from .exponential import Propagator, gains
 from .gauss_newton import DIFFERENCE, EXACT, Fit, Residuals, cost, fit
 from .ladder import Inferred, evenly
+from .lattice import LatticePropagator
 from .terms import Terms
 
 # Most channels of fields, as terms grow with their cube, and fewest points of an axis.
@@ -266,10 +267,12 @@ class EquationSolver(nn.Module):
             source = source + (state.moves * more.to(source.dtype).view(*more.shape, *[1] * (source.ndim - 1))).sum(1)
         return replace(state, coefficients=moved, source=source)
 
-    def propagator(self, coefficients: Tensor, dtype: torch.dtype, source: Tensor) -> Propagator:
+    def propagator(self, coefficients: Tensor, dtype: torch.dtype, source: Tensor) -> Propagator | LatticePropagator:
         """The solver for coefficients `[B, P]` in units of the terms, and sources."""
-        steps, added = int(self.steps), source if self.forced else None
-        return Propagator.of(self.terms, coefficients / self.unit, steps, dtype, self.growth, added)
+        own, steps = coefficients / self.unit, int(self.steps)
+        if self.forced:
+            return Propagator.of(self.terms, own, steps, dtype, self.growth, source)
+        return LatticePropagator.of(self.terms, own, steps, dtype, self.growth)
 
     def pairs(self, windows: Tensor) -> Tensor:
         """Waves `[B, N, 2, c, *K]` of a few of the successive frames of windows `[B, W, T, *x, c]`."""

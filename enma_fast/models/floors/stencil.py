@@ -41,8 +41,8 @@ _RIGHT = 1e-6
 # Squared speeds, in points a frame, and rates of diffusion, from which laws are fitted where nothing is known.
 _SPEEDS = tuple(10 ** (-2 + 4 * i / 31) for i in range(32))
 _RATES = tuple(10 ** (-3 + 4 * i / 15) for i in range(16))
-# Training windows that laws, and walls, are learned from, and Gauss-Newton steps on walls.
-_FOR_LAWS, _FOR_WALLS, _WALL_STEPS = 200, 12, 6
+# Training windows that laws, and walls, are learned from, Gauss-Newton steps on walls, and differences of shares there.
+_FOR_LAWS, _FOR_WALLS, _WALL_STEPS, _DIFFERENCE = 200, 12, 6, 1e-6
 
 Gram = tuple[Tensor, Tensor, Tensor]
 
@@ -262,7 +262,7 @@ class StencilFloor(nn.Module):
             loss = new
 
     def _by_walls(self, axes: Sequence[int], past: Tensor, a: Tensor, b: Tensor | None) -> Tensor:
-        """Derivatives of the next frame by the shares at walls, `[N, points, shares]`."""
+        """Derivatives of the next frame by the shares at walls, `[N, points, shares]`, by differences."""
         start = self.walls[list(axes)]
 
         def frame(flat: Tensor) -> Tensor:
@@ -270,8 +270,9 @@ class StencilFloor(nn.Module):
             walls[list(axes)] = flat.view_as(start)
             return self._moved(past, a, b, walls).flatten(1)
 
-        units = torch.eye(start.numel(), dtype=start.dtype)
-        return torch.stack([torch.func.jvp(frame, (start.flatten(),), (unit,))[1] for unit in units], -1)
+        flat = start.flatten()
+        here, units = frame(flat), _DIFFERENCE * torch.eye(len(flat), dtype=flat.dtype)
+        return torch.stack([(frame(flat + unit) - here) / _DIFFERENCE for unit in units], -1)
 
     # Fields and rows.
 

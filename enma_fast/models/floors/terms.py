@@ -146,6 +146,44 @@ class Terms:
             made[:, term.channel] += coefficient * known[term.products]
         return self._coarse(made)
 
+    def local(self, active: Iterable[int]) -> bool:
+        """Whether a point changes by its neighbours alone under the linear terms and the other active ones."""
+        used = (self.others[j - self.num_linear] for j in active)
+        factors = (factor for term in used for _, product in term.products for factor in product)
+        return self.lattice and not any(op.startswith("p") for _, op in factors)
+
+    def rate(self, fields: Tensor, coefficients: Tensor, active: Sequence[int]) -> Tensor:
+        """The change of fields `[B, c, *x]` in a frame by linear and other active terms, which are all local."""
+        at: dict[Factor, Tensor] = {}
+
+        def value(factor: Factor) -> Tensor:
+            if factor not in at:
+                c, op = factor
+                first, _, rest = op.partition(" ")
+                at[factor] = self._difference(value((c, rest)), first) if op else fields[:, c]
+            return at[factor]
+
+        linear = itertools.product(range(self.channels), ("" if name == "1" else name for name in self.linear_names))
+        used = [(j, Term(c, ((1, ((c, op),)),))) for j, (c, op) in enumerate(linear)]
+        made = torch.zeros_like(fields)
+        for j, term in used + [(j, self.others[j - self.num_linear]) for j in active]:
+            if (coefficients[:, j] == 0).all():
+                continue
+            for _, product in term.products:
+                for factor in product:
+                    value(factor)
+            coefficient = coefficients[:, j].to(made.dtype).view(-1, *[1] * len(self.grid))
+            made[:, term.channel] += coefficient * self._product(term, at)
+        return made
+
+    def _difference(self, fields: Tensor, op: str) -> Tensor:
+        """What an operator makes of fields `[B, *x]`, by differences of neighbours."""
+        if op == "lap":
+            around = sum(fields.roll(shift, axis) for axis in self.axes for shift in (1, -1))
+            return (around - 2 * len(self.grid) * fields) / WAVE**2
+        axis = self.axes[int(op[1:])]
+        return (fields.roll(-1, axis) - fields.roll(1, axis)) / (2 * WAVE)
+
     def values(self, fields: Tensor) -> Tensor:
         """All terms of fields `[B, *x, c]` with coefficients of 1, `[P, B, *x]`."""
         waves = self.transform(fields)

@@ -9,6 +9,7 @@ import torch
 from enma_fast.models.floors.equation_search import EquationFloor
 from enma_fast.models.floors.exponential import Propagator
 from enma_fast.models.floors.ladder import forecast_error, forecaster
+from enma_fast.models.floors.lattice import LatticePropagator
 from enma_fast.models.floors.terms import Terms
 
 
@@ -211,6 +212,34 @@ def test_two_channels_react_and_diffuse(lattice):
     assert bool(floor.lattice) == lattice
     fields = solved(terms, given, 0.5 + 0.3 * smooth(12, (12, 12), 2, waves=5, seed=1), 10)
     assert forecast_error(floor, own(fields), fields, known=3) < 1e-2
+
+
+@pytest.mark.parametrize(("grid", "names"), [((15,), ["d0 lap u0", "u0 d0 u1"]), ((12, 10), ["d1 u0", "u1 d1 u1"])])
+def test_steps_on_the_points_of_a_lattice_are_those_of_waves(grid, names):
+    terms = Terms(grid, 2, lattice=True)
+    both = {f"0 {name}": 0.02 for name in names} | {"0 u0": -0.1, "0 lap u0": 0.2, "0 lap u1": 0.1, "0 1": 0.05}
+    both |= {"0 lap lap u0": -0.01, "1 lap u1": 0.1, "1 u0 u0 u1": -0.3, "1 d0 u1": 0.1}
+    given = coefficients(terms, 3, **both)
+    active = [j for j in range(terms.num_linear, terms.num) if given[0, j] != 0]
+    fields = smooth(3, grid, 2)
+    waves = terms.transform(fields)
+    change = terms.fields(terms.rates(given) * waves + terms.change(waves, given, active))
+    torch.testing.assert_close(terms.rate(fields.movedim(-1, 1), given, active).movedim(1, -1), change)
+
+    growth = torch.full((2,), 0.5, dtype=torch.float64)
+    # One grows faster than a wave may, and one would be unstable.
+    given[1, terms.names.index((0, "u0"))] = 0.8
+    given[2, terms.names.index((0, "lap u0"))] = 9.0
+    steps = LatticePropagator.of(terms, given, 40, torch.complex128, growth)
+    assert steps.stable.tolist() == [True, False, False]
+    exponential = Propagator.of(terms, given, 40, torch.complex128, growth)
+    torch.testing.assert_close(steps(waves), exponential(waves), rtol=1e-6, atol=1e-6)
+    twice = waves.repeat_interleave(2, 0)
+    torch.testing.assert_close(steps.repeated(2)(twice), steps(waves).repeat_interleave(2, 0))
+    # A flow is not told by neighbours.
+    if len(grid) == 2:
+        flow = coefficients(terms, 1, **{"0 p1 u0 d0 u0 - p0 u0 d1 u0": 0.1})
+        assert isinstance(LatticePropagator.of(terms, flow, 40, torch.complex128, growth), Propagator)
 
 
 def test_a_trajectory_is_inferred_as_alone(learned):
