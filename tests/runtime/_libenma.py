@@ -24,6 +24,7 @@ import enma_fast
 from enma_fast.ops._backend import native, native_problem
 
 from .._extension import NATIVE
+from .._objects import object_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
@@ -70,8 +71,11 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-def objects(folder: Path, added: list[str], compiler: str = CXX) -> list[str]:
-    """Compile every file of the library into a folder; kernels of wide vectors are not sanitized."""
+def objects(folder: Path, added: list[str], compiler: str = CXX, made: Path | None = None) -> list[str]:
+    """Compile every file of the library into a folder; kernels of wide vectors are not sanitized.
+
+    No kernel is, nor compiled, where a build has `made` them.
+    """
     mine = None
     if native_problem(torch.device("cpu")) is None:
         # Compilers other than GCC make the portable kernels alone.
@@ -79,7 +83,9 @@ def objects(folder: Path, added: list[str], compiler: str = CXX) -> list[str]:
     others = {name for names in KERNELS.values() for name in names if mine and name not in mine}
 
     def compiled(path: Path) -> str:
-        made = str(folder / f"{path.parent.name}_{path.stem}.o")
+        if made is not None and path.stem.startswith(("gemm_", "vector_kernels_")):
+            return str(object_of(path, made))
+        out = str(folder / f"{path.parent.name}_{path.stem}.o")
         quick = ["-O0"] if path.stem in others else []
         vectors = path.stem.startswith(("gemm_avx", "vector_kernels_avx"))
         flags = [flag for flag in added if not (vectors and "sanitize" in flag)]
@@ -87,8 +93,8 @@ def objects(folder: Path, added: list[str], compiler: str = CXX) -> list[str]:
             flags += QUICK
         # As CMakeLists.txt does, for the same bits; it would take a check from a sanitizer.
         flags += [] if any("undefined" in flag for flag in flags) else ["-fwrapv"]
-        run([compiler, *FLAGS, *flags, *quick, "-c", str(path), "-o", made])
-        return made
+        run([compiler, *FLAGS, *flags, *quick, "-c", str(path), "-o", out])
+        return out
 
     # Those who wait for it have nothing to do.
     with ThreadPoolExecutor(2) as pool:
