@@ -16,6 +16,7 @@ from torch import Tensor
 from ...config import CodecConfig
 from ..grid_layers import Edge
 from .dataset import DampedPersistence, InverseModel, Persistence
+from .deadline import OutOfTimeError, within
 from .equation import LEAST_POINTS, MOST_CHANNELS
 from .equation_search import EquationFloor
 from .ladder import Floor, forecast_error
@@ -28,7 +29,7 @@ _HELD, _MOST, _HORIZON = 0.2, 60, 16
 _ENOUGH, _MOST_VALUES, _FEWEST = 300, 20_000_000, 20
 # Values of the trajectories that are forecast, about, and trajectories of which the time is taken: one where that takes
 # so many seconds.
-_MOST_HELD, _FEW, _SLOW = 3_000_000, 8, 0.2
+_MOST_HELD, _FEW, _SLOW = 1_000_000, 8, 0.2
 # A floor takes the place of a simpler one if its error is less by this share, and is right if it errs by so little.
 _BETTER, _RIGHT = 0.01, 3e-3
 # Where fields may be shifted, a floor has to err by less than this share of persistence to take its place.
@@ -117,7 +118,7 @@ def choose(
     where trajectories share frames; by default the last environments are forecast. Where shifted fields could be data
     too, which teaches a network more than most floors do, a floor has to shift with them and to be much better than
     persistence, unless it is right. Kinds are tried, the simplest first, until one is right. Those are left out that
-    would take more than what is left of so many seconds of this process.
+    would take more than what is left of so many seconds of this process, or do.
     """
     started = time.process_time()
     if folds is None:
@@ -130,12 +131,17 @@ def choose(
     made = kinds(codec)
     for name, make in made.items():
         floor = make()
-        if errors and len(splits) * _seconds(floor, splits[0][2]) > seconds - (time.process_time() - started):
+        left = seconds - (time.process_time() - started) if errors else float("inf")
+        if len(splits) * _seconds(floor, splits[0][2]) > left:
             continue
-        found = [
-            _errors(learn(floor, training, training_groups), held, groups)
-            for training, training_groups, held, groups in splits
-        ]
+        try:
+            with within(left):
+                found = [
+                    _errors(learn(floor, training, training_groups), held, groups)
+                    for training, training_groups, held, groups in splits
+                ]
+        except OutOfTimeError:
+            continue
         errors[name] = tuple(sum(parts) / len(parts) for parts in zip(*found, strict=True))
         if sum(errors[name]) < (1 - _BETTER) * sum(errors[best]):
             best = name

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from .deadline import check_time
 from .exponential import Propagator, gains
 from .gauss_newton import DIFFERENCE, EXACT, Fit, Residuals, cost, fit
 from .ladder import Inferred, evenly
@@ -338,6 +339,7 @@ class EquationSolver(nn.Module):
         lacking = self._lacking(pairs)
 
         def off(rows: Tensor, coefficients: Tensor) -> Tensor:
+            check_time()
             lacks = self.terms.fields(self.terms.long(lacking(rows, coefficients, source[rows]))) / self.change
             lacks = lacks.double().nan_to_num(LOST, LOST, -LOST).clamp(-LOST, LOST)
             if self.forced:

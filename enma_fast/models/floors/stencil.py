@@ -42,7 +42,7 @@ _RIGHT = 1e-6
 _SPEEDS = tuple(10 ** (-2 + 4 * i / 31) for i in range(32))
 _RATES = tuple(10 ** (-3 + 4 * i / 15) for i in range(16))
 # Training windows that laws, and walls, are learned from, Gauss-Newton steps on walls, and differences of shares there.
-_FOR_LAWS, _FOR_WALLS, _WALL_STEPS, _DIFFERENCE = 200, 12, 6, 1e-6
+_FOR_LAWS, _FOR_WALLS, _WALL_STEPS, _DIFFERENCE = 120, 12, 6, 1e-6
 
 Gram = tuple[Tensor, Tensor, Tensor]
 
@@ -78,7 +78,7 @@ class StencilFloor(nn.Module):
     _weights: Tensor
     _eigenvalues: Tensor
     _to_terms: Tensor
-    num_views, moves, local, inferences = 1, True, True, 400
+    num_views, moves, local, inferences = 1, True, True, 240
 
     def __init__(
         self,

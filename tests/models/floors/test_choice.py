@@ -1,11 +1,13 @@
 """The floor of a data set is the kind of its physics, and the simplest where nothing helps."""
 
 import math
+import time
 
 import pytest
 import torch
 
 from enma_fast.config import BlocksConfig
+from enma_fast.models.floors import choice as choice_module
 from enma_fast.models.floors.choice import choose, kinds
 
 PLACE = torch.arange(24) / 24 * 2 * math.pi
@@ -68,7 +70,8 @@ def test_where_fields_may_be_shifted_a_floor_that_knows_places_is_not_taken():
     for _ in range(9):
         frames.append(0.8 * frames[-1] + 0.3 * torch.randn(40, 24, 1, generator=generator))
     fields = torch.stack(frames, 1)
-    alone, shifted = (choose(fields, codec(24), shifted=moves) for moves in (False, True))
+    # Time for all kinds but the search for an equation, which there is not.
+    alone, shifted = (choose(fields, codec(24), shifted=moves, seconds=3) for moves in (False, True))
     assert alone.name == alone.best == shifted.best == "damped persistence"
     assert shifted.name == "persistence"
 
@@ -76,6 +79,16 @@ def test_where_fields_may_be_shifted_a_floor_that_knows_places_is_not_taken():
 def test_no_more_time_is_spent_than_given():
     fields, _ = carried()
     assert list(choose(fields, codec(24), seconds=0).errors) == ["persistence"]
+
+
+def test_a_search_that_takes_longer_than_is_left_is_given_up(monkeypatch):
+    fields, _ = carried()
+    # Frames of chance, of which no equation is found soon.
+    fields = torch.randn(fields.shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(choice_module, "_seconds", lambda floor, held: 0.0)
+    begun = time.process_time()
+    assert "equation" not in choose(fields, codec(24), seconds=2).errors
+    assert time.process_time() - begun < 8
 
 
 def test_narrow_axes_have_no_second_difference():

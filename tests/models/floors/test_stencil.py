@@ -140,6 +140,7 @@ def test_channels_and_members_have_laws_of_their_own():
     made = roll(floor, u[:, :3], state, 9)
     assert error(made, u[:, 3:]) < 1e-2
     torch.testing.assert_close(roll(floor, u[2:3, :3], state[torch.tensor([2])], 9), made[2:3])
-    torch.testing.assert_close(floor.infer(u[2:3, None, :3]).law, state.law[2:3])
+    # Some coefficients hardly matter, and move with the last bits.
+    torch.testing.assert_close(floor.infer(u[2:3, None, :3]).law, state.law[2:3], rtol=1e-6, atol=1e-5)
     drawn = roll(floor, u[:, :3], floor.draw(state, torch.randn(6, 10, generator=torch.Generator().manual_seed(0))), 9)
     assert 0 < error(drawn, made) < 1e-2
