@@ -67,11 +67,17 @@ def equation(config: ModelConfig) -> EquationFloor:
 
 
 def solutions(
-    config: ModelConfig, count: int, frames: int, *, seed: int = 0, more: dict[str, float] | None = None
+    config: ModelConfig,
+    count: int,
+    frames: int,
+    *,
+    seed: int = 0,
+    more: dict[str, float] | None = None,
+    finer: bool = False,
 ) -> Tensor:
     """What the equation makes of waves in all directions, with coefficients of each trajectory, `[B, T, *grid, c]`.
 
-    Its first channel has more terms, by their names.
+    Its first channel has more terms, by their names. It is solved on that of the fields, or, larger, on a finer one.
     """
     floor = equation(config)
     own = torch.randn(count, len(floor.mean), generator=torch.Generator().manual_seed(seed)).double()
@@ -82,8 +88,10 @@ def solutions(
     starts = carried(config, count, 1, seed=seed)
     if len(config.codec.grid) == 2:
         starts = starts + carried(config, count, 1, seed=seed + 1).flip(2)
+    starts = 3 * starts if finer else starts
     source = floor.terms.transform(0.05 * carried(config, count, 1, seed=seed + 2)[:, 0])
-    state = Equations(coefficients, torch.zeros(count, 0, 0), torch.zeros(count), source, source)
+    on_finer = torch.full((count,), finer)
+    state = Equations(coefficients, torch.zeros(count, 0, 0), torch.zeros(count), source, source, on_finer)
     return torch.cat([starts, roll(floor, starts, state, frames - 1)], 1)
 
 

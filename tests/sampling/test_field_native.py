@@ -1,11 +1,14 @@
 """Field models by the engine in C++: the numbers of PyTorch, and bits that nothing else changes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from enma_fast.config import SamplingConfig
 from enma_fast.errors import EnmaError
 from enma_fast.models.drivers import Told
+from enma_fast.models.floors.ladder import roll
 from enma_fast.sampling.engine import Engine, engine_for
 
 from .._extension import needs_native
@@ -158,6 +161,27 @@ def test_terms_that_only_this_trajectory_has(case, known):
             for backend in ("native", "reference")
         )
         torch.testing.assert_close(native, reference, atol=close * float(reference.std()), rtol=1e-3)
+
+
+@pytest.mark.parametrize("case", [EQUATIONS[0], EQUATIONS[2], EQUATIONS[4]], ids=name)
+@pytest.mark.parametrize("known", [1, 4])
+def test_waves_that_a_grid_does_not_hold(case, known):
+    """Trajectories that a finer grid explains are solved on it, beside others that are not."""
+    made = field_model(**case)
+    floor = made.dynamics.context.floor
+    fields = solutions(made.config, 6, FRAMES, seed=5, finer=True)
+    state = floor.infer(fields[:3, None, :3])
+    assert bool(state.finer[1:].all())
+    assert float(state.misfit[1:].max()) < 1e-6
+    coarse = replace(state, finer=torch.zeros(3, dtype=torch.bool))
+    solved, on_grid = (roll(floor, fields[:3, :1], each, 1)[1:, 0] - fields[1:3, 1] for each in (state, coarse))
+    assert 10 * float(solved.norm()) < float(on_grid.norm())
+    context = fields[3:] if known < 3 else None
+    native, reference = (
+        trajectory(made, fields[:3, :known], [0, 3], context=context, backend=backend, temperature=0.0)
+        for backend in ("native", "reference")
+    )
+    torch.testing.assert_close(native, reference, atol=tolerance(made) * float(reference.std()), rtol=1e-3)
 
 
 @pytest.mark.parametrize("case", [EQUATIONS[0], EQUATIONS[4]], ids=name)

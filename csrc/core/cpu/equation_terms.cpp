@@ -74,7 +74,7 @@ std::int64_t EquationTerms::count(bool plane, int channels) {
 }
 
 EquationTerms::EquationTerms(const WaveGrid& grid, bool plane, int channels, bool lattice,
-                             const std::vector<float>& active)
+                             const std::vector<float>& active, std::array<double, 2> spacings)
     : grid_(grid),
       fine_grid_(fine_grid(grid, plane, lattice)),
       channels_(channels),
@@ -95,10 +95,10 @@ EquationTerms::EquationTerms(const WaveGrid& grid, bool plane, int channels, boo
         double slopes[2], second = 0.0, size = 0.0;
         bool told = true;
         for (int axis = plane ? 0 : 1; axis < 2; ++axis) {
-            const double a = numbers[axis];
+            const double a = numbers[axis], of_data = a / spacings[axis];
             const bool highest = std::abs(a) > std::numbers::pi - NYQUIST;
-            slopes[axis] = (lattice ? std::sin(a) : highest ? 0.0 : a) / WAVE;
-            second += lattice ? 2 - 2 * std::cos(a) : a * a;
+            slopes[axis] = (lattice ? std::sin(a) : highest ? 0.0 : of_data) / WAVE;
+            second += lattice ? 2 - 2 * std::cos(a) : of_data * of_data;
             size += a * a;
             told = told && !highest;
         }
@@ -196,6 +196,37 @@ void EquationTerms::frame_of(const WaveKernels& run, Planes waves, char* memory,
             for (int i = 0; i < grid_.points; ++i) row[i * channels_] = work.made[coarse_.place(line, i)] * share;
         }
     }
+}
+
+template <class Body>
+void EquationTerms::each_wave(Body body) const {
+    const int half = grid_.half(), far = fine_grid_.lines - grid_.lines;
+    for (int c = 0; c < channels_; ++c) {
+        for (int k = 0; k < waves(); ++k) {
+            const int line = k / half, last = k % half, among = 2 * line < grid_.lines ? line : line + far;
+            const int place = c * waves() + k;
+            body(place, (c * fine_grid_.lines + among) * fine_grid_.half() + last, coarser_[k] != 0.0f);
+        }
+    }
+}
+
+void EquationTerms::on_finer(Planes waves, Planes out) const {
+    const float gain = static_cast<float>(fine_grid_.size()) / static_cast<float>(grid_.size());
+    std::fill_n(out.re, channels_ * fine_grid_.waves(), 0.0f);
+    std::fill_n(out.im, channels_ * fine_grid_.waves(), 0.0f);
+    each_wave([&](int own, int among, bool told) {
+        if (!told) return;
+        out.re[among] = waves.re[own] * gain;
+        out.im[among] = waves.im[own] * gain;
+    });
+}
+
+void EquationTerms::on_coarser(Planes waves, Planes out) const {
+    const float share = static_cast<float>(grid_.size()) / static_cast<float>(fine_grid_.size());
+    each_wave([&](int own, int among, bool told) {
+        out.re[own] = told ? waves.re[among] * share : 0.0f;
+        out.im[own] = told ? waves.im[among] * share : 0.0f;
+    });
 }
 
 void EquationTerms::keep_long(const WaveKernels& run, Planes waves) const {

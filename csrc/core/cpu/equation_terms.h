@@ -1,6 +1,7 @@
 // Terms that an equation of fields on periodic grids may have: enma_fast/models/floors/terms.py
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -47,7 +48,9 @@ class EquationTerms {
     // Radians per point of a unit of wave numbers.
     static double wave_unit();
     // `active` [P] of all terms; of no other one that is not linear is a coefficient ever other than 0.
-    EquationTerms(const WaveGrid& grid, bool plane, int channels, bool lattice, const std::vector<float>& active);
+    // `spacings` of lines and of points, in those of the data.
+    EquationTerms(const WaveGrid& grid, bool plane, int channels, bool lattice, const std::vector<float>& active,
+                  std::array<double, 2> spacings = {1, 1});
 
     // Of a channel, and all.
     static int linear_terms() { return static_cast<int>(linear_operators(true).size()); }
@@ -55,6 +58,11 @@ class EquationTerms {
     int num_linear() const { return channels_ * linear_terms(); }
     int waves() const { return grid_.waves(); }
     const WaveGrid& grid() const { return grid_; }
+    // On which products are taken.
+    const WaveGrid& finer_grid() const { return fine_grid_; }
+    // Waves [c, K] among those of the finer grid, and back.
+    void on_finer(Planes waves, Planes out) const;
+    void on_coarser(Planes waves, Planes out) const;
     std::size_t work_bytes() const;
 
     // Rates [c][K] of waves under the linear terms.
@@ -80,6 +88,10 @@ class EquationTerms {
         std::vector<std::pair<float, std::vector<int>>> products;  // sign, places of factors
     };
     struct Work;
+
+    // body(place of a wave, that among those of the finer grid, whether it has a phase there).
+    template <class Body>
+    void each_wave(Body body) const;
 
     WaveGrid grid_, fine_grid_;
     int channels_;

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <iterator>
 #include <numeric>
+#include <optional>
 
 #include "core/cpu/equation_terms.h"
 #include "core/cpu/floor.h"
@@ -71,7 +72,7 @@ struct Factors {
 
     std::vector<float> whole, half, inner, first, middle, last;
     Numbers coefficients;  // of the linear terms
-    bool linear = false, lattice = false;
+    bool linear = false, lattice = false, finer = false;
 };
 
 // The kernels only read of factors.
@@ -101,6 +102,7 @@ struct Equation : Inferred {
     SmallMatrix root{0};   // of the covariance of those that a member draws
     double misfit = 0.0;
     Propagator propagator;
+    bool finer = false;                  // whether it is solved on the finer grid
     std::shared_ptr<const Moves> moves;  // how the source moves with each of these; none where there is no source
 };
 
@@ -115,6 +117,7 @@ struct Fit {
     double misfit;
     SmallMatrix curvature;  // of the misfit
     Source source;
+    bool finer;
 };
 
 double mean_square(const Numbers& off) {
@@ -136,6 +139,8 @@ class EquationFloor : public Floor {
           forced_(*take.take("forced", {}) != 0.0f),
           lattice_steps_(terms_.grid(), plane_, grid.channels, active_),
           lattice_(*take.take("lattice", {}) != 0.0f && !forced_ && lattice_steps_.local()),
+          finer_(*take.take("lattice", {}) != 0.0f || forced_ ? std::nullopt
+                                                              : finer_of(terms_, plane_, channels_, active_)),
           steps_(static_cast<int>(std::clamp(*take.take("steps", {}), 1.0f, MOST_STEPS))),
           size_(std::size_t(channels_) * terms_.waves()),
           unit_(take.wide("unit", {P_})),
@@ -187,7 +192,7 @@ class EquationFloor : public Floor {
         const int task = windows.own ? 0 : 1;
         const double doubted = std::max(DOUBTED * most_[task], SURE);
         const Numbers start = start_of(run, pairs, work);
-        Fit fit = fitted(run, pairs, start, active, held_, work);
+        Fit fit = fitted(run, pairs, start, active, held_, false, work);
         SmallMatrix root(draws());
         const auto cost = [&](const Fit& of) { return of.misfit + held_.form(away(of.coefficients, active)); };
         const auto set_root = [&](const std::vector<int>& terms, const SmallMatrix& own) {
@@ -202,30 +207,35 @@ class EquationFloor : public Floor {
         };
         set_root(active, root_of(fit, active, task));
         // With other terms too, held less; what is much better is kept.
-        const auto again = [&](const Numbers& from, const std::vector<int>& others, double looser) {
+        const auto again = [&](const Numbers& from, const std::vector<int>& others, double looser, bool finer) {
             std::vector<int> terms = active;
             terms.insert(terms.end(), others.begin(), others.end());
-            Fit found = fitted(run, pairs, from, terms, wider(static_cast<int>(terms.size()), looser), work);
+            const SmallMatrix held = wider(static_cast<int>(terms.size()), looser);
+            Fit found = fitted(run, pairs, from, terms, held, finer, work);
             if (!(cost(found) < MUCH_BETTER * cost(fit))) return;
             fit = std::move(found);
             set_root(terms, root_of(fit, terms, task));
         };
-        if (cost(fit) > doubted) {
+        // What a finer grid leaves is of waves that frames do not hold.
+        const auto in_doubt = [&] { return !fit.finer && cost(fit) > doubted; };
+        if (finer_ && in_doubt()) again(Numbers(fit.coefficients), {}, 1.0, true);
+        if (in_doubt()) {
             // One more term explains most of what is new; all of them would fit anything.
-            again(start, {}, LOOSER);
-            for (const int j : reserve) again(start, {j}, 1.0);
+            again(start, {}, LOOSER, false);
+            for (const int j : reserve) again(start, {j}, 1.0, false);
         }
         double looser = 1.0;
-        for (int turn = 0; turn < TURNS && cost(fit) > doubted; ++turn) {
+        for (int turn = 0; turn < TURNS && in_doubt(); ++turn) {
             looser *= LOOSER;
-            again(fit.coefficients, reserve, looser);
+            again(Numbers(fit.coefficients), reserve, looser, false);
         }
         auto out = std::make_shared<Equation>();
         const double usual = std::max(usual_[task], EXACT),
                      counts = std::clamp(fit.misfit, usual / MUCH, MUCH * std::max(most_[task], usual));
         out->root = root.times(inflation_[task] * std::pow(counts / usual, power_[task]));
         out->misfit = fit.misfit;
-        out->propagator = propagator(fit.coefficients, fit.source, nullptr);
+        out->finer = fit.finer;
+        out->propagator = propagator(fit.coefficients, fit.source, fit.finer, nullptr);
         if (forced_) out->moves = std::make_shared<const Moves>(moves_of(run, pairs, fit, work));
         out->coefficients = std::move(fit.coefficients);
         return out;
@@ -252,7 +262,7 @@ class EquationFloor : public Floor {
             }
             source = std::move(own);
         }
-        out->propagator = propagator(out->coefficients, source, nullptr);
+        out->propagator = propagator(out->coefficients, source, out->finer, nullptr);
         return out;
     }
 
@@ -271,18 +281,31 @@ class EquationFloor : public Floor {
     }
 
    private:
+    // Waves of a frame, and of the stages of a step.
+    struct Stages {
+        void take(Allocator& memory, std::size_t size) {
+            for (Planes* each : {&waves, &middle, &n[0], &n[1], &n[2], &n[3]}) {
+                *each = {memory.take<float>(size), memory.take<float>(size)};
+            }
+        }
+        Planes waves, middle, n[4];
+    };
+
     struct Work {
         Work(const EquationFloor& of, Allocator& memory) : terms(memory.take<char>(of.terms_.work_bytes())) {
-            for (Planes* each : {&waves, &middle, &n[0], &n[1], &n[2], &n[3]}) {
-                each->re = memory.take<float>(of.size_);
-                each->im = memory.take<float>(of.size_);
+            own.take(memory, of.size_);
+            waves = own.waves;
+            if (of.finer_) {
+                finer.take(memory, std::size_t(of.channels_) * of.finer_->waves());
+                finer_terms = memory.take<char>(of.finer_->work_bytes());
             }
             if (!of.lattice_) return;
             lattice = memory.take<char>(of.lattice_steps_.work_bytes());
             for (float** each : {&frame, &fields}) *each = memory.take<float>(of.values_);
         }
-        char *terms, *lattice = nullptr;
-        Planes waves, middle, n[4];
+        char *terms, *finer_terms = nullptr, *lattice = nullptr;
+        Stages own, finer{};
+        Planes waves;  // those of `own`
         float *frame = nullptr, *fields = nullptr;
     };
 
@@ -295,27 +318,29 @@ class EquationFloor : public Floor {
     }
 
     // Factors of another propagator are kept where they are the same.
-    Propagator propagator(const Numbers& coefficients, const Source& source, const Propagator* like) const {
+    Propagator propagator(const Numbers& coefficients, const Source& source, bool finer, const Propagator* like) const {
         Propagator out;
         out.source = source;
         const Numbers own = in_fields(coefficients);
         out.coefficients.assign(own.begin(), own.end());
         const bool linear = source == nullptr && !terms_.changes(out.coefficients);
         Numbers of_linear(own.begin(), own.begin() + terms_.num_linear());
-        if (like != nullptr && like->factors->linear == linear && like->factors->coefficients == of_linear) {
+        if (like != nullptr && like->factors->linear == linear && like->factors->finer == finer &&
+            like->factors->coefficients == of_linear) {
             out.factors = like->factors;
             return out;
         }
-        const std::vector<Complex> rates = terms_.rates(own);
+        const EquationTerms& terms = finer ? *finer_ : terms_;
+        const std::vector<Complex> rates = terms.rates(own);
         const bool lattice = lattice_ && !linear && stable(rates);
-        auto factors = std::make_shared<Factors>(lattice ? 0 : size_);
-        for (std::size_t i = 0; i < size_ && !lattice; ++i) {
-            const Complex frame = bounded(rates[i], i);
+        auto factors = std::make_shared<Factors>(lattice ? 0 : rates.size());
+        for (std::size_t i = 0; i < rates.size() && !lattice; ++i) {
+            const Complex frame = bounded(rates[i], growth_[i / terms.waves()]);
             if (linear) {
                 set(factors->whole, i, std::exp(frame));
                 continue;
             }
-            const double share = 1.0 / steps_;
+            const double share = 1.0 / steps(finer);
             const Complex z = frame * share;
             const Phi phi(z);
             set(factors->whole, i, std::exp(z));
@@ -328,6 +353,7 @@ class EquationFloor : public Floor {
         factors->coefficients = std::move(of_linear);
         factors->linear = linear;
         factors->lattice = lattice;
+        factors->finer = finer;
         out.factors = std::move(factors);
         return out;
     }
@@ -338,10 +364,19 @@ class EquationFloor : public Floor {
         return coefficients;
     }
 
-    // Of wave i.
-    Complex bounded(Complex rate, std::size_t i) const {
-        return {std::min(std::max(rate.real(), -DECAY), growth_[i / terms_.waves()]), rate.imag()};
+    static Complex bounded(Complex rate, double growth) {
+        return {std::min(std::max(rate.real(), -DECAY), growth), rate.imag()};
     }
+
+    static std::optional<EquationTerms> finer_of(const EquationTerms& terms, bool plane, int channels,
+                                                 const std::vector<float>& active) {
+        const WaveGrid &own = terms.grid(), &finer = terms.finer_grid();
+        const auto spacing = [](int points, int more) { return static_cast<double>(points) / more; };
+        return EquationTerms(finer, plane, channels, false, active,
+                             {spacing(own.lines, finer.lines), spacing(own.points, finer.points)});
+    }
+
+    int steps(bool finer) const { return finer ? 2 * steps_ : steps_; }
 
     // Whether no wave grows faster than it may, and steps of a lattice are stable.
     bool stable(const std::vector<Complex>& rates) const {
@@ -367,39 +402,50 @@ class EquationFloor : public Floor {
     void advance(const WaveKernels& run, const Propagator& by, const Work& work) const {
         const Factors& f = *by.factors;
         if (f.lattice) return advance_points(run, by, work);
-        const auto count = static_cast<std::int64_t>(size_);
+        if (!f.finer) return take_steps(run, by, terms_, work.own, work.terms);
+        terms_.on_finer(work.waves, work.finer.waves);
+        take_steps(run, by, *finer_, work.finer, work.finer_terms);
+        terms_.on_coarser(work.finer.waves, work.waves);
+    }
+
+    // Waves a frame later.
+    void take_steps(const WaveKernels& run, const Propagator& by, const EquationTerms& terms, const Stages& on,
+                    char* memory) const {
+        const Factors& f = *by.factors;
+        const std::size_t size = std::size_t(channels_) * terms.waves();
+        const auto count = static_cast<std::int64_t>(size);
         const Planes whole = planes(f.whole), half = planes(f.half), inner = planes(f.inner);
         if (f.linear) {
-            const WaveTerm all[] = {{whole, work.waves, 1.0f}};
-            run.sum(all, 1, count, work.waves);
+            const WaveTerm all[] = {{whole, on.waves, 1.0f}};
+            run.sum(all, 1, count, on.waves);
             return;
         }
-        const Planes* const n = work.n;
+        const Planes* const n = on.n;
         const auto change = [&](Planes of, Planes out) {
-            terms_.change(run, of, by.coefficients.data(), work.terms, out);
-            for (std::size_t i = 0; by.source != nullptr && i < size_; ++i) {
+            terms.change(run, of, by.coefficients.data(), memory, out);
+            for (std::size_t i = 0; by.source != nullptr && i < size; ++i) {
                 out.re[i] += (*by.source)[i];
-                out.im[i] += (*by.source)[size_ + i];
+                out.im[i] += (*by.source)[size + i];
             }
         };
-        for (int step = 0; step < steps_; ++step) {
-            change(work.waves, n[0]);
-            const WaveTerm to_first[] = {{half, work.waves, 1.0f}, {inner, n[0], 1.0f}};
-            run.sum(to_first, 2, count, work.middle);
-            change(work.middle, n[1]);
+        for (int step = 0; step < steps(f.finer); ++step) {
+            change(on.waves, n[0]);
+            const WaveTerm to_first[] = {{half, on.waves, 1.0f}, {inner, n[0], 1.0f}};
+            run.sum(to_first, 2, count, on.middle);
+            change(on.middle, n[1]);
             // The later ones take the place of what is not yet known.
-            const WaveTerm to_second[] = {{half, work.waves, 1.0f}, {inner, n[1], 1.0f}};
+            const WaveTerm to_second[] = {{half, on.waves, 1.0f}, {inner, n[1], 1.0f}};
             run.sum(to_second, 2, count, n[3]);
             change(n[3], n[2]);
-            const WaveTerm to_third[] = {{half, work.middle, 1.0f}, {inner, n[2], 2.0f}, {inner, n[0], -1.0f}};
-            run.sum(to_third, 3, count, work.middle);
-            change(work.middle, n[3]);
-            const WaveTerm to_end[] = {{whole, work.waves, 1.0f},
+            const WaveTerm to_third[] = {{half, on.middle, 1.0f}, {inner, n[2], 2.0f}, {inner, n[0], -1.0f}};
+            run.sum(to_third, 3, count, on.middle);
+            change(on.middle, n[3]);
+            const WaveTerm to_end[] = {{whole, on.waves, 1.0f},
                                        {planes(f.first), n[0], 1.0f},
                                        {planes(f.middle), n[1], 1.0f},
                                        {planes(f.middle), n[2], 1.0f},
                                        {planes(f.last), n[3], 1.0f}};
-            run.sum(to_end, 5, count, work.waves);
+            run.sum(to_end, 5, count, on.waves);
         }
     }
 
@@ -493,7 +539,7 @@ class EquationFloor : public Floor {
         if (!forced_) return nullptr;
         if (start == nullptr) start = std::make_shared<std::vector<float>>(2 * size_);
         const std::vector<Complex> rates = terms_.rates(in_fields(coefficients));
-        Propagator by = propagator(coefficients, start, nullptr);
+        Propagator by = propagator(coefficients, start, false, nullptr);
         for (int turn = 0; turn < turns; ++turn) {
             std::vector<Complex> sum(size_);
             bool found = true;
@@ -508,7 +554,8 @@ class EquationFloor : public Floor {
             if (!found) break;
             auto next = std::make_shared<std::vector<float>>(*by.source);
             for (std::size_t i = 0; i < size_; ++i) {
-                const Complex more = sum[i] / static_cast<double>(pairs.count) / Phi(bounded(rates[i], i)).one;
+                const Complex more =
+                    sum[i] / static_cast<double>(pairs.count) / Phi(bounded(rates[i], growth_[i / terms_.waves()])).one;
                 (*next)[i] += static_cast<float>(more.real());
                 (*next)[size_ + i] += static_cast<float>(more.imag());
             }
@@ -536,9 +583,9 @@ class EquationFloor : public Floor {
     const Numbers& start_of(const WaveKernels& run, const Pairs& pairs, const Work& work) const {
         const Numbers* best = &mean_;
         const Source none = source_of(run, pairs, mean_, nullptr, 0, work);
-        double least = mean_square(off(run, pairs, propagator(mean_, none, nullptr), work));
+        double least = mean_square(off(run, pairs, propagator(mean_, none, false, nullptr), work));
         for (const Numbers& start : starts_) {
-            const double misfit = mean_square(off(run, pairs, propagator(start, none, nullptr), work));
+            const double misfit = mean_square(off(run, pairs, propagator(start, none, false, nullptr), work));
             if (!(misfit < least)) continue;
             best = &start;
             least = misfit;
@@ -548,23 +595,23 @@ class EquationFloor : public Floor {
 
     // A fit of coefficients, and of the source with these.
     Fit fitted(const WaveKernels& run, const Pairs& pairs, const Numbers& start, const std::vector<int>& active,
-               const SmallMatrix& held, const Work& work) const {
+               const SmallMatrix& held, bool finer, const Work& work) const {
         Source source = source_of(run, pairs, start, nullptr, SOURCE_TURNS, work);
-        Fit out = fitted_with(run, pairs, start, source, active, held, work);
+        Fit out = fitted_with(run, pairs, start, source, active, held, finer, work);
         for (int turn = 0; forced_ && turn < SOURCE_TURNS; ++turn) {
             source = source_of(run, pairs, out.coefficients, source, 1, work);
-            out = fitted_with(run, pairs, out.coefficients, source, active, held, work);
+            out = fitted_with(run, pairs, out.coefficients, source, active, held, finer, work);
         }
         return out;
     }
 
     // Damped Gauss-Newton steps on the misfit plus (c - mean)' held (c - mean), with a source as it is.
     Fit fitted_with(const WaveKernels& run, const Pairs& pairs, const Numbers& start, const Source& source,
-                    const std::vector<int>& active, const SmallMatrix& held, const Work& work) const {
+                    const std::vector<int>& active, const SmallMatrix& held, bool finer, const Work& work) const {
         const int J = held.n;
-        Fit out{start, 0.0, SmallMatrix(J), source};
+        Fit out{start, 0.0, SmallMatrix(J), source, finer};
         SmallMatrix stiff = held;
-        Propagator by = propagator(start, source, nullptr);
+        Propagator by = propagator(start, source, finer, nullptr);
         Numbers lacking = off(run, pairs, by, work), slope(J);
         out.misfit = mean_square(lacking);
         double damping = DAMPING;
@@ -588,7 +635,7 @@ class EquationFloor : public Floor {
             Numbers moved = out.coefficients;
             const Numbers by_how_much = damped.solved(slope);
             for (int j = 0; j < J; ++j) moved[active[j]] += by_how_much[j];
-            Propagator next = propagator(moved, source, &by);
+            Propagator next = propagator(moved, source, finer, &by);
             Numbers next_lacking = off(run, pairs, next, work);
             const double next_misfit = mean_square(next_lacking), before = cost(out.misfit, out.coefficients),
                          after = cost(next_misfit, moved);
@@ -621,7 +668,7 @@ class EquationFloor : public Floor {
         for (std::size_t j = 0; j < active.size(); ++j) {
             Numbers moved = coefficients;
             moved[active[j]] += DIFFERENCE;
-            Numbers column = off(run, pairs, propagator(moved, by.source, &by), work);
+            Numbers column = off(run, pairs, propagator(moved, by.source, by.factors->finer, &by), work);
             double product = 0.0;
             for (std::size_t i = 0; i < column.size(); ++i) {
                 column[i] = (lacking[i] - column[i]) / DIFFERENCE;
@@ -668,7 +715,8 @@ class EquationFloor : public Floor {
     EquationTerms terms_;
     bool forced_;
     LatticeSteps lattice_steps_;
-    bool lattice_;  // whether they may be taken
+    bool lattice_;                        // whether they may be taken
+    std::optional<EquationTerms> finer_;  // half as many points again along each axis; none where they are of no use
     int steps_;
     std::size_t size_;  // c K
     std::vector<Numbers> starts_;

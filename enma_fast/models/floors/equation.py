@@ -20,12 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from .deadline import check_time
-from .exponential import Propagator, gains
+from .exponential import FinerPropagator, Propagator, gains
 from .gauss_newton import DIFFERENCE, EXACT, Fit, Residuals, cost, fit
 from .ladder import Inferred, evenly
 from .lattice import LatticePropagator
@@ -65,6 +66,7 @@ class Equations(Inferred):
     misfit : [B] share of the mean square of a frame's change that the equation leaves unexplained
     source : [B, c, *K] waves that a steady source adds in a frame, complex; [B, 0] where there is none
     moves : [B, J, c, *K] how it moves with the coefficients of `root`; [B, 0] too
+    finer : [B] whether it is solved on half as many points again along each axis
     """
 
     coefficients: Tensor
@@ -72,6 +74,7 @@ class Equations(Inferred):
     misfit: Tensor
     source: Tensor
     moves: Tensor
+    finer: Tensor
 
 
 class EquationSolver(nn.Module):
@@ -133,6 +136,13 @@ class EquationSolver(nn.Module):
         """All terms, with the sort of derivatives that the data have."""
         return self._libraries[int(self.lattice)]
 
+    @cached_property
+    def _finer(self) -> Terms:
+        """All terms on the grid on which products are taken."""
+        grid = self._libraries[0].finer_grid
+        spacings = [n / m for n, m in zip(self.grid, grid, strict=True)]
+        return Terms(grid, self.channels, lattice=False, spacings=spacings)
+
     @property
     def chosen(self) -> list[int]:
         """Active terms."""
@@ -161,22 +171,27 @@ class EquationSolver(nn.Module):
         root = known.new_zeros(len(pairs), len(able), len(able))
         root[:, : len(active), : len(active)] = self._root(found, active, known, task)
 
-        def again(rows: Tensor, start: Tensor, others: list[int], looser: float) -> None:
+        finer = torch.zeros(len(pairs), dtype=torch.bool, device=pairs.device)
+
+        def again(rows: Tensor, start: Tensor, others: list[int], looser: float, *, on_finer: bool = False) -> None:
             """Fit rows with other terms too, held less, and keep what is much better."""
             terms = active + others
             wider = (looser * self.noise * torch.eye(len(terms))).to(held)
             wider[: len(active), : len(active)] = looser * held
-            found, own_source = self.fitted(pairs[rows], start, terms, wider, mean, steps=_STEPS)
+            found, own_source = self.fitted(pairs[rows], start, terms, wider, mean, steps=_STEPS, finer=on_finer)
             before = cost(misfit[rows], fitted[rows], active, held, mean)
             better = cost(found.misfit, found.coefficients, active, held, mean) < _MUCH_BETTER * before
             to, places = rows[better], torch.tensor([able.index(j) for j in terms])
             fitted[to], misfit[to], root[to] = found.coefficients[better], found.misfit[better], 0.0
-            source[to] = own_source[better]
+            source[to], finer[to] = own_source[better], on_finer
             root[to[:, None, None], places[:, None], places] = self._root(found, terms, known, task)[better]
 
         def in_doubt() -> Tensor:
-            return torch.nonzero(cost(misfit, fitted, active, held, mean) > doubted)[:, 0]
+            # What a finer grid leaves is of waves that frames do not hold.
+            return torch.nonzero((cost(misfit, fitted, active, held, mean) > doubted) & ~finer)[:, 0]
 
+        if len(rows := in_doubt()) and not self.lattice and not self.forced:
+            again(rows, fitted[rows], [], 1.0, on_finer=True)
         if len(rows := in_doubt()):
             # One more term explains most of what is new; all of them would fit anything.
             again(rows, start[rows], [], _LOOSER)
@@ -189,7 +204,7 @@ class EquationSolver(nn.Module):
             looser *= _LOOSER
             again(rows, fitted[rows], able[len(active) :], looser)
         root = root * self.spread(misfit, task)[:, None, None]
-        return Equations(fitted, root, misfit, source, self._moves(pairs, fitted, source))
+        return Equations(fitted, root, misfit, source, self._moves(pairs, fitted, source), finer)
 
     def spread(self, misfit: Tensor, task: int) -> Tensor:
         """By how much draws spread more than the noise says, where misfits are `[B]`."""
@@ -229,7 +244,7 @@ class EquationSolver(nn.Module):
         last = past[:, -1]
         fields = last.to(torch.promote_types(last.dtype, torch.float32))
         dtype = torch.complex128 if fields.dtype == torch.float64 else torch.complex64
-        made = self.frame(self.propagator(state.coefficients, dtype, state.source)(self.waves(fields)))
+        made = self.frame(self.flow(state, dtype)(self.waves(fields)))
         lost = ~made.isfinite().flatten(1).all(1)
         return torch.where(lost.view(-1, *[1] * (made.ndim - 1)), fields, made).to(last.dtype)
 
@@ -268,9 +283,31 @@ class EquationSolver(nn.Module):
             source = source + (state.moves * more.to(source.dtype).view(*more.shape, *[1] * (source.ndim - 1))).sum(1)
         return replace(state, coefficients=moved, source=source)
 
-    def propagator(self, coefficients: Tensor, dtype: torch.dtype, source: Tensor) -> Propagator | LatticePropagator:
-        """The solver for coefficients `[B, P]` in units of the terms, and sources."""
+    def flow(self, state: Equations, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """From waves `[B, c, *K]` to those a frame later."""
+        parts = []
+        for finer in (False, True):
+            if len(rows := torch.nonzero(state.finer == finer)[:, 0]):
+                own = state[rows]
+                parts.append((rows, self.propagator(own.coefficients, dtype, own.source, finer=finer)))
+
+        def advanced(waves: Tensor) -> Tensor:
+            if len(parts) == 1:
+                return parts[0][1](waves)
+            made = torch.empty_like(waves)
+            for rows, propagator in parts:
+                made[rows] = propagator(waves[rows])
+            return made
+
+        return advanced
+
+    def propagator(
+        self, coefficients: Tensor, dtype: torch.dtype, source: Tensor, *, finer: bool = False
+    ) -> Propagator | LatticePropagator | FinerPropagator:
+        """The solver for coefficients `[B, P]` in units of the terms, and sources; there are none on the finer grid."""
         own, steps = coefficients / self.unit, int(self.steps)
+        if finer:
+            return FinerPropagator(self.terms, Propagator.of(self._finer, own, 2 * steps, dtype, self.growth))
         if self.forced:
             return Propagator.of(self.terms, own, steps, dtype, self.growth, source)
         return LatticePropagator.of(self.terms, own, steps, dtype, self.growth)
@@ -289,11 +326,19 @@ class EquationSolver(nn.Module):
         return self.terms.fields(waves) + self.zero
 
     def fitted(
-        self, pairs: Tensor, start: Tensor, active: Sequence[int], held: Tensor, mean: Tensor, *, steps: int
+        self,
+        pairs: Tensor,
+        start: Tensor,
+        active: Sequence[int],
+        held: Tensor,
+        mean: Tensor,
+        *,
+        steps: int,
+        finer: bool = False,
     ) -> tuple[Fit, Tensor]:
         """A fit of coefficients to `pairs [B, N, 2, c, *K]`, and the sources with these."""
         source = self.source(pairs, start)
-        found = fit(self.residuals(pairs, source), start, active, held, mean, steps=steps)
+        found = fit(self.residuals(pairs, source, finer=finer), start, active, held, mean, steps=steps)
         if self.forced:
             for _ in range(_SOURCE_TURNS):
                 source = self.source(pairs, found.coefficients, source, turns=1)
@@ -329,14 +374,16 @@ class EquationSolver(nn.Module):
             columns.append((self.source(pairs, moved, source, turns=1) - here) / DIFFERENCE)
         return torch.stack(columns, 1)
 
-    def residuals(self, pairs: Tensor, source: Tensor | None = None, *, sharing: int | None = None) -> Residuals:
+    def residuals(
+        self, pairs: Tensor, source: Tensor | None = None, *, sharing: int | None = None, finer: bool = False
+    ) -> Residuals:
         """What forecasts of the later frames of `pairs [B, N, 2, c, *K]` lack, in units of a frame's change.
 
         Where there are sources, what so many successive pairs lack alike is theirs, and left out.
         """
         N = pairs.shape[1]
         source = self.source(pairs, self.mean.expand(len(pairs), -1), turns=0) if source is None else source
-        lacking = self._lacking(pairs)
+        lacking = self._lacking(pairs, finer=finer)
 
         def off(rows: Tensor, coefficients: Tensor) -> Tensor:
             check_time()
@@ -352,13 +399,13 @@ class EquationSolver(nn.Module):
 
         return off
 
-    def _lacking(self, pairs: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def _lacking(self, pairs: Tensor, *, finer: bool = False) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """From rows `[b]`, their coefficients and sources to waves `[b N, c, *K]` that forecasts of pairs lack."""
         before, after = pairs.unbind(2)
 
         def lacking(rows: Tensor, coefficients: Tensor, source: Tensor) -> Tensor:
-            propagator = self.propagator(coefficients, torch.complex64, source).repeated(pairs.shape[1])
-            return after[rows].flatten(0, 1) - propagator(before[rows].flatten(0, 1))
+            propagator = self.propagator(coefficients, torch.complex64, source, finer=finer)
+            return after[rows].flatten(0, 1) - propagator.repeated(pairs.shape[1])(before[rows].flatten(0, 1))
 
         return lacking
 

@@ -327,10 +327,10 @@ def _widening(floor: EquationSolver, frames: Tensor, state: Equations, task: int
 
 def _rolled(floor: EquationSolver, frames: Tensor, state: Equations) -> Tensor:
     """Forecasts of all frames `[B, T, *x, c]` after the first."""
-    propagator = floor.propagator(state.coefficients, torch.complex64, state.source)
+    flow = floor.flow(state, torch.complex64)
     waves, made = floor.waves(frames[:, 0].float()), []
     for _ in range(frames.shape[1] - 1):
-        waves = propagator(waves)
+        waves = flow(waves)
         made.append(floor.frame(waves))
     return torch.stack(made, 1)
 

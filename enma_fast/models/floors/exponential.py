@@ -95,6 +95,22 @@ class Propagator:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class FinerPropagator:
+    """Steps on the finer grid on which products of `terms` are taken, where the waves of a grid are too few."""
+
+    terms: Terms
+    finer: Propagator
+
+    def __call__(self, waves: Tensor) -> Tensor:
+        """The waves `[B, c, *K]` a frame later."""
+        return self.terms.on_coarser(self.finer(self.terms.on_finer(waves)))
+
+    def repeated(self, times: int) -> FinerPropagator:
+        """The same for each row so many times."""
+        return replace(self, finer=self.finer.repeated(times))
+
+
 def gains(terms: Terms, coefficients: Tensor, growth: Tensor) -> Tensor:
     """What a steady source of 1 adds to waves `[B, c, *K]` in a frame by the linear terms alone."""
     return _phi(_bounded(terms, coefficients, growth))[0]

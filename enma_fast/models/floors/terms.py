@@ -53,15 +53,21 @@ def _spelled(factor: Factor) -> str:
 
 
 class Terms:
-    """All terms of fields `[B, *x, c]` on a grid; `lattice` says whether derivatives are differences of neighbours."""
+    """All terms of fields `[B, *x, c]` on a grid; `lattice` says whether derivatives are differences of neighbours.
 
-    def __init__(self, grid: Sequence[int], channels: int, *, lattice: bool) -> None:
+    `spacings` are the distances of points, one for each axis, in those of the data.
+    """
+
+    def __init__(
+        self, grid: Sequence[int], channels: int, *, lattice: bool, spacings: Sequence[float] | None = None
+    ) -> None:
         self.grid, self.channels, self.lattice = tuple(grid), channels, lattice
         self.axes = tuple(range(-len(self.grid), 0))
         numbers = [torch.fft.fftfreq(n, dtype=torch.float64) for n in self.grid[:-1]]
         numbers.append(torch.fft.rfftfreq(self.grid[-1], dtype=torch.float64))
         k = torch.meshgrid(*(2 * math.pi * f for f in numbers), indexing="ij")
         highest = [a.abs() > math.pi - _NYQUIST for a in k]
+        k = tuple(a / h for a, h in zip(k, spacings or [1.0] * len(k), strict=True))
         first = [torch.sin(a) if lattice else a.masked_fill(high, 0.0) for a, high in zip(k, highest, strict=True)]
         second = sum(2 - 2 * torch.cos(a) if lattice else a * a for a in k) / WAVE**2
         slopes = [1j * a / WAVE for a in first]
@@ -78,8 +84,8 @@ class Terms:
         self.linear_names = tuple(linear)
         self.others = tuple(_others(channels, len(self.grid)))
         # Products of waves are free of aliases on half as many points again; codes on the same grid have theirs.
-        self._fine = self.grid if lattice else tuple(3 * n // 2 + (3 * n // 2) % 2 for n in self.grid)
-        gain = math.prod(fine / n for fine, n in zip(self._fine, self.grid, strict=True))
+        self.finer_grid = self.grid if lattice else tuple(3 * n // 2 + (3 * n // 2) % 2 for n in self.grid)
+        gain = math.prod(fine / n for fine, n in zip(self.finer_grid, self.grid, strict=True))
         # The highest wave of an even grid has no derivative, and no phase that products could tell.
         told = (~torch.stack(highest).any(0)).double()
         self._constants = {"linear": torch.stack(list(linear.values())), "finer": told * gain, "coarser": told / gain}
@@ -91,7 +97,7 @@ class Terms:
         # Where the waves of a grid are among those of the finer one: pairs of slices.
         halves = [
             ((slice(0, (n + 1) // 2),) * 2, (slice((n + 1) // 2, n), slice(fine - n // 2, fine)))
-            for n, fine in zip(self.grid[:-1], self._fine[:-1], strict=True)
+            for n, fine in zip(self.grid[:-1], self.finer_grid[:-1], strict=True)
         ]
         last = slice(0, self.grid[-1] // 2 + 1)
         self._places: list[tuple[Any, Any]] = [
@@ -137,7 +143,7 @@ class Terms:
         used = [self.others[j - self.num_linear] for j in active]
         factors = sorted({f for term in used for _, product in term.products for f in product})
         at = dict(zip(factors, self._values(waves, factors).unbind(1), strict=True)) if factors else {}
-        made = waves.real.new_zeros(len(waves), self.channels, *self._fine)
+        made = waves.real.new_zeros(len(waves), self.channels, *self.finer_grid)
         known: dict[tuple[tuple[int, tuple[Factor, ...]], ...], Tensor | float] = {}
         for j, term in zip(active, used, strict=True):
             if term.products not in known:
@@ -205,18 +211,25 @@ class Terms:
     def _values(self, waves: Tensor, factors: Sequence[Factor]) -> Tensor:
         """Factors on the points where products are taken, `[B, F, *x]`."""
         each = torch.stack([waves[:, c] * self._constant(op, waves) if op else waves[:, c] for c, op in factors], 1)
-        if self._fine != self.grid:
-            each = each * self._constant("finer", waves)
-            fine = each.new_zeros(*each.shape[:2], *self._fine[:-1], self._fine[-1] // 2 + 1)
-            for coarse, among in self._places:
-                fine[among] = each[coarse]
-            each = fine
-        return torch.fft.irfftn(each, s=self._fine, dim=self.axes)
+        return torch.fft.irfftn(self.on_finer(each), s=self.finer_grid, dim=self.axes)
 
     def _coarse(self, values: Tensor) -> Tensor:
         """Waves `[B, c, *K]` of values `[B, c, *x]` on the points where products are taken."""
-        waves = torch.fft.rfftn(values, dim=self.axes)
-        if self._fine == self.grid:
+        return self.on_coarser(torch.fft.rfftn(values, dim=self.axes))
+
+    def on_finer(self, waves: Tensor) -> Tensor:
+        """Waves `[B, c, *K]` among those of the grid on which products are taken."""
+        if self.finer_grid == self.grid:
+            return waves
+        waves = waves * self._constant("finer", waves)
+        made = waves.new_zeros(*waves.shape[:2], *self.finer_grid[:-1], self.finer_grid[-1] // 2 + 1)
+        for coarse, among in self._places:
+            made[among] = waves[coarse]
+        return made
+
+    def on_coarser(self, waves: Tensor) -> Tensor:
+        """The waves `[B, c, *K]` of the own grid among those of the grid on which products are taken."""
+        if self.finer_grid == self.grid:
             return waves
         coarser = self._constant("coarser", waves)
         made = waves.new_empty(*waves.shape[:2], *coarser.shape)
