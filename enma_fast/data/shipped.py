@@ -31,6 +31,7 @@ IN_MODELS = (
 LEAVING = {
     "advection-fast": "advection",
     "advection-points": "advection",
+    "gray-scott-fast": "gray-scott",
     "vorticity-fast": "vorticity",
     "wave-fast": "wave",
 }

@@ -20,7 +20,7 @@ import pytest
 from enma_fast.data.shipped import IN_MODELS
 
 # The models that the package holds.
-IN_PACKAGE = {"advection", "combined", "combined-fast", "vorticity", "wave"}
+IN_PACKAGE = {"advection", "combined", "combined-fast", "gray-scott", "vorticity", "wave"}
 
 # The smallest of each kind of file that the build looks for; pybind11's headers take longer than all of them.
 CSRC = {
