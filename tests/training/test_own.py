@@ -217,9 +217,9 @@ def test_time_is_kept_and_the_model_learns_what_is_not_linear(
     # Time is that of the processor, whatever else runs.
     monkeypatch.setattr(time, "monotonic", time.process_time)
     begun = time.monotonic()
-    plan, out = planned("run", minutes=0.5)
+    plan, out = planned("run", minutes=1.0)
     (row,) = train_own(plan, out, command="enma-fast train")["rows"]
-    assert time.monotonic() - begun < 45
+    assert time.monotonic() - begun < 80
     assert row["task"] == "temporal"
     others = {name: part["rel_l2"] for name, part in row["methods"].items()}
     assert set(others) == {"persistence", "climatology", "damped persistence", "linear"}
