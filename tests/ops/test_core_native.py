@@ -57,7 +57,7 @@ def test_operators_over_lanes_under_sanitizers(folder: Path) -> None:
 
 
 def test_core_under_sanitizers(folder: Path) -> None:
-    """Every instruction set of this machine; bits, and allocations over a dozen frames.
+    """Every instruction set of this machine; bits, and allocations over 100 frames.
 
     Watched are the plain and the AVX2 kernels: each line of their templates, in fp32 and over bf16 weights. Those of
     AVX-512, which take minutes to compile so, run beside them. Memory is handed out as NaN. Allocations are counted

@@ -10,8 +10,8 @@ namespace enma {
 
 namespace {
 
-// Radians per point of a unit of wave numbers; from which share of the highest wave on waves count less, and how sharply.
-constexpr double WAVE = std::numbers::pi / 8, NYQUIST = 1e-9, SHORT = 0.5;
+// What counts as the highest wave; from which share of the highest wave on waves count less, and how sharply.
+constexpr double NYQUIST = 1e-9, SHORT = 0.5;
 constexpr int SHARPNESS = 8;
 
 // Points on which products of waves of so many are free of aliases.
@@ -24,9 +24,7 @@ WaveGrid fine_grid(const WaveGrid& grid, bool plane, bool lattice) {
 
 }  // namespace
 
-double EquationTerms::wave_unit() { return WAVE; }
-
-std::vector<Operator> linear_operators(bool plane) {
+std::array<Operator, LINEAR_TERMS> linear_operators(bool plane) {
     if (plane) {
         return {Operator::none, Operator::first, Operator::last, Operator::laplacian, Operator::laplacian_twice};
     }
@@ -70,7 +68,7 @@ std::vector<Term> other_terms(bool plane, int channels) {
 }
 
 std::int64_t EquationTerms::count(bool plane, int channels) {
-    return channels * linear_terms() + static_cast<std::int64_t>(other_terms(plane, channels).size());
+    return channels * LINEAR_TERMS + static_cast<std::int64_t>(other_terms(plane, channels).size());
 }
 
 EquationTerms::EquationTerms(const WaveGrid& grid, bool plane, int channels, bool lattice,
@@ -78,13 +76,12 @@ EquationTerms::EquationTerms(const WaveGrid& grid, bool plane, int channels, boo
     : grid_(grid),
       fine_grid_(fine_grid(grid, plane, lattice)),
       channels_(channels),
+      operators_(linear_operators(plane)),
       coarse_(grid, grid.half()),
       fine_(fine_grid_, grid.half()) {
     const int K = grid.waves();
-    linear_.assign(linear_terms(), std::vector<double>(K));
-    linear_turned_ =
-        plane ? std::vector<bool>{false, true, true, false, false} : std::vector<bool>{false, true, false, true, false};
-    for (const bool turned : {false, false, true, true, true, true}) {
+    linear_.assign(LINEAR_TERMS, std::vector<double>(K));
+    for (const bool turned : {false, false, true, true, true, true, false, true}) {
         symbols_.push_back({std::vector<float>(K), turned});
     }
     for (int k = 0; k < K; ++k) {
@@ -107,13 +104,10 @@ EquationTerms::EquationTerms(const WaveGrid& grid, bool plane, int channels, boo
         // The highest wave of an even grid has no derivative, and no phase that products could tell.
         const double share = (lattice || told ? 1.0 : 0.0) / grid.size();
         const double first = plane ? slopes[0] : 0.0;
-        const double symbols[] = {1.0, -second, first, slopes[1], inverse * first, inverse * slopes[1]};
+        const double symbols[] = {
+            1.0, -second, first, slopes[1], inverse * first, inverse * slopes[1], second * second, -slopes[1] * second};
         for (std::size_t i = 0; i < symbols_.size(); ++i) symbols_[i].table[k] = static_cast<float>(symbols[i] * share);
-        linear_[0][k] = 1.0;
-        linear_[1][k] = plane ? first : slopes[1];
-        linear_[2][k] = plane ? slopes[1] : -second;
-        linear_[3][k] = plane ? -second : -slopes[1] * second;
-        linear_[4][k] = second * second;
+        for (int j = 0; j < LINEAR_TERMS; ++j) linear_[j][k] = symbols[static_cast<std::size_t>(operators_[j])];
         coarser_.push_back(lattice ? 1.0f : told ? static_cast<float>(grid.size()) / fine_grid_.size() : 0.0f);
         const double high = std::sqrt(size) / (SHORT * std::numbers::pi);
         long_.push_back(static_cast<float>(lattice ? 1.0 : 1 / (1 + std::pow(high, SHARPNESS))));
@@ -158,8 +152,9 @@ std::vector<Complex> EquationTerms::rates(const std::vector<double>& coefficient
     for (int c = 0; c < channels_; ++c) {
         for (std::ptrdiff_t k = 0; k < K; ++k) {
             double parts[2] = {};
-            for (int j = 0; j < linear_terms(); ++j) {
-                parts[linear_turned_[j]] += coefficients[c * linear_terms() + j] * linear_[j][k];
+            for (int j = 0; j < LINEAR_TERMS; ++j) {
+                const bool turned = symbols_[static_cast<std::size_t>(operators_[j])].turned;
+                parts[turned] += coefficients[c * LINEAR_TERMS + j] * linear_[j][k];
             }
             out.emplace_back(parts[0], parts[1]);
         }
@@ -205,7 +200,7 @@ void EquationTerms::each_wave(Body body) const {
         for (int k = 0; k < waves(); ++k) {
             const int line = k / half, last = k % half, among = 2 * line < grid_.lines ? line : line + far;
             const int place = c * waves() + k;
-            body(place, (c * fine_grid_.lines + among) * fine_grid_.half() + last, coarser_[k] != 0.0f);
+            body(place, (c * fine_grid_.lines + among) * fine_grid_.half() + last, coarser_[k]);
         }
     }
 }
@@ -214,18 +209,17 @@ void EquationTerms::on_finer(Planes waves, Planes out) const {
     const float gain = static_cast<float>(fine_grid_.size()) / static_cast<float>(grid_.size());
     std::fill_n(out.re, channels_ * fine_grid_.waves(), 0.0f);
     std::fill_n(out.im, channels_ * fine_grid_.waves(), 0.0f);
-    each_wave([&](int own, int among, bool told) {
-        if (!told) return;
+    each_wave([&](int own, int among, float share) {
+        if (share == 0.0f) return;
         out.re[among] = waves.re[own] * gain;
         out.im[among] = waves.im[own] * gain;
     });
 }
 
 void EquationTerms::on_coarser(Planes waves, Planes out) const {
-    const float share = static_cast<float>(grid_.size()) / static_cast<float>(fine_grid_.size());
-    each_wave([&](int own, int among, bool told) {
-        out.re[own] = told ? waves.re[among] * share : 0.0f;
-        out.im[own] = told ? waves.im[among] * share : 0.0f;
+    each_wave([&](int own, int among, float share) {
+        out.re[own] = waves.re[among] * share;
+        out.im[own] = waves.im[among] * share;
     });
 }
 

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <numbers>
 #include <utility>
 #include <vector>
 
@@ -40,22 +41,22 @@ struct Term {
 
 // What the linear terms of a channel are, in the order of their coefficients; then the terms that are not linear, or
 // couple channels.
-std::vector<Operator> linear_operators(bool plane);
+constexpr int LINEAR_TERMS = 5;
+std::array<Operator, LINEAR_TERMS> linear_operators(bool plane);
 std::vector<Term> other_terms(bool plane, int channels);
+
+// Radians per point of a unit of wave numbers.
+constexpr double WAVE = std::numbers::pi / 8;
 
 class EquationTerms {
    public:
-    // Radians per point of a unit of wave numbers.
-    static double wave_unit();
     // `active` [P] of all terms; of no other one that is not linear is a coefficient ever other than 0.
     // `spacings` of lines and of points, in those of the data.
     EquationTerms(const WaveGrid& grid, bool plane, int channels, bool lattice, const std::vector<float>& active,
                   std::array<double, 2> spacings = {1, 1});
 
-    // Of a channel, and all.
-    static int linear_terms() { return static_cast<int>(linear_operators(true).size()); }
     static std::int64_t count(bool plane, int channels);
-    int num_linear() const { return channels_ * linear_terms(); }
+    int num_linear() const { return channels_ * LINEAR_TERMS; }
     int waves() const { return grid_.waves(); }
     const WaveGrid& grid() const { return grid_; }
     // On which products are taken.
@@ -89,16 +90,16 @@ class EquationTerms {
     };
     struct Work;
 
-    // body(place of a wave, that among those of the finer grid, whether it has a phase there).
+    // body(place of a wave, that among those of the finer grid, its share of that one: 0 where it has no phase there).
     template <class Body>
     void each_wave(Body body) const;
 
     WaveGrid grid_, fine_grid_;
     int channels_;
+    std::array<Operator, LINEAR_TERMS> operators_;  // of the linear terms
     WaveTransform coarse_, fine_;
-    std::vector<std::vector<double>> linear_;  // [terms][K], imaginary where turned
-    std::vector<bool> linear_turned_;
-    std::vector<Symbol> symbols_;  // of operators
+    std::vector<std::vector<double>> linear_;  // [terms][K], imaginary where their symbols are turned
+    std::vector<Symbol> symbols_;              // of operators
     std::vector<float> coarser_, long_;
     std::vector<Factor> factors_;
     std::vector<Used> used_;

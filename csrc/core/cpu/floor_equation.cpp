@@ -102,7 +102,6 @@ struct Equation : Inferred {
     SmallMatrix root{0};   // of the covariance of those that a member draws
     double misfit = 0.0;
     Propagator propagator;
-    bool finer = false;                  // whether it is solved on the finer grid
     std::shared_ptr<const Moves> moves;  // how the source moves with each of these; none where there is no source
 };
 
@@ -134,13 +133,12 @@ class EquationFloor : public Floor {
           channels_(grid.channels),
           P_(EquationTerms::count(plane_, grid.channels)),
           active_(take.values("active", {P_})),
-          terms_({plane_ ? grid.axes.front().points : 1, grid.axes.back().points}, plane_, grid.channels,
-                 *take.take("lattice", {}) != 0.0f, active_),
+          lattice_(*take.take("lattice", {}) != 0.0f),
+          terms_({plane_ ? grid.axes.front().points : 1, grid.axes.back().points}, plane_, grid.channels, lattice_,
+                 active_),
           forced_(*take.take("forced", {}) != 0.0f),
-          lattice_steps_(terms_.grid(), plane_, grid.channels, active_),
-          lattice_(*take.take("lattice", {}) != 0.0f && !forced_ && lattice_steps_.local()),
-          finer_(*take.take("lattice", {}) != 0.0f || forced_ ? std::nullopt
-                                                              : finer_of(terms_, plane_, channels_, active_)),
+          on_points_(points_of(terms_.grid())),
+          finer_(finer_of(terms_.grid(), terms_.finer_grid())),
           steps_(static_cast<int>(std::clamp(*take.take("steps", {}), 1.0f, MOST_STEPS))),
           size_(std::size_t(channels_) * terms_.waves()),
           unit_(take.wide("unit", {P_})),
@@ -218,7 +216,7 @@ class EquationFloor : public Floor {
         };
         // What a finer grid leaves is of waves that frames do not hold.
         const auto in_doubt = [&] { return !fit.finer && cost(fit) > doubted; };
-        if (finer_ && in_doubt()) again(Numbers(fit.coefficients), {}, 1.0, true);
+        if (finer_ && in_doubt()) again(fit.coefficients, {}, 1.0, true);
         if (in_doubt()) {
             // One more term explains most of what is new; all of them would fit anything.
             again(start, {}, LOOSER, false);
@@ -227,14 +225,13 @@ class EquationFloor : public Floor {
         double looser = 1.0;
         for (int turn = 0; turn < TURNS && in_doubt(); ++turn) {
             looser *= LOOSER;
-            again(Numbers(fit.coefficients), reserve, looser, false);
+            again(fit.coefficients, reserve, looser, false);
         }
         auto out = std::make_shared<Equation>();
         const double usual = std::max(usual_[task], EXACT),
                      counts = std::clamp(fit.misfit, usual / MUCH, MUCH * std::max(most_[task], usual));
         out->root = root.times(inflation_[task] * std::pow(counts / usual, power_[task]));
         out->misfit = fit.misfit;
-        out->finer = fit.finer;
         out->propagator = propagator(fit.coefficients, fit.source, fit.finer, nullptr);
         if (forced_) out->moves = std::make_shared<const Moves>(moves_of(run, pairs, fit, work));
         out->coefficients = std::move(fit.coefficients);
@@ -262,7 +259,7 @@ class EquationFloor : public Floor {
             }
             source = std::move(own);
         }
-        out->propagator = propagator(out->coefficients, source, out->finer, nullptr);
+        out->propagator = propagator(out->coefficients, source, out->propagator.factors->finer, nullptr);
         return out;
     }
 
@@ -273,7 +270,7 @@ class EquationFloor : public Floor {
         const Work work(*this, taken);
         waves_of(run, last, work);
         advance(run, static_cast<const Equation&>(*inferred).propagator, work);
-        terms_.frame_of(run, work.waves, work.terms, views);
+        terms_.frame_of(run, work.own.waves, work.terms, views);
         for (int i = 0; i < values_; ++i) views[i] += zero_[i % channels_];
         if (!std::all_of(views, views + values_, [](float x) { return std::isfinite(x); })) {
             std::copy_n(last, values_, views);
@@ -294,26 +291,24 @@ class EquationFloor : public Floor {
     struct Work {
         Work(const EquationFloor& of, Allocator& memory) : terms(memory.take<char>(of.terms_.work_bytes())) {
             own.take(memory, of.size_);
-            waves = own.waves;
             if (of.finer_) {
                 finer.take(memory, std::size_t(of.channels_) * of.finer_->waves());
                 finer_terms = memory.take<char>(of.finer_->work_bytes());
             }
-            if (!of.lattice_) return;
-            lattice = memory.take<char>(of.lattice_steps_.work_bytes());
+            if (!of.on_points_) return;
+            lattice = memory.take<char>(of.on_points_->work_bytes());
             for (float** each : {&frame, &fields}) *each = memory.take<float>(of.values_);
         }
         char *terms, *finer_terms = nullptr, *lattice = nullptr;
         Stages own, finer{};
-        Planes waves;  // those of `own`
         float *frame = nullptr, *fields = nullptr;
     };
 
-    // work.waves of a frame, less what is 0 to the terms.
+    // work.own.waves of a frame, less what is 0 to the terms.
     void waves_of(const WaveKernels& run, const float* frame, const Work& work) const {
-        terms_.waves_of(run, frame, work.terms, work.waves);
+        terms_.waves_of(run, frame, work.terms, work.own.waves);
         for (int c = 0; c < channels_; ++c) {
-            work.waves.re[std::size_t(c) * terms_.waves()] -= zero_[c] * static_cast<float>(values_ / channels_);
+            work.own.waves.re[std::size_t(c) * terms_.waves()] -= zero_[c] * static_cast<float>(values_ / channels_);
         }
     }
 
@@ -332,7 +327,7 @@ class EquationFloor : public Floor {
         }
         const EquationTerms& terms = finer ? *finer_ : terms_;
         const std::vector<Complex> rates = terms.rates(own);
-        const bool lattice = lattice_ && !linear && stable(rates);
+        const bool lattice = on_points_ && !linear && stable(rates);
         auto factors = std::make_shared<Factors>(lattice ? 0 : rates.size());
         for (std::size_t i = 0; i < rates.size() && !lattice; ++i) {
             const Complex frame = bounded(rates[i], growth_[i / terms.waves()]);
@@ -368,11 +363,16 @@ class EquationFloor : public Floor {
         return {std::min(std::max(rate.real(), -DECAY), growth), rate.imag()};
     }
 
-    static std::optional<EquationTerms> finer_of(const EquationTerms& terms, bool plane, int channels,
-                                                 const std::vector<float>& active) {
-        const WaveGrid &own = terms.grid(), &finer = terms.finer_grid();
+    std::optional<LatticeSteps> points_of(const WaveGrid& grid) const {
+        if (!lattice_ || forced_) return std::nullopt;
+        LatticeSteps made(grid, plane_, channels_, active_);
+        return made.local() ? std::optional(std::move(made)) : std::nullopt;
+    }
+
+    std::optional<EquationTerms> finer_of(const WaveGrid& own, const WaveGrid& finer) const {
+        if (lattice_ || forced_) return std::nullopt;
         const auto spacing = [](int points, int more) { return static_cast<double>(points) / more; };
-        return EquationTerms(finer, plane, channels, false, active,
+        return EquationTerms(finer, plane_, channels_, false, active_,
                              {spacing(own.lines, finer.lines), spacing(own.points, finer.points)});
     }
 
@@ -388,24 +388,24 @@ class EquationFloor : public Floor {
         return true;
     }
 
-    // work.waves a frame later, by steps on the points of the grid.
+    // work.own.waves a frame later, by steps on the points of the grid.
     void advance_points(const WaveKernels& run, const Propagator& by, const Work& work) const {
         const int points = values_ / channels_;
-        terms_.frame_of(run, work.waves, work.terms, work.frame);
+        terms_.frame_of(run, work.own.waves, work.terms, work.frame);
         for (int i = 0; i < values_; ++i) work.fields[i % channels_ * points + i / channels_] = work.frame[i];
-        lattice_steps_.advance(run, by.coefficients.data(), steps_, work.lattice, work.fields);
+        on_points_->advance(run, by.coefficients.data(), steps_, work.lattice, work.fields);
         for (int i = 0; i < values_; ++i) work.frame[i] = work.fields[i % channels_ * points + i / channels_];
-        terms_.waves_of(run, work.frame, work.terms, work.waves);
+        terms_.waves_of(run, work.frame, work.terms, work.own.waves);
     }
 
-    // work.waves a frame later: exponential Runge-Kutta steps of fourth order, if not those of a lattice.
+    // work.own.waves a frame later: exponential Runge-Kutta steps of fourth order, if not those of a lattice.
     void advance(const WaveKernels& run, const Propagator& by, const Work& work) const {
         const Factors& f = *by.factors;
         if (f.lattice) return advance_points(run, by, work);
         if (!f.finer) return take_steps(run, by, terms_, work.own, work.terms);
-        terms_.on_finer(work.waves, work.finer.waves);
+        terms_.on_finer(work.own.waves, work.finer.waves);
         take_steps(run, by, *finer_, work.finer, work.finer_terms);
-        terms_.on_coarser(work.finer.waves, work.waves);
+        terms_.on_coarser(work.finer.waves, work.own.waves);
     }
 
     // Waves a frame later.
@@ -467,8 +467,8 @@ class EquationFloor : public Floor {
         for (const int pair : chosen) {
             for (std::vector<float>* to : {&out.before, &out.after}) {
                 waves_of(run, first_of(pair) + (to == &out.before ? 0 : values_), work);
-                to->insert(to->end(), work.waves.re, work.waves.re + size_);
-                to->insert(to->end(), work.waves.im, work.waves.im + size_);
+                to->insert(to->end(), work.own.waves.re, work.own.waves.re + size_);
+                to->insert(to->end(), work.own.waves.im, work.own.waves.im + size_);
             }
         }
         return out;
@@ -491,17 +491,17 @@ class EquationFloor : public Floor {
         return out;
     }
 
-    // work.waves that the forecast of the later frame of pair n lacks.
+    // work.own.waves that the forecast of the later frame of pair n lacks.
     void forecast_lacks(const WaveKernels& run, const Pairs& pairs, std::size_t n, const Propagator& by,
                         const Work& work) const {
         const float *const before = pairs.before.data() + 2 * n * size_, *const after =
                                                                              pairs.after.data() + 2 * n * size_;
-        std::copy_n(before, size_, work.waves.re);
-        std::copy_n(before + size_, size_, work.waves.im);
+        std::copy_n(before, size_, work.own.waves.re);
+        std::copy_n(before + size_, size_, work.own.waves.im);
         advance(run, by, work);
         for (std::size_t i = 0; i < size_; ++i) {
-            work.waves.re[i] = after[i] - work.waves.re[i];
-            work.waves.im[i] = after[size_ + i] - work.waves.im[i];
+            work.own.waves.re[i] = after[i] - work.own.waves.re[i];
+            work.own.waves.im[i] = after[size_ + i] - work.own.waves.im[i];
         }
     }
 
@@ -512,8 +512,8 @@ class EquationFloor : public Floor {
         std::vector<float> frame(values_);
         for (std::size_t n = 0; n < std::size_t(pairs.count); ++n) {
             forecast_lacks(run, pairs, n, by, work);
-            terms_.keep_long(run, work.waves);
-            terms_.frame_of(run, work.waves, work.terms, frame.data());
+            terms_.keep_long(run, work.own.waves);
+            terms_.frame_of(run, work.own.waves, work.terms, frame.data());
             for (int i = 0; i < values_; ++i) {
                 const double value = frame[i] / change_[i % channels_];
                 out.push_back(std::isnan(value) ? LOST : std::clamp(value, -LOST, LOST));
@@ -546,7 +546,7 @@ class EquationFloor : public Floor {
             for (std::size_t n = 0; n < std::size_t(pairs.count); ++n) {
                 forecast_lacks(run, pairs, n, by, work);
                 for (std::size_t i = 0; i < size_; ++i) {
-                    const Complex lacks(work.waves.re[i], work.waves.im[i]);
+                    const Complex lacks(work.own.waves.re[i], work.own.waves.im[i]);
                     found = found && std::abs(lacks) < LOST * values_;
                     sum[i] += lacks;
                 }
@@ -712,11 +712,11 @@ class EquationFloor : public Floor {
     int channels_;
     std::int64_t P_;
     std::vector<float> active_;
+    bool lattice_;  // whether derivatives are differences of neighbours
     EquationTerms terms_;
     bool forced_;
-    LatticeSteps lattice_steps_;
-    bool lattice_;                        // whether they may be taken
-    std::optional<EquationTerms> finer_;  // half as many points again along each axis; none where they are of no use
+    std::optional<LatticeSteps> on_points_;  // none where derivatives or terms are others
+    std::optional<EquationTerms> finer_;     // half as many points again along each axis; none where they are of no use
     int steps_;
     std::size_t size_;  // c K
     std::vector<Numbers> starts_;

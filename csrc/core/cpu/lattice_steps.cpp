@@ -46,7 +46,7 @@ std::size_t LatticeSteps::value(const Factor& factor) {
     switch (by) {
         case Operator::potential_first:
         case Operator::potential_last: local_ = false; return from;
-        case Operator::laplacian_twice: from = value({channel, Operator::laplacian}); break;
+        case Operator::laplacian_twice:
         case Operator::last_of_laplacian: from = value({channel, Operator::laplacian}); break;
         default: break;
     }
@@ -56,7 +56,7 @@ std::size_t LatticeSteps::value(const Factor& factor) {
 }
 
 Neighbours LatticeSteps::differences(Operator by) const {
-    const auto share = static_cast<float>(1 / EquationTerms::wave_unit()), square = share * share, slope = share / 2;
+    const auto share = static_cast<float>(1 / WAVE), square = share * share, slope = share / 2;
     if (by == Operator::none) return {1, 0, 0, 0, 0};
     if (by == Operator::first) return {0, -slope, slope, 0, 0};
     if (by == Operator::last || by == Operator::last_of_laplacian) return {0, 0, 0, -slope, slope};

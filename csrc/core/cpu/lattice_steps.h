@@ -44,7 +44,7 @@ class LatticeSteps {
     WaveGrid grid_;
     std::size_t channels_;
     bool plane_, local_ = true;
-    std::vector<Operator> linear_;
+    std::array<Operator, LINEAR_TERMS> linear_;
     std::vector<Factor> factors_;  // of each value
     std::vector<Derived> derived_;
     std::vector<Used> used_;

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from .deadline import check_time
-from .exponential import FinerPropagator, Propagator, gains
+from .exponential import Divided, FinerPropagator, Frames, Propagator, gains
 from .gauss_newton import DIFFERENCE, EXACT, Fit, Residuals, cost, fit
 from .ladder import Inferred, evenly
 from .lattice import LatticePropagator
@@ -283,27 +283,15 @@ class EquationSolver(nn.Module):
             source = source + (state.moves * more.to(source.dtype).view(*more.shape, *[1] * (source.ndim - 1))).sum(1)
         return replace(state, coefficients=moved, source=source)
 
-    def flow(self, state: Equations, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    def flow(self, state: Equations, dtype: torch.dtype) -> Frames:
         """From waves `[B, c, *K]` to those a frame later."""
-        parts = []
-        for finer in (False, True):
-            if len(rows := torch.nonzero(state.finer == finer)[:, 0]):
-                own = state[rows]
-                parts.append((rows, self.propagator(own.coefficients, dtype, own.source, finer=finer)))
 
-        def advanced(waves: Tensor) -> Tensor:
-            if len(parts) == 1:
-                return parts[0][1](waves)
-            made = torch.empty_like(waves)
-            for rows, propagator in parts:
-                made[rows] = propagator(waves[rows])
-            return made
+        def part(finer: bool, rows: Tensor) -> Frames:
+            return self.propagator(state.coefficients[rows], dtype, state.source[rows], finer=finer)
 
-        return advanced
+        return Divided.of(state.finer, part)
 
-    def propagator(
-        self, coefficients: Tensor, dtype: torch.dtype, source: Tensor, *, finer: bool = False
-    ) -> Propagator | LatticePropagator | FinerPropagator:
+    def propagator(self, coefficients: Tensor, dtype: torch.dtype, source: Tensor, *, finer: bool = False) -> Frames:
         """The solver for coefficients `[B, P]` in units of the terms, and sources; there are none on the finer grid."""
         own, steps = coefficients / self.unit, int(self.steps)
         if finer:

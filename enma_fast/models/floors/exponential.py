@@ -6,8 +6,10 @@ Cox and Matthews (2002), J. Comput. Phys. 176, 430-455. Legend: as in `terms`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +20,38 @@ from .terms import Terms
 _DECAY = 60.0
 # Sizes below which functions are summed as series, of so many terms.
 _NEAR, _TERMS = 1.0, 18
+
+
+class Frames(Protocol):
+    """From waves `[B, c, *K]` to those a frame later; `repeated` is the same for each row so many times."""
+
+    def __call__(self, waves: Tensor) -> Tensor: ...
+    def repeated(self, times: int) -> Frames: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Divided:
+    """Several ways to the next frame, each for the rows of its mask `[B]`."""
+
+    parts: Sequence[tuple[Tensor, Frames]]
+
+    @classmethod
+    def of(cls, which: Tensor, make: Callable[[bool, Tensor], Frames]) -> Frames:
+        """What `make` makes of the rows where `which [B]` is false and of those where it is true."""
+        masks = [(value, which == value) for value in (False, True)]
+        parts = [(mask, make(value, mask)) for value, mask in masks if mask.any()]
+        return parts[0][1] if len(parts) == 1 else cls(parts)
+
+    def __call__(self, waves: Tensor) -> Tensor:
+        """The waves `[B, c, *K]` a frame later."""
+        made = torch.empty_like(waves)
+        for mask, part in self.parts:
+            made[mask] = part(waves[mask])
+        return made
+
+    def repeated(self, times: int) -> Divided:
+        """The same for each row so many times."""
+        return Divided([(mask.repeat_interleave(times), part.repeated(times)) for mask, part in self.parts])
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +85,11 @@ class Propagator:
         z = _bounded(terms, coefficients, growth) / steps
         one, two, three = _phi(z)
         weights = (one - 3 * two + 4 * three, 2 * (two - 2 * three), 4 * three - two)
-        active = [j for j in range(terms.num_linear, terms.num) if bool((coefficients[:, j] != 0).any())]
+        active = [j for j in terms.used(coefficients) if j >= terms.num_linear]
         whole, half, inner = (f.to(dtype) for f in (z.exp(), (z / 2).exp(), _phi(z / 2)[0] / (2 * steps)))
         first, middle, last = ((w / steps).to(dtype) for w in weights)
-        weights = first, middle, last
         source = None if source is None else source.to(dtype)
-        return cls(terms, coefficients, steps, active, whole, half, inner, weights, source)
+        return cls(terms, coefficients, steps, active, whole, half, inner, (first, middle, last), source)
 
     def __call__(self, waves: Tensor) -> Tensor:
         """The waves `[B, c, *K]` a frame later; there may be so many times more rows as each set of coefficients."""
@@ -79,20 +112,12 @@ class Propagator:
 
     def repeated(self, times: int) -> Propagator:
         """The same for each row so many times."""
-
-        def each(x: Tensor) -> Tensor:
-            return x.repeat_interleave(times, 0)
-
-        first, middle, last = self.weights
-        return replace(
-            self,
-            coefficients=each(self.coefficients),
-            whole=each(self.whole),
-            half=each(self.half),
-            inner=each(self.inner),
-            weights=(each(first), each(middle), each(last)),
-            source=None if self.source is None else each(self.source),
-        )
+        each = partial(torch.repeat_interleave, repeats=times, dim=0)
+        coefficients, whole, half, inner = map(each, (self.coefficients, self.whole, self.half, self.inner))
+        first, middle, last = map(each, self.weights)
+        source = None if self.source is None else each(self.source)
+        factors = whole, half, inner, (first, middle, last)
+        return Propagator(self.terms, coefficients, self.steps, self.active, *factors, source)
 
 
 @dataclass(frozen=True, eq=False)

@@ -238,10 +238,11 @@ class StencilFloor(nn.Module):
             start = self.walls[list(axes)].clone()
             a, b, slopes = self._symbols(law, growth=_GROWTH)
 
-            by_walls = self._by_walls(axes, past, a, b) / scale[..., None]
+            made = self._moved(past, a, b).flatten(1)
+            by_walls = self._by_walls(axes, past, a, b, made) / scale[..., None]
             by_law = torch.stack([self._moved(past, p, q).flatten(1) / scale for p, q in slopes], -1)
             basis = torch.linalg.qr(by_law)[0]
-            off = ((target - self._moved(past, a, b).flatten(1)) / scale)[..., None]
+            off = ((target - made) / scale)[..., None]
             by_walls, off = by_walls - basis @ (basis.mT @ by_walls), off - basis @ (basis.mT @ off)
             weighted = by_walls / share[:, None, None]
             hessian, slope = (weighted.mT @ by_walls).sum(0), (weighted.mT @ off).sum(0)[:, 0]
@@ -261,8 +262,8 @@ class StencilFloor(nn.Module):
                 return
             loss = new
 
-    def _by_walls(self, axes: Sequence[int], past: Tensor, a: Tensor, b: Tensor | None) -> Tensor:
-        """Derivatives of the next frame by the shares at walls, `[N, points, shares]`, by differences."""
+    def _by_walls(self, axes: Sequence[int], past: Tensor, a: Tensor, b: Tensor | None, here: Tensor) -> Tensor:
+        """Derivatives of the next frame `here` by the shares at walls, `[N, points, shares]`, by differences."""
         start = self.walls[list(axes)]
 
         def frame(flat: Tensor) -> Tensor:
@@ -271,7 +272,7 @@ class StencilFloor(nn.Module):
             return self._moved(past, a, b, walls).flatten(1)
 
         flat = start.flatten()
-        here, units = frame(flat), _DIFFERENCE * torch.eye(len(flat), dtype=flat.dtype)
+        units = _DIFFERENCE * torch.eye(len(flat), dtype=flat.dtype)
         return torch.stack([(frame(flat + unit) - here) / _DIFFERENCE for unit in units], -1)
 
     # Fields and rows.

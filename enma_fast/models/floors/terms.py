@@ -82,6 +82,8 @@ class Terms:
             linear["d0 lap"] = -slopes[0] * second
         linear["lap lap"] = second.square() + 0j
         self.linear_names = tuple(linear)
+        each = itertools.product(range(channels), ("" if name == "1" else name for name in linear))
+        self._linear = [Term(c, ((1, ((c, op),)),)) for c, op in each]
         self.others = tuple(_others(channels, len(self.grid)))
         # Products of waves are free of aliases on half as many points again; codes on the same grid have theirs.
         self.finer_grid = self.grid if lattice else tuple(3 * n // 2 + (3 * n // 2) % 2 for n in self.grid)
@@ -152,14 +154,18 @@ class Terms:
             made[:, term.channel] += coefficient * known[term.products]
         return self._coarse(made)
 
-    def local(self, active: Iterable[int]) -> bool:
-        """Whether a point changes by its neighbours alone under the linear terms and the other active ones."""
-        used = (self.others[j - self.num_linear] for j in active)
-        factors = (factor for term in used for _, product in term.products for factor in product)
-        return self.lattice and not any(op.startswith("p") for _, op in factors)
+    def used(self, coefficients: Tensor) -> list[int]:
+        """Terms with coefficients `[B, P]` that are not all 0."""
+        return [int(j) for j in torch.nonzero((coefficients != 0).any(0))]
+
+    def local(self, active: Sequence[int]) -> bool:
+        """Whether a point changes by its neighbours alone under active terms, of which not all are linear."""
+        others = [self.others[j - self.num_linear] for j in active if j >= self.num_linear]
+        factors = (factor for term in others for _, product in term.products for factor in product)
+        return self.lattice and bool(others) and not any(op.startswith("p") for _, op in factors)
 
     def rate(self, fields: Tensor, coefficients: Tensor, active: Sequence[int]) -> Tensor:
-        """The change of fields `[B, c, *x]` in a frame by linear and other active terms, which are all local."""
+        """The change of fields `[B, c, *x]` in a frame by active terms, which are all local."""
         at: dict[Factor, Tensor] = {}
 
         def value(factor: Factor) -> Tensor:
@@ -169,12 +175,9 @@ class Terms:
                 at[factor] = self._difference(value((c, rest)), first) if op else fields[:, c]
             return at[factor]
 
-        linear = itertools.product(range(self.channels), ("" if name == "1" else name for name in self.linear_names))
-        used = [(j, Term(c, ((1, ((c, op),)),))) for j, (c, op) in enumerate(linear)]
         made = torch.zeros_like(fields)
-        for j, term in used + [(j, self.others[j - self.num_linear]) for j in active]:
-            if (coefficients[:, j] == 0).all():
-                continue
+        for j in active:
+            term = self._linear[j] if j < self.num_linear else self.others[j - self.num_linear]
             for _, product in term.products:
                 for factor in product:
                     value(factor)

@@ -224,14 +224,16 @@ def test_steps_on_the_points_of_a_lattice_are_those_of_waves(grid, names):
     fields = smooth(3, grid, 2)
     waves = terms.transform(fields)
     change = terms.fields(terms.rates(given) * waves + terms.change(waves, given, active))
-    torch.testing.assert_close(terms.rate(fields.movedim(-1, 1), given, active).movedim(1, -1), change)
+    torch.testing.assert_close(terms.rate(fields.movedim(-1, 1), given, terms.used(given)).movedim(1, -1), change)
 
     growth = torch.full((2,), 0.5, dtype=torch.float64)
     # One grows faster than a wave may, and one would be unstable.
     given[1, terms.names.index((0, "u0"))] = 0.8
     given[2, terms.names.index((0, "lap u0"))] = 9.0
     steps = LatticePropagator.of(terms, given, 40, torch.complex128, growth)
-    assert steps.stable.tolist() == [True, False, False]
+    (left, _), (stable, on_points) = steps.parts
+    assert stable.tolist() == (~left).tolist() == [True, False, False]
+    assert isinstance(on_points, LatticePropagator)
     exponential = Propagator.of(terms, given, 40, torch.complex128, growth)
     torch.testing.assert_close(steps(waves), exponential(waves), rtol=1e-6, atol=1e-6)
     twice = waves.repeat_interleave(2, 0)
