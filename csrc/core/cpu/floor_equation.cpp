@@ -24,8 +24,8 @@ constexpr int MOST_CHANNELS = 3, LEAST_POINTS = 8, STEPS = 20, TURNS = 2, STARTS
 // Of a frame.
 constexpr float MOST_STEPS = 32;
 constexpr double DIFFERENCE = 1e-3, DAMPING = 1e-3, EASIER = 0.2, HARDER = 8.0, HOPELESS = 1e3, STILL = 1e-2;
-constexpr double LOOSER = 1e-4, DOUBTED = 4.0, MUCH_BETTER = 0.5, UNSURE = 0.1, POWER = 0.5, MUCH = 8.0, EXACT = 1e-9,
-                 SURE = 1e-7, TELLING = 0.01, LEAST_STIFF = 1e-12, TINY = 1e-30, LOST = 1e3;
+constexpr double LOOSER = 1e-4, DOUBTED = 4.0, MUCH_BETTER = 0.5, BETTER = 0.8, UNSURE = 0.1, POWER = 0.5, MUCH = 8.0,
+                 EXACT = 1e-9, SURE = 1e-7, TELLING = 0.01, LEAST_STIFF = 1e-12, TINY = 1e-30, LOST = 1e3;
 constexpr double DECAY = 60.0, NEAR = 1.0;
 constexpr int SERIES = 18;
 
@@ -204,13 +204,13 @@ class EquationFloor : public Floor {
             }
         };
         set_root(active, root_of(fit, active, task));
-        // With other terms too, held less; what is much better is kept.
+        // With other terms too, held less, or on the finer grid; what is better is kept.
         const auto again = [&](const Numbers& from, const std::vector<int>& others, double looser, bool finer) {
             std::vector<int> terms = active;
             terms.insert(terms.end(), others.begin(), others.end());
             const SmallMatrix held = wider(static_cast<int>(terms.size()), looser);
             Fit found = fitted(run, pairs, from, terms, held, finer, work);
-            if (!(cost(found) < MUCH_BETTER * cost(fit))) return;
+            if (!(cost(found) < (finer ? BETTER : MUCH_BETTER) * cost(fit))) return;
             fit = std::move(found);
             set_root(terms, root_of(fit, terms, task));
         };

@@ -41,8 +41,8 @@ _SOURCE_TURNS = 3
 # A trajectory is held less while its cost, its misfit and what holds its coefficients, is so many times the misfit of
 # most, and so much, by such a factor and so many times.
 _DOUBTED, _SURE, _LOOSER, _TURNS = 4.0, 1e-7, 1e-4, 2
-# What a fit with more terms has to take the cost to, and standard deviation of their coefficients as a share.
-_MUCH_BETTER, _UNSURE = 0.5, 0.1
+# What a fit with more terms, or on a finer grid, has to take the cost to, and deviation of these terms as a share.
+_MUCH_BETTER, _BETTER, _UNSURE = 0.5, 0.8, 0.1
 # To which power the misfit of a trajectory multiplies the noise, at least. It counts as so many times that of most at
 # most, and as the usual one over so much at least.
 _POWER, _MUCH = 0.5, 8.0
@@ -174,13 +174,14 @@ class EquationSolver(nn.Module):
         finer = torch.zeros(len(pairs), dtype=torch.bool, device=pairs.device)
 
         def again(rows: Tensor, start: Tensor, others: list[int], looser: float, *, on_finer: bool = False) -> None:
-            """Fit rows with other terms too, held less, and keep what is much better."""
+            """Fit rows with other terms too, held less, or on the finer grid, and keep what is better."""
             terms = active + others
             wider = (looser * self.noise * torch.eye(len(terms))).to(held)
             wider[: len(active), : len(active)] = looser * held
             found, own_source = self.fitted(pairs[rows], start, terms, wider, mean, steps=_STEPS, finer=on_finer)
             before = cost(misfit[rows], fitted[rows], active, held, mean)
-            better = cost(found.misfit, found.coefficients, active, held, mean) < _MUCH_BETTER * before
+            least = (_BETTER if on_finer else _MUCH_BETTER) * before
+            better = cost(found.misfit, found.coefficients, active, held, mean) < least
             to, places = rows[better], torch.tensor([able.index(j) for j in terms])
             fitted[to], misfit[to], root[to] = found.coefficients[better], found.misfit[better], 0.0
             source[to], finer[to] = own_source[better], on_finer

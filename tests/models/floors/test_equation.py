@@ -1,6 +1,7 @@
 """The floor that finds an equation: its terms, its solver, and what it infers."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from enma_fast.models.floors.equation_search import EquationFloor
 from enma_fast.models.floors.exponential import Propagator
-from enma_fast.models.floors.ladder import forecast_error, forecaster
+from enma_fast.models.floors.ladder import forecast_error, forecaster, roll
 from enma_fast.models.floors.lattice import LatticePropagator
 from enma_fast.models.floors.terms import Terms
 
@@ -296,3 +297,21 @@ def test_constant_fields_have_an_equation_too():
     fields = torch.cat([smooth(6, (16,)).float()[:, None].repeat(1, 6, 1, 1), torch.ones(6, 6, 16, 1)], -1)
     floor.learn(fields)
     assert forecast_error(floor, own(fields), fields, known=3) < 1e-3
+
+
+def test_a_context_whose_frames_lack_waves_is_solved_on_a_finer_grid(learned):
+    """Waves that steepen, of which frames hold a quarter: a finer grid explains some of what its frames lack."""
+    finest = Terms((128,), 1, lattice=False, spacings=[0.25])
+    viscosity = np.random.default_rng(3).uniform(0.01, 0.015, 4)
+    given = coefficients(finest, 4, **{"0 lap u0": viscosity, "0 u0 d0 u0": -0.1})
+    propagator = Propagator.of(finest, given, 64, torch.complex128, learned.growth)
+    waves, held = finest.transform(3 * smooth(4, (128,), seed=3)), []
+    for _ in range(12):
+        held.append(torch.cat([waves[..., :16] / 4, torch.zeros_like(waves[..., :1])], -1))
+        waves = propagator(waves)
+    truth = torch.stack([learned.terms.fields(each) for each in held], 1).float()
+    state = learned.infer(truth[:, None], own=False)
+    assert bool(state.finer.all())
+    coarse = replace(state, finer=torch.zeros(4, dtype=torch.bool))
+    solved, on_grid = (roll(learned, truth[:, :1], each, 11) - truth[:, 1:] for each in (state, coarse))
+    assert bool((solved.flatten(1).norm(dim=1) < 0.5 * on_grid.flatten(1).norm(dim=1)).all())
