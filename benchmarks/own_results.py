@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.own_networks import NETWORKS
 from benchmarks.own_sets import SETS
+from enma_fast.data.equations import EQUATIONS
 from enma_fast.training.own_plan import EQUATION
 from enma_fast.utils.text import markdown_table
 
@@ -57,6 +58,15 @@ TITLES = {
         "Two dimensions, 96 x 64 points, periodic in x with walls in y. The channels are the height and two "
         "velocities. The training file has 160 trajectories; {frames} frames of {test} others are forecast.",
     ),
+    **{
+        name: (
+            name.replace("_", "-").title(),
+            f"{' x '.join(map(str, each.grid))} points, {'periodic' if all(each.periodic) else 'with walls'}. The data "
+            "are those of the package's [equation](equations.md). {frames} frames of {test} trajectories with other "
+            "parameters are forecast. No method is told the parameters.",
+        )
+        for name, each in EQUATIONS.items()
+    },
 }
 HEAD = """\
 # Own data, compared
@@ -96,8 +106,8 @@ TAIL = """\
   90 % range covers 15/17, which is 0.88.
 * **Machine**: {machine}. Other programs ran on it at the same time, so times vary.
 
-The solvers are in `benchmarks/own_sets.py`. These commands measure everything anew and write this page. Results
-depend on the speed of the machine:
+The solvers are in `benchmarks/own_sets.py`; the package has those of its equations. These commands measure everything
+anew and write this page. Results depend on the speed of the machine:
 
 ```console
 {commands}

@@ -1,4 +1,4 @@
-"""Sets of fields for `benchmarks.own_data`, by short solvers in numpy that share no code with the library's.
+"""Sets of fields for `benchmarks.own_data`, by short solvers in numpy that share no code with the models.
 
 | set       | equation                                                                                          |
 |-----------|---------------------------------------------------------------------------------------------------|
@@ -7,7 +7,8 @@
 | `burgers-told` | the same trajectories, whose `nu` and `f` are known inputs                                    |
 | `shallow` | rotating shallow water, `H_t = -div(H v)`, `v_t = -v.grad v - k x v - grad H`, walls in y          |
 
-Solvers compute in float64, and the files hold float32. Shape suffixes: B trajectories, T frames, F waves.
+Sets of the package's equations are by its own solvers. All compute in float64, and the files hold float32. Shape
+suffixes: B trajectories, T frames, F waves.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from types import MappingProxyType
 import numpy as np
 
 from enma_fast.data import FIRST_FRAME, SERIES, write
+from enma_fast.data.equations import EQUATIONS
+from enma_fast.data.generator import generate
 
 SPLITS = ("train", "test-in")
 KS_POINTS, KS_LENGTH, KS_STEP = 128, 64.0, 1.0
@@ -195,6 +198,12 @@ def _write_shallow(path: Path, split: str, rng: np.random.Generator) -> None:
     _write(path, channels, step=SHALLOW_STEP, coords=coords, periodic=[True, False], scalars={})
 
 
+def _write_equation(path: Path, split: str, rng: np.random.Generator, *, equation: str) -> None:
+    """Environments of 10 trajectories of an equation of the package, whose parameters no method is told."""
+    groups = {"train": 60, "test-in": 12}[split]
+    generate(equation, split, groups=groups, seed=int(rng.integers(2**31)), out_dir=path.parent)
+
+
 def _write(
     path: Path,
     channels: dict[str, np.ndarray],
@@ -224,4 +233,5 @@ SETS = {
     "burgers": _write_burgers,
     "burgers-told": partial(_write_burgers, told=True),
     "shallow": _write_shallow,
+    **{name: partial(_write_equation, equation=name) for name in EQUATIONS},
 }
