@@ -68,7 +68,7 @@ def notes(plan: Plan, metrics: dict[str, Any]) -> list[str]:
     said = [text for name, mean, scale in pairs if (text := hidden_changes(name, mean, scale)) is not None]
     said += [f"The equation of the training data: {line}." for line in metrics.get("equation", ())]
     if plan.linear is not None:
-        said.append(f"Linear is of the kind {plan.linear!r}.")
+        said.append(f"The linear forecast is of the kind {plan.linear!r}.")
     if plan.right:
         said.append(f"The floor {plan.best} is right, so no network was trained.")
         return said
@@ -77,10 +77,7 @@ def notes(plan: Plan, metrics: dict[str, Any]) -> list[str]:
     for row in metrics["rows"]:
         best = min(row["methods"], key=lambda name: row["methods"][name]["rel_l2"])
         if row["methods"][best]["rel_l2"] <= _AS_GOOD * row["rel_l2"]:
-            task = row["task"]
-            said.append(
-                f"In the task {task} the members' mean is no better than {best}: the network adds nothing to it."
-            )
+            said.append(f"Task {row['task']}: the members' mean has no less error than {best}.")
     return said
 
 

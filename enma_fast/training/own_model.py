@@ -36,8 +36,8 @@ from ..forecasting.members import sample_fields
 from ..forecasting.request import ForecastRequest, task_named
 from ..models.checkpoint import IN_RUN, LOG, METRICS, load_model, save_model
 from ..models.contexts.physics import PhysicsContext
-from ..models.floors.choice import KNOWN, kinds, learn
-from ..models.floors.ladder import Floor, roll
+from ..models.floors.choice import kinds, learn
+from ..models.floors.ladder import KNOWN, Floor, roll
 from ..models.model import Model
 from ..utils.devices import can_use
 from .card import equation_of, tell_training

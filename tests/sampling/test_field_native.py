@@ -23,6 +23,8 @@ CASES = [
     {"floor": "persistence", "grid": (12, 10), "periodic": (True, False), "channels": 2, "block": 2},
     {"floor": "damped persistence", "grid": (9, 7), "periodic": (False, False), "middle_layers": 1},
     {"floor": "linear inverse model", "grid": (8, 6), "periodic": (True, False), "channels": 2},
+    {"floor": "observed mean", "grid": (8, 6), "periodic": (True, False), "channels": 2},
+    {"floor": "observed mean", "grid": (7,), "noise": 0, "member": 0},
     {"floor": "linear inverse model", "grid": (5,), "noise": 0, "member": 0},
     {"floor": "waves", "grid": (16,), "channels": 2},
     {"floor": "waves", "grid": (15,)},

@@ -1,4 +1,4 @@
-// Floors that are the same for all trajectories of a data set: enma_fast/models/floors/dataset.py.
+// Floors whose numbers are those of a data set: enma_fast/models/floors/dataset.py.
 #include "core/cpu/floor.h"
 
 #include <algorithm>
@@ -40,6 +40,49 @@ struct DampedPersistence : Floor {
 
     int channels;
     std::vector<float> mean, rate;
+};
+
+// Each point returns to what its observed frames tell; beside a context, damped persistence.
+struct ObservedMean : DampedPersistence {
+    struct Target : Inferred {
+        std::vector<float> fields;
+    };
+
+    ObservedMean(const FloorGrid& grid, const TakeFloor& take)
+        : DampedPersistence(grid, take, ""),
+          there(take.values("there", shape_of(grid, grid.channels))),
+          weights(take.values("weights", {3, grid.channels})),
+          returning(take.values("returning", {grid.channels})) {}
+    Inference infer(const Windows& windows, Isa) const override {
+        if (!windows.own) return nullptr;
+        auto target = std::make_shared<Target>();
+        std::vector<double> own(values_), everywhere(channels), points(channels);
+        const int frames = windows.count * PAST_FRAMES;
+        for (int t = 0; t < frames; ++t) {
+            for (int i = 0; i < values_; ++i) own[i] += windows.values[std::ptrdiff_t(t) * values_ + i];
+        }
+        for (int i = 0; i < values_; ++i) {
+            own[i] = own[i] / frames - mean[i];
+            everywhere[i % channels] += own[i] * there[i];
+            points[i % channels] += there[i];
+        }
+        for (int i = 0; i < values_; ++i) {
+            const int c = i % channels;
+            const double all =
+                weights[channels + c] * everywhere[c] / std::max(points[c], 1.0) + weights[2 * channels + c];
+            target->fields.push_back(static_cast<float>(mean[i] + weights[c] * own[i] + all * there[i]));
+        }
+        return target;
+    }
+    void step(Past past, const Inferred* inferred, Isa isa, char* work, float* views) const override {
+        if (inferred == nullptr) return DampedPersistence::step(past, inferred, isa, work, views);
+        const std::vector<float>& target = static_cast<const Target*>(inferred)->fields;
+        for (int i = 0; i < values_; ++i) {
+            views[i] = target[i] + returning[i % channels] * (past[PAST_FRAMES - 1][i] - target[i]);
+        }
+    }
+
+    std::vector<float> there, weights, returning;
 };
 
 // Damped persistence, and a linear regression of what it misses on the principal components of two frames.
@@ -90,6 +133,9 @@ std::unique_ptr<const Floor> make_persistence(const FloorGrid& grid, const TakeF
 std::unique_ptr<const Floor> make_damped(const FloorGrid& grid, const TakeFloor& take) {
     return std::make_unique<const DampedPersistence>(grid, take, "");
 }
+std::unique_ptr<const Floor> make_observed(const FloorGrid& grid, const TakeFloor& take) {
+    return std::make_unique<const ObservedMean>(grid, take);
+}
 std::unique_ptr<const Floor> make_inverse(const FloorGrid& grid, const TakeFloor& take) {
     return std::make_unique<const InverseModel>(grid, take);
 }
@@ -99,10 +145,14 @@ std::unique_ptr<const Floor> make_inverse(const FloorGrid& grid, const TakeFloor
 void Floor::before(const float* first, const Inferred*, Isa, float* out) const { std::copy_n(first, values_, out); }
 
 std::unique_ptr<const Floor> make_floor(const std::string& kind, const FloorGrid& grid, const TakeFloor& take) {
-    static const std::map<std::string, MakeFloor*> known = {
-        {"persistence", make_persistence}, {"damped persistence", make_damped}, {"linear inverse model", make_inverse},
-        {"waves", make_waves_floor},       {"vibration", make_vibration_floor}, {"diffusion", make_diffusion_floor},
-        {"equation", make_equation_floor}};
+    static const std::map<std::string, MakeFloor*> known = {{"persistence", make_persistence},
+                                                            {"damped persistence", make_damped},
+                                                            {"linear inverse model", make_inverse},
+                                                            {"observed mean", make_observed},
+                                                            {"waves", make_waves_floor},
+                                                            {"vibration", make_vibration_floor},
+                                                            {"diffusion", make_diffusion_floor},
+                                                            {"equation", make_equation_floor}};
     const auto found = known.find(kind);
     return found == known.end() ? nullptr : found->second(grid, take);
 }

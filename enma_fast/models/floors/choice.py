@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ...config import CodecConfig
 from ..grid_layers import Edge
-from .dataset import DampedPersistence, InverseModel, Persistence
+from .dataset import DampedPersistence, InverseModel, ObservedMean, Persistence
 from .deadline import OutOfTimeError, within
 from .equation import LEAST_POINTS, MOST_CHANNELS
 from .equation_search import EquationFloor
-from .ladder import Floor, forecast_error
+from .ladder import KNOWN, Floor, forecast_error
 from .spectral import SpectralFloor, companions
 from .stencil import StencilFloor
 
@@ -34,8 +34,6 @@ _MOST_HELD, _FEW, _SLOW = 1_000_000, 8, 0.2
 _BETTER, _RIGHT = 0.01, 3e-3
 # Where fields may be shifted, a floor has to err by less than this share of persistence to take its place.
 _WORTH = 0.25
-# Frames that are observed, at least one more than a step reads.
-KNOWN = 3
 # Points of an axis that a second difference needs, and numbers of a frame up to which a floor takes little memory.
 _LEAST_POINTS, _SMALL = 5, 1 << 24
 
@@ -70,6 +68,7 @@ def kinds(codec: CodecConfig) -> dict[str, Callable[[], Floor]]:
     made: dict[str, Callable[[], Floor]] = {
         "persistence": Persistence,
         "damped persistence": lambda: DampedPersistence(grid, channels),
+        "observed mean": lambda: ObservedMean(grid, channels),
         "linear inverse model": lambda: InverseModel(grid, channels),
     }
     if not codec.masked:

@@ -1,4 +1,4 @@
-"""Floors that are the same for all trajectories of a data set: persistence, damped persistence, linear inverse model.
+"""Floors whose numbers are those of a data set: persistence, damped persistence, observed mean, linear inverse model.
 
 Legend: B trajectories, P past frames, T frames, c channels, E principal components; `*x` space.
 """
@@ -8,17 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...utils.devices import num_chosen
+from .ladder import KNOWN, Inferred
 
 # Components and ridges of the linear inverse model, these relative to the variance of the components, blocks that they
 # are chosen over, and frames of the forecasts that choose.
 _COMPONENTS, _RIDGES = (5, 10, 30), (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0, 10.0)
 _BLOCKS, _HORIZON = 5, 16
 _TINY = 1e-12
+# Rates at which fields return to an observed mean, and what holds its weights.
+_RATES, _HELD = torch.linspace(0, 0.98, 50, dtype=torch.float64), 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,31 +40,31 @@ class Nothing:
 
 
 class _SameForAll(nn.Module):
-    """What these floors share: nothing is inferred, nothing is drawn, and the frame before the first is the first."""
+    """What these floors share: nothing is drawn, and the frame before the first is the first."""
 
     num_views, num_draws, num_features, reads = 1, 0, 0, 1
     moves, local, inferences = False, False, 0
 
-    def infer(self, windows: Tensor, *, own: bool = True) -> Nothing:
+    def infer(self, windows: Tensor, *, own: bool = True) -> Any:
         del own
         return Nothing(len(windows))
 
-    def step(self, past: Tensor, state: Nothing) -> Tensor:
+    def step(self, past: Tensor, state: Any) -> Tensor:
         """The frame after `past [B, P, *x, c]`."""
         raise NotImplementedError
 
-    def before(self, first: Tensor, state: Nothing) -> Tensor:
+    def before(self, first: Tensor, state: Any) -> Tensor:
         del state
         return first
 
-    def views(self, past: Tensor, state: Nothing) -> Tensor:
+    def views(self, past: Tensor, state: Any) -> Tensor:
         return self.step(past, state)[..., None]
 
-    def features(self, state: Nothing, windows: Tensor) -> Tensor:
+    def features(self, state: Any, windows: Tensor) -> Tensor:
         del state
         return windows.new_zeros(len(windows), 0)
 
-    def draw(self, state: Nothing, normals: Tensor) -> Nothing:
+    def draw(self, state: Any, normals: Tensor) -> Any:
         del normals
         return state
 
@@ -73,7 +77,7 @@ class Persistence(_SameForAll):
     def learn(self, fields: Tensor, *, environments: Tensor | None = None) -> None:
         """Nothing is learned."""
 
-    def step(self, past: Tensor, state: Nothing) -> Tensor:
+    def step(self, past: Tensor, state: Any) -> Tensor:
         return past[:, -1]
 
 
@@ -97,8 +101,80 @@ class DampedPersistence(_SameForAll):
         products = (off[:, 1:] * off[:, :-1]).sum(axes)
         self.rate.copy_((products / off[:, :-1].square().sum(axes).clamp_min(_TINY)).clamp(0, 1))
 
-    def step(self, past: Tensor, state: Nothing) -> Tensor:
+    def step(self, past: Tensor, state: Any) -> Tensor:
         return self.mean + self.rate * (past[:, -1] - self.mean)
+
+
+@dataclass(frozen=True, eq=False)
+class Returning(Inferred):
+    """Fields `target [B, *x, c]` that trajectories return to, and the share `rate [B, c]` of the rest that stays."""
+
+    target: Tensor
+    rate: Tensor
+
+
+class ObservedMean(DampedPersistence):
+    """Each point returns to what its observed frames tell: `f + r (u - f)`.
+
+    `f = m + a (o - m) + b s + d`, where m is the mean over the training data, o the mean of the observed frames, and s
+    the average of `o - m` over all points. `r`, `a`, `b` and `d` of a channel are those whose forecasts of training
+    trajectories have the least mean square error. Beside a context it is damped persistence. Points without values,
+    which are 0 in all training frames, stay 0.
+    """
+
+    there: Tensor
+    weights: Tensor
+    returning: Tensor
+
+    def __init__(self, grid: Sequence[int], channels: int) -> None:
+        super().__init__(grid, channels)
+        self.register_buffer("there", torch.ones(*grid, channels))
+        self.register_buffer("weights", torch.zeros(3, channels))
+        self.register_buffer("returning", torch.ones(channels))
+
+    @torch.no_grad()
+    def learn(self, fields: Tensor, *, environments: Tensor | None = None) -> None:
+        """Means, rates and weights of training trajectories `[B, T, *x, c]` of more than three frames."""
+        super().learn(fields)
+        self.there.copy_((fields != 0).any(0).any(0))
+        told = self._told(fields[:, :KNOWN]).double().flatten(1, -2)
+        gram = torch.einsum("jnc,lnc->cjl", told, told)
+        held = _HELD * gram.diagonal(dim1=1, dim2=2).mean(1) + _TINY
+        gram = gram + held[:, None, None] * torch.eye(len(told), dtype=gram.dtype)
+        frames = (fields[:, KNOWN - 1 :] - self.mean).movedim(1, 0).double().flatten(1, -2)
+        products = torch.einsum("jnc,knc->kcj", told, frames)
+        squares, with_last = frames.square().sum(1), (frames * frames[0]).sum(1)
+        least = torch.full_like(self.rate, math.inf, dtype=torch.float64)
+        for rate in _RATES:
+            kept = rate ** torch.arange(1, len(frames), dtype=rate.dtype)[:, None]
+            gone = (1 - kept)[..., None]
+            right = (gone * (products[1:] - kept[..., None] * products[0])).sum(0)
+            weights = torch.linalg.solve(gone.square().sum() * gram, right)
+            error = (squares[1:] - 2 * kept * with_last[1:] + kept.square() * squares[0]).sum(0)
+            error -= (weights * right).sum(1)
+            better = error < least
+            least[better], self.returning[better] = error[better], rate.to(self.rate)
+            self.weights[:, better] = weights[better].T.to(self.weights)
+
+    def _told(self, frames: Tensor) -> Tensor:
+        """What observed frames `[B, T, *x, c]` tell of those to come, `[3, B, *x, c]`, less the mean of training."""
+        own = frames.mean(1) - self.mean
+        axes, there = tuple(range(1, own.ndim - 1)), self.there.expand_as(own)
+        everywhere = (own * there).sum(axes, keepdim=True) / there.sum(axes, keepdim=True).clamp_min(1)
+        return torch.stack([own, everywhere * there, there])
+
+    def infer(self, windows: Tensor, *, own: bool = True) -> Returning:
+        """What windows `[B, W, T, *x, c]` of a trajectory tell."""
+        if not own:
+            return Returning(self.mean.expand(len(windows), *self.mean.shape), self.rate.expand(len(windows), -1))
+        told = self._told(windows.flatten(1, 2))
+        shape = len(told), *[1] * (told.ndim - 2), -1
+        target = self.mean + (self.weights.view(shape) * told).sum(0)
+        return Returning(target, self.returning.expand(len(windows), -1))
+
+    def step(self, past: Tensor, state: Returning) -> Tensor:
+        rate = state.rate.view(len(past), *[1] * (past.ndim - 3), -1)
+        return state.target + rate * (past[:, -1] - state.target)
 
 
 class InverseModel(_SameForAll):
@@ -156,7 +232,7 @@ class InverseModel(_SameForAll):
         best = min(errors, key=lambda which: errors[which] if math.isfinite(errors[which]) else math.inf)
         self.weights.copy_(self._ridge(*self._moments(z, damped), *best))
 
-    def step(self, past: Tensor, state: Nothing) -> Tensor:
+    def step(self, past: Tensor, state: Any) -> Tensor:
         frames = past[:, -self.lags :]
         if frames.shape[1] < self.lags:
             frames = torch.cat([frames[:, :1]] * (self.lags - frames.shape[1]) + [frames], 1)

@@ -13,6 +13,8 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
+# Frames that are observed, at least one more than a step reads.
+KNOWN = 3
 _TINY = 1e-20
 # A forecast that is further from the truth than so many times its size has left it for good.
 _LOST = 1e3

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from enma_fast.models.floors.dataset import DampedPersistence, InverseModel, Persistence
+from enma_fast.models.floors.dataset import DampedPersistence, InverseModel, ObservedMean, Persistence
 from enma_fast.models.floors.ladder import forecast_error, known_share, roll
 
 
@@ -40,6 +40,34 @@ def test_damped_persistence_finds_mean_and_rate():
     u = damped(50, 6, 0.7, seed=30)
     own, still = (forecast_error(f, u[:, None, :3], u) for f in (floor, Persistence()))
     assert own < 0.1 < still
+
+
+def test_fields_return_to_what_observed_frames_tell():
+    """All points share a level, each has one of its own, and noise is forgotten from frame to frame."""
+    land = torch.zeros(6, 5, 1)
+    land[:2] = 1
+
+    def around_levels(count, seed):
+        level = 2 * normals(count, 1, 1, 1, seed=seed) + 0.5 * normals(count, 6, 5, 1, seed=seed + 1)
+        frames = level[:, None] + 0.8 * normals(count, 9, 6, 5, 1, seed=seed + 2)
+        return normals(6, 5, 1, seed=9) * (1 - land) + frames * (1 - land)
+
+    u = around_levels(100, 50)
+    floor, damped_floor = ObservedMean((6, 5), 1), DampedPersistence((6, 5), 1)
+    for each in (floor, damped_floor):
+        each.learn(around_levels(400, 0))
+    own, damped_error = (forecast_error(f, u[:, None, :3], u, known=3) for f in (floor, damped_floor))
+    assert own < 0.8 * damped_error
+    variance, noise = 0.5**2, 0.8**2 / 3
+    assert float(floor.weights[0]) == pytest.approx(variance / (variance + noise), abs=0.05)
+    assert float(floor.weights[:2].sum()) == pytest.approx(1, abs=0.05)
+    assert float(floor.returning) < 0.05
+    state = floor.infer(u[:, None, :3])
+    assert bool((roll(floor, u[:, :3], state, 4)[:, :, :2] == 0).all())
+    # The frames of another trajectory tell nothing of this one's level.
+    context = floor.infer(u[:, None, :3], own=False)
+    torch.testing.assert_close(floor.step(u[:, :1], context), damped_floor.step(u[:, :1], None))
+    torch.testing.assert_close(floor.step(u[3:5, :3], state[3:5]), floor.step(u[:, :3], state)[3:5])
 
 
 def test_the_inverse_model_finds_what_oscillates():
