@@ -77,7 +77,7 @@ def notes(plan: Plan, metrics: dict[str, Any]) -> list[str]:
     for row in metrics["rows"]:
         best = min(row["methods"], key=lambda name: row["methods"][name]["rel_l2"])
         if row["methods"][best]["rel_l2"] <= _AS_GOOD * row["rel_l2"]:
-            said.append(f"Task {row['task']}: the members' mean has no less error than {best}.")
+            said.append(f"Task {row['task']}: the members' mean does not beat {best}.")
     return said
 
 
