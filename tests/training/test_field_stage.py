@@ -1,8 +1,6 @@
 """The stage of field models: it learns what frames tell and survives losses of NaN."""
 
-import itertools
 import math
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +12,7 @@ from enma_fast.errors import EnmaError
 from enma_fast.models.floors.ladder import roll
 from enma_fast.models.model import Model
 from enma_fast.sampling.engine import Engine
-from enma_fast.training import field_stage, loop
+from enma_fast.training import field_stage
 from enma_fast.training.augment import Shift
 from enma_fast.training.field_choices import Choices, surely_less
 from enma_fast.training.field_stage import FieldStage, FieldTask
@@ -22,6 +20,7 @@ from enma_fast.training.loop import RunOptions, run
 from enma_fast.training.ranks import BatchDraws
 from enma_fast.training.stage import Material, Optimizer
 
+from .._clock import count_readings
 from .._tiny import model as other
 from .._tiny import waves_file
 from ._run import read_log
@@ -160,13 +159,7 @@ def test_before_the_first_step_the_floor_is_a_model(tmp_path):
 
 
 def test_a_stage_of_seconds_ends_by_the_clock_and_goes_on(tmp_path, monkeypatch):
-    now = [0.0]
-
-    def tick():
-        now[0] += 0.01
-        return now[0]
-
-    monkeypatch.setattr(loop.time, "monotonic", tick)
+    count_readings(monkeypatch)
     made, (u, environments) = model(), waves(40)
     train(made, u, environments, tmp_path, steps=10_000, seconds=3.0)
     entries = read_log(tmp_path)
@@ -198,9 +191,7 @@ def test_few_independent_trajectories_prove_only_large_gains():
 
 
 def test_a_loss_that_is_not_finite_leaves_the_best_weights(tmp_path, monkeypatch, caplog):
-    # Each look at a clock takes as long, so that all machines take the same steps.
-    looks = itertools.count()
-    monkeypatch.setattr(time, "monotonic", lambda: 0.01 * next(looks))
+    count_readings(monkeypatch)
     made, (u, environments) = model(), waves(40)
     real = FieldTask._loss
 

@@ -14,6 +14,7 @@ from enma_fast.training.loop import autocast, fast_bf16, run, step_generator
 from enma_fast.training.optim import learning_rate
 from enma_fast.training.ranks import Rank
 
+from .._clock import count_readings
 from ._run import TASKS, Line, options, read_log
 
 
@@ -50,13 +51,13 @@ def test_the_best_validation_is_kept_and_not_the_last(tmp_path):
 
 def test_a_stage_that_improves_no_more_goes_on_to_its_last_part(tmp_path, monkeypatch):
     """With the best of its trained weights; so it ends early."""
-    task, ticks, merits = Line(steps=10**6), itertools.count(), itertools.chain([3.0, 1.0, 2.0], itertools.repeat(2.5))
+    task, merits = Line(steps=10**6), itertools.chain([3.0, 1.0, 2.0], itertools.repeat(2.5))
     task.last_part = 0.75
     task.validate = lambda rank: {"w": task.module.weight.item(), "merit": next(merits)}
     task.merit = lambda scores: scores["merit"]
-    monkeypatch.setattr("time.monotonic", lambda: 0.01 * next(ticks))
+    clock = count_readings(monkeypatch)
     run(task, options(tmp_path, seconds=10.0))
-    assert 0.01 * next(ticks) < 7
+    assert clock() < 7
     entries = read_log(tmp_path)
     validations = [(entry["step"], entry["validation"]["w"]) for entry in entries if "validation" in entry]
     weights = {entry["step"]: entry["w"] for entry in entries if "w" in entry}
@@ -66,11 +67,11 @@ def test_a_stage_that_improves_no_more_goes_on_to_its_last_part(tmp_path, monkey
 
 
 def test_seconds_are_left_for_what_a_task_does_at_its_end(tmp_path, monkeypatch):
-    task, ticks = Line(steps=10**6), itertools.count()
+    task = Line(steps=10**6)
     task.finishing = lambda: 4.0
-    monkeypatch.setattr("time.monotonic", lambda: 0.01 * next(ticks))
+    clock = count_readings(monkeypatch)
     run(task, options(tmp_path, seconds=10.0))
-    assert 5.5 < 0.01 * next(ticks) < 6.5
+    assert 5.5 < clock() < 6.5
     assert task.share > 0.9
 
 

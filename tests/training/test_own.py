@@ -1,9 +1,7 @@
 """The user's own data: the derived model, and a training that keeps to its time, can be stopped, and learns."""
 
-import itertools
 import json
 import shutil
-import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,6 +31,7 @@ from enma_fast.training.own_recipe import SIZES, derived_recipe
 from enma_fast.training.recipes import read_recipe
 from enma_fast.training.run import _context_rows
 
+from .._clock import count_readings
 from .._own import advected, save, steepened
 from .._tiny import CONFIGS, model, waves, waves_file
 
@@ -215,13 +214,10 @@ def test_a_run_that_was_stopped_has_a_model_and_goes_on(planned: Callable, tmp_p
 def test_time_is_kept_and_the_model_learns_what_is_not_linear(
     planned: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Each look at a clock takes as long, so that all machines take the same steps.
-    looks = itertools.count()
-    for clock in ("monotonic", "perf_counter", "process_time"):
-        monkeypatch.setattr(time, clock, lambda: 0.06 * next(looks))
+    clock = count_readings(monkeypatch, 0.06, ("monotonic", "perf_counter", "process_time"))
     plan, out = planned("run", minutes=1.0)
     (row,) = train_own(plan, out, command="enma-fast train")["rows"]
-    assert time.monotonic() < 80
+    assert clock() < 80
     assert row["task"] == "temporal"
     others = {name: part["rel_l2"] for name, part in row["methods"].items()}
     assert set(others) == {"persistence", "climatology", "damped persistence", "linear"}

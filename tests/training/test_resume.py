@@ -1,6 +1,5 @@
 """A run that is resumed, killed or begun again takes the steps of an uninterrupted one, or is refused."""
 
-import itertools
 import json
 import signal
 import time
@@ -10,9 +9,9 @@ import torch
 
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import read_tensors
-from enma_fast.training import loop
 from enma_fast.training.loop import run
 
+from .._clock import count_readings
 from .._tiny import dynamics_task
 from ._run import TASKS, Line, assert_same_run, options, read_log, start
 
@@ -38,8 +37,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(stage, optimizer, tmp_path):
 
 
 def test_a_stage_that_went_on_to_its_last_part_stays_there(tmp_path, monkeypatch):
-    now = itertools.count()
-    monkeypatch.setattr(loop.time, "monotonic", lambda: 0.01 * next(now))
+    count_readings(monkeypatch)
 
     class Stuck(Line):
         """Never better than before its first step; stops soon after the last part has begun, or not."""

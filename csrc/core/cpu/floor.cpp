@@ -32,9 +32,11 @@ struct DampedPersistence : Floor {
           channels(grid.channels),
           mean(take.values(prefix + "mean", shape_of(grid, grid.channels))),
           rate(take.values(prefix + "rate", {grid.channels})) {}
-    void step(Past past, const Inferred*, Isa, char*, float* views) const override {
+    void step(Past past, const Inferred*, Isa, char*, float* views) const override { relax(past, mean, rate, views); }
+    // The last frame, relaxed towards a target.
+    void relax(Past past, const std::vector<float>& target, const std::vector<float>& kept, float* views) const {
         for (int i = 0; i < values_; ++i) {
-            views[i] = mean[i] + rate[i % channels] * (past[PAST_FRAMES - 1][i] - mean[i]);
+            views[i] = target[i] + kept[i % channels] * (past[PAST_FRAMES - 1][i] - target[i]);
         }
     }
 
@@ -76,10 +78,7 @@ struct ObservedMean : DampedPersistence {
     }
     void step(Past past, const Inferred* inferred, Isa isa, char* work, float* views) const override {
         if (inferred == nullptr) return DampedPersistence::step(past, inferred, isa, work, views);
-        const std::vector<float>& target = static_cast<const Target*>(inferred)->fields;
-        for (int i = 0; i < values_; ++i) {
-            views[i] = target[i] + returning[i % channels] * (past[PAST_FRAMES - 1][i] - target[i]);
-        }
+        relax(past, static_cast<const Target*>(inferred)->fields, returning, views);
     }
 
     std::vector<float> there, weights, returning;

@@ -39,7 +39,7 @@ class Nothing:
         return cls(sum(part.count for part in parts))
 
 
-class _SameForAll(nn.Module):
+class _WithoutDraws(nn.Module):
     """What these floors share: nothing is drawn, and the frame before the first is the first."""
 
     num_views, num_draws, num_features, reads = 1, 0, 0, 1
@@ -69,7 +69,7 @@ class _SameForAll(nn.Module):
         return state
 
 
-class Persistence(_SameForAll):
+class Persistence(_WithoutDraws):
     """The last frame stays."""
 
     moves, local = True, True
@@ -81,7 +81,7 @@ class Persistence(_SameForAll):
         return past[:, -1]
 
 
-class DampedPersistence(_SameForAll):
+class DampedPersistence(_WithoutDraws):
     """Each point returns to its mean over the training data at its channel's rate: m + r (u - m), r from 0 to 1."""
 
     mean: Tensor
@@ -136,7 +136,7 @@ class ObservedMean(DampedPersistence):
     def learn(self, fields: Tensor, *, environments: Tensor | None = None) -> None:
         """Means, rates and weights of training trajectories `[B, T, *x, c]` of more than three frames."""
         super().learn(fields)
-        self.there.copy_((fields != 0).any(0).any(0))
+        self.there.copy_((fields != 0).flatten(0, 1).any(0))
         told = self._told(fields[:, :KNOWN]).double().flatten(1, -2)
         gram = torch.einsum("jnc,lnc->cjl", told, told)
         held = _HELD * gram.diagonal(dim1=1, dim2=2).mean(1) + _TINY
@@ -177,7 +177,7 @@ class ObservedMean(DampedPersistence):
         return state.target + rate * (past[:, -1] - state.target)
 
 
-class InverseModel(_SameForAll):
+class InverseModel(_WithoutDraws):
     """Damped persistence, and a linear regression of what it misses on the principal components of the last frames.
 
     The number of components and the ridge are those whose forecasts of many frames are best, so few data leave damped
