@@ -6,7 +6,7 @@
     python -m benchmarks.gpu_tree out/gpu-tree     the tree to take there
     make gpu ONLY=smoke    under a minute and without a build: what is missing, operators, a member by each rung
     make gpu ONLY=build    the environment and the extension
-    make gpu ONLY=trajectories, ONLY=operators, ONLY=tests, ONLY=baselines
+    make gpu ONLY=trajectories, ONLY=operators, ONLY=tries, ONLY=tests, ONLY=baselines
     make gpu ONLY=a,b      these groups or parts alone, and the build where they need one
     make gpu               all groups, one after the other
     make gpu DEVICE=cpu ONLY=smoke     a rehearsal, with a program `nvidia-smi` that names a GPU
@@ -46,6 +46,8 @@ SCRATCH = ROOT / "out" / "gpu-dry"
 OPERATORS = ("flow_head", "frame_layer", "frame_attention", "point_attention", "rms_norm")
 # As `enma_fast.ops._flow_head_cuda.GROUPS`.
 EXCHANGES = ("remote", "cluster", "counter")
+# As `enma_fast.ops._backend.WAYS`.
+WAYS = ("products", "launches")
 MEMBERS = (1, 64, 256, 1024)
 # What Nsight Compute reads of the flow head's kernels: their time, and shares of what the GPU can do.
 METRICS = (
@@ -108,9 +110,9 @@ def parts(gpu: str = "GPU", capability: str = "9.0", device: str = "cuda") -> li
     def add_part(group: str, name: str, limit: int, *command: str, **more: Any) -> None:
         found.append(Part(name=name, group=group, limit=limit, command=command, **more))
 
-    def measured(group: str, name: str, limit: int, *words: str) -> None:
+    def measured(group: str, name: str, limit: int, *words: str, **variables: str) -> None:
         options = ("--device", device, "--flag-wrong", "--add", out)
-        add_part(group, name, limit, python, "-m", "benchmarks.compare", *words, *options)
+        add_part(group, name, limit, python, "-m", "benchmarks.compare", *words, *options, variables=variables)
 
     def trajectory(preset: str, members: str) -> tuple[str, ...]:
         return "trajectory", "--preset", preset, "--members", members, "--rounds", "3"
@@ -134,6 +136,11 @@ def parts(gpu: str = "GPU", capability: str = "9.0", device: str = "cuda") -> li
         measured("operators", f"head-{exchange}", 36, "flow_head", *rows, "--alone", "--exchange", exchange)
     # The goal of the head is set against compiled code under graphs, which takes minutes to compile.
     measured("operators", "head", 240, "flow_head", "--rows", "2,4,64,256")
+    # What no GPU has proved yet, beside the rows of `trajectories` and the exchanges.
+    for way in WAYS:
+        for preset, members in (("combined-paper", "1"), ("combined-paper", "1024"), ("combined-fast-paper", "1024")):
+            name = f"{way}-{'flow' if preset == 'combined-paper' else 'pass'}-{members}"
+            measured("tries", name, 80, *trajectory(preset, members), "--alone", ENMA_GPU_TRY=way)
     add_part("tests", "tests", 330, python, "-m", "benchmarks.gpu_tests", str(OUT / "tests"))
     add_part("tests", "check", 60, *check_command(architecture(capability)), tool="nvcc")
     for tool in ("memcheck", "racecheck"):

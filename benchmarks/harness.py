@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -128,4 +129,6 @@ def machine() -> dict[str, Any]:
     """Where a number was measured: `enma_fast.utils.system.machine`, the versions that matter, and the commit."""
     used = system.versions()
     found = {**system.machine(), "torch": used["torch"], "python": used["python"]}
-    return {**found, "commit": system.commit() or "unknown"}
+    # Ways to compute on a GPU that were asked for (`ops._backend.TRY`).
+    asked = os.environ.get("ENMA_GPU_TRY")
+    return {**found, "commit": system.commit() or "unknown", **({"tried": asked} if asked else {})}

@@ -39,6 +39,7 @@ from .flow_head_parts import (
     product,
     silu,
 )
+from .launches import OPTIONS, begin
 
 # Three products per regime. `linear` computes the modulations: many rows, so a square tile that feeds the tensor cores.
 # `block` is up and down; its prologue reads 8 bytes per element of y, shift and scale in every column block. For few
@@ -151,6 +152,7 @@ def _linear_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """out = a w^T + bias; end = K, see `product`"""
+    begin()
     _, o_m, m_m, o_n = _tile(M, N, BLOCK_M, BLOCK_N)
     i_n = inside(o_n, N, BLOCK_N)
     b_out = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -163,6 +165,7 @@ def _linear_kernel(
 @triton.jit(do_not_specialize=["M"])
 def _inputs_kernel(p_condition, p_time, p_m, M, W: tl.constexpr, BLOCK: tl.constexpr):
     """m[t] = silu(condition + time[t])"""
+    begin()
     i_t = tl.program_id(1)
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     size = M.to(tl.int64) * W
@@ -190,6 +193,7 @@ def _up_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """h = silu(w (norm(y) (1 + scale) + shift) + bias)"""
+    begin()
     _, o_m, m_m, o_n = _tile(M, W, BLOCK_M, BLOCK_N)
     i_n = inside(o_n, W, BLOCK_N)
     b_mean, b_rstd = _load_statistics(p_stats, o_m, W, G, BLOCK_G, BLOCK_N)
@@ -221,6 +225,7 @@ def _down_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """y = y + gate (w h + bias), in place, with the statistics of this column block; end = W, see `product`"""
+    begin()
     i_g, o_m, m_m, o_n = _tile(M, W, BLOCK_M, BLOCK_N)
     i_n = inside(o_n, W, BLOCK_N)
     b_d = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -263,6 +268,7 @@ def _move_kernel(
     INWARD: tl.constexpr,
 ):
     """x = start + h (w_out (norm(y) (1 + scale) + shift) + bias_out) if OUTWARD, and y = w_in x + bias_in if INWARD"""
+    begin()
     i_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     m_m = i_m < M
     o_m = tl.minimum(i_m, M - 1)
@@ -304,7 +310,7 @@ def launch_inputs(condition_MW: Tensor, time_TW: Tensor, *, out: Tensor) -> None
     """out [T, M, W] = silu(condition + time)."""
     M, W = condition_MW.shape
     _inputs_kernel[(triton.cdiv(M * W, 1024), time_TW.shape[0])](
-        condition_MW, time_TW, out, M, W, BLOCK=1024, enable_fp_fusion=True
+        condition_MW, time_TW, out, M, W, BLOCK=1024, enable_fp_fusion=True, **OPTIONS
     )
 
 

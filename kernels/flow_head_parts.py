@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
+from .launches import OPTIONS
+
 INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
 EPS = tl.constexpr(1e-6)
 
@@ -117,4 +119,5 @@ def launch_options(config: Config) -> dict[str, int | bool]:
         "num_stages": config.num_stages,
         # The default differs between releases of Triton.
         "enable_fp_fusion": True,
+        **OPTIONS,
     }

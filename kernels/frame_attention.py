@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launches import OPTIONS, begin
+
 INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
 LOG2_E = 1.4426950408889634
 
@@ -99,6 +101,7 @@ def _frame_attention_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """out = softmax(q k^T) v over the prefix of the row's group, the cache of the row, and the frame."""
+    begin()
     i_bh = tl.program_id(0).to(tl.int64)
     i_b = i_bh // H
     i_h = i_bh % H
@@ -189,4 +192,5 @@ def launch_frame_attention(
         BLOCK_K=_block_k(K),
         num_warps=2 if block_n == 16 and K <= 64 and q.element_size() == 2 else 4,
         num_stages=2,
+        **OPTIONS,
     )

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .frame_attention import LOG2_E, _strides, _tile
+from .launches import OPTIONS, begin
 
 INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
 # Up to so many rows: rows, columns and depth of a tile, warps and stages, for two bytes and for four. A row's sums are
@@ -112,6 +113,7 @@ def _heads_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """One head of queries, keys or values. ROWS: 0 all rows, 1 those named, 2 queries of those named, in order."""
+    begin()
     part = tl.program_id(1) // H
     i_h = tl.program_id(1) % H
     per = L
@@ -209,6 +211,7 @@ def _attend_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Attention of one head from tokens of one frame of N; CAUSAL: to the keys of that frame and those before it."""
+    begin()
     i_b = (tl.program_id(0) // H).to(tl.int64)
     i_h = (tl.program_id(0) % H).to(tl.int64)
     blocks = tl.cdiv(N, BLOCK_N)
@@ -256,6 +259,7 @@ def _residual_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """out = x[rows] + a W^T."""
+    begin()
     o_i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_m = o_i < B * M
@@ -290,6 +294,7 @@ def _swiglu_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """out = silu(g) * u with g, u = norm(x) W^T, the rows of W being those of g and then those of u."""
+    begin()
     o_i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_m = o_i < R
@@ -309,9 +314,9 @@ def _swiglu_kernel(
     tl.store(p_out + o_i[:, None] * X + o_n[None, :], _rounded(b_out, p_out), mask=m_m[:, None] & m_n[None, :])
 
 
-def _tiles(rows: int, like: Tensor) -> dict[str, int]:
+def _tiles(rows: int, like: Tensor) -> dict[str, int | bool]:
     sizes = next(sizes for most, sizes in TILES[like.element_size()] if rows <= most)
-    return dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_D", "num_warps", "num_stages"), sizes, strict=True))
+    return dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_D", "num_warps", "num_stages"), sizes, strict=True)) | OPTIONS
 
 
 def _block(size: int) -> int:
@@ -422,6 +427,7 @@ def launch_attend(q: Tensor, k: Tensor, v: Tensor, *, frame: int, causal: bool, 
         BLOCK_K=_block(K),
         num_warps=2 if small and block_n <= 32 else 4,
         num_stages=2,
+        **OPTIONS,
     )
 
 

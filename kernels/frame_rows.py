@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .frame_layer import _block, _dot, _operand, _rounded, _tiles, _two, _weights
+from .launches import OPTIONS, begin
 from .philox_normal import MASK32, _pair
 
 # ln(e - 1): softplus of it is 1.
@@ -57,6 +58,7 @@ def _rows_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Row l = first + n of token n; CONCAT: rows 0 .. N - 1 are the context's, and those of tokens come after them."""
+    begin()
     o_i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     o_d = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_m = o_i < B * M
@@ -112,6 +114,7 @@ def _read_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """out = (norm(x) or x) W^T + b; MOMENTS: of its halves (m, s), out = m + (softplus(s + ln(e - 1)) + 1e-3) y."""
+    begin()
     o_i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_m = o_i < R
@@ -157,6 +160,7 @@ def _shifted_kernel(
     BLOCK_R: tl.constexpr,
 ):
     """out = anchor (1 + gamma) + beta; gamma, beta = (silu(c) down^T) up^T + bias. Row b has anchor b // members."""
+    begin()
     o_i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     o_r = tl.arange(0, BLOCK_R)
@@ -204,6 +208,7 @@ def _noise_kernel(
 
     `steps` [3, N] are, of each rank, the mask step, its first rank and the number of its tokens.
     """
+    begin()
     i_b = tl.program_id(0).to(tl.int64)
     key = (tl.load(p_seeds + i_b) & MASK32) | (tl.load(p_members + i_b) << 32)
     frame = tl.load(p_frame).to(tl.uint32)
@@ -354,4 +359,5 @@ def launch_noise(
         BLOCK_O=min(block_n, 32),
         BLOCK_E=block_e,
         num_warps=min(8, max(1, block_n * block_e // 32)),
+        **OPTIONS,
     )

@@ -16,6 +16,7 @@ import functools
 import importlib
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
@@ -36,6 +37,12 @@ _plain = contextvars.ContextVar("plain", default=False)
 
 # Begins the problem of what serves another kind of device; nobody misses it.
 _OTHER_DEVICE = "needs a CUDA device"
+
+# Names faster ways to compute on a GPU, with commas between them; none has run on a GPU yet.
+TRY = "ENMA_GPU_TRY"
+WAYS = ("products", "launches")
+# With fewer rows launches count for more than products.
+LIBRARY_ROWS = 1024
 
 # Types that training's operators take where a gradient is asked for; float64 is for tests.
 FUSED = (torch.float32, torch.bfloat16)
@@ -84,6 +91,19 @@ def plain(on: bool = True) -> Iterator[None]:
         yield
     finally:
         _plain.reset(token)
+
+
+def tried(way: str) -> bool:
+    """True if ENMA_GPU_TRY names one of `WAYS`; `EnmaError` if it names another."""
+    asked = [name for name in os.environ.get(TRY, "").split(",") if name]
+    if unknown := [name for name in asked if name not in WAYS]:
+        raise EnmaError(f"{TRY} has {unknown[0]!r}; expected some of {', '.join(WAYS)}")
+    return way in asked
+
+
+def by_library(rows: int) -> bool:
+    """True where products of so many rows on a GPU are to be those of cuBLASLt, which PyTorch calls."""
+    return rows >= LIBRARY_ROWS and tried("products")
 
 
 def choose(op: str, candidates: Mapping[str, str | None], backend: str | None) -> str:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
-from ._backend import kernel, triton_problem
+from ._backend import by_library, kernel, triton_problem
 from ._checks import dtype_name
 from .flow_plan import FlowPlan
 
@@ -134,9 +134,12 @@ def _integrate(
         if k % chunk == 0:
             n = min(chunk, evaluations - k)
             head.launch_inputs(condition, packed.time_RW[k : k + n], out=m[:n])
-            head.launch_linear(
-                m[:n].flatten(0, 1), *packed.modulation, config=configs["linear"], out=modulation[:n].flatten(0, 1)
-            )
+            inputs, made = m[:n].flatten(0, 1), modulation[:n].flatten(0, 1)
+            if by_library(len(inputs)):
+                weight, bias = packed.modulation
+                torch.addmm(bias, inputs, weight.T, out=made)
+            else:
+                head.launch_linear(inputs, *packed.modulation, config=configs["linear"], out=made)
         now = modulation[k % chunk]
         for i, (up_weight, up_bias, down_weight, down_bias) in enumerate(layers):
             head.launch_up(y, stats, now, up_weight, up_bias, block=i, config=configs["block"], out=h)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._backend import choose, kernel, triton_problem
+from ._backend import by_library, choose, kernel, triton_problem
 from ._checks import dtype_name, expect
 from .rms_norm import rms_norm
 
@@ -50,14 +50,14 @@ class LayerWeights:
         return self.norm.shape[0] // self.q_norm.shape[0]
 
 
-def candidates(device: torch.device, dtype: torch.dtype, *, head_dim: int = 2) -> dict[str, str | None]:
-    """Implementations, best first, with the reason why one cannot serve."""
+def candidates(device: torch.device, dtype: torch.dtype, *, head_dim: int = 2, rows: int = 0) -> dict[str, str | None]:
+    """Implementations of products of so many rows, best first, with the reason why one cannot serve."""
     problem = triton_problem(device)
     if problem is None and dtype not in DTYPES:
         problem = f"takes {', '.join(map(dtype_name, DTYPES))}, not {dtype_name(dtype)}"
     if problem is None and (head_dim % 2 or head_dim > MAX_HEAD_DIM):
         problem = f"takes even head dims up to {MAX_HEAD_DIM}, not {head_dim}"
-    return {"triton": problem, "reference": None}
+    return {"reference": None, "triton": problem} if by_library(rows) else {"triton": problem, "reference": None}
 
 
 def heads_(
@@ -97,12 +97,13 @@ def heads_(
     _check(x_BLD, layer)
     given: dict[str, Any] = {"turns": turns, "position": position, "tokens": tokens, "first": first}
     given |= {"only_queries": only_queries, "q": q, "kv": kv, "store": store, "length": length}
-    if _choose(x_BLD, layer, backend) == "reference":
-        _heads_ref_(x_BLD, layer, **given)
+    B, L = x_BLD.shape[:2]
+    if _choose(x_BLD, layer, backend, rows=B * L if tokens is None or only_queries else tokens.numel()) == "triton":
+        norms = (layer.norm, layer.qkv, layer.q_norm, layer.k_norm)
+        with torch.cuda.device_of(x_BLD):
+            kernel(OP).launch_heads(x_BLD, *norms, eps=(layer.eps, layer.head_eps), **given)
         return
-    norms = (layer.norm, layer.qkv, layer.q_norm, layer.k_norm)
-    with torch.cuda.device_of(x_BLD):
-        kernel(OP).launch_heads(x_BLD, *norms, eps=(layer.eps, layer.head_eps), **given)
+    _heads_ref_(x_BLD, layer, **given)
 
 
 def _heads_ref_(
@@ -120,21 +121,26 @@ def _heads_ref_(
     B, L, D = x.shape
     rows = torch.arange(L, device=x.device).expand(B, L)
     chosen = rows if tokens is None else tokens + first
-    others = rows if only_queries else chosen
 
-    def part(i: int, at: Tensor) -> Tensor:
-        y = rms_norm(_rows_of(x, at), layer.norm, eps=layer.eps)
-        heads = F.linear(y, layer.qkv[i * D : (i + 1) * D]).unflatten(-1, (layer.heads, -1))
-        if i == 2:
-            return heads
-        heads = rms_norm(heads, (layer.q_norm, layer.k_norm)[i], eps=layer.head_eps)
+    def products(of: slice, at: Tensor) -> tuple[Tensor, ...]:
+        y = rms_norm(x if at is rows else _rows_of(x, at), layer.norm, eps=layer.eps)
+        return F.linear(y, layer.qkv[of]).unflatten(-1, (-1, layer.heads, D // layer.heads)).unbind(2)
+
+    def turned(heads: Tensor, norm: Tensor, at: Tensor) -> Tensor:
+        heads = rms_norm(heads, norm, eps=layer.head_eps)
         if turns is None:
             return heads
         cos, sin = turns[:, at if position is None else at + position * L][..., None, :]
         a, b = heads.to(torch.promote_types(heads.dtype, torch.float32)).chunk(2, dim=-1)
         return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(heads.dtype)
 
-    queries, both = part(0, chosen), torch.stack([part(1, others), part(2, others)])
+    others = rows if only_queries else chosen
+    if only_queries:
+        parts = products(slice(D), chosen) + products(slice(D, None), rows)
+    else:
+        parts = products(slice(None), chosen)
+    queries = turned(parts[0], layer.q_norm, chosen)
+    both = torch.stack([turned(parts[1], layer.k_norm, others), parts[2]])
     if tokens is None or only_queries:
         q.copy_(queries)
         kv.copy_(both)
@@ -183,7 +189,8 @@ def residual(
     backend: str | None = None,
 ) -> Tensor:
     """``x + a W^T`` ``[B, M, D]``, of the rows of `x` that the `tokens` ``[B, M]`` choose, or of all M = L."""
-    if choose(OP, candidates(x_BLD.device, x_BLD.dtype), backend) == "triton":
+    found = candidates(x_BLD.device, x_BLD.dtype, rows=a_BMX.shape[:2].numel())
+    if choose(OP, found, backend) == "triton":
         out = x_BLD.new_empty(*a_BMX.shape[:2], weight_DX.shape[0])
         with torch.cuda.device_of(x_BLD):
             kernel(OP).launch_residual(x_BLD, a_BMX.contiguous(), weight_DX, tokens, first=first, out=out)
@@ -194,7 +201,7 @@ def residual(
 def swiglu(x_BMD: Tensor, layer: LayerWeights, *, backend: str | None = None) -> Tensor:
     """``silu(norm(x) W_gate^T) * (norm(x) W_up^T)`` ``[B, M, X]``."""
     _check(x_BMD, layer)
-    if _choose(x_BMD, layer, backend) == "triton":
+    if _choose(x_BMD, layer, backend, rows=x_BMD.shape[:2].numel()) == "triton":
         out = x_BMD.new_empty(*x_BMD.shape[:2], layer.down.shape[1])
         with torch.cuda.device_of(x_BMD):
             kernel(OP).launch_swiglu(
@@ -209,8 +216,8 @@ def _rows_of(x_BLD: Tensor, rows_BM: Tensor) -> Tensor:
     return x_BLD.gather(1, rows_BM[..., None].expand(-1, -1, x_BLD.shape[-1]))
 
 
-def _choose(x: Tensor, layer: LayerWeights, backend: str | None) -> str:
-    return choose(OP, candidates(x.device, x.dtype, head_dim=layer.q_norm.shape[0]), backend)
+def _choose(x: Tensor, layer: LayerWeights, backend: str | None, *, rows: int) -> str:
+    return choose(OP, candidates(x.device, x.dtype, head_dim=layer.q_norm.shape[0], rows=rows), backend)
 
 
 def _check(x: Tensor, layer: LayerWeights) -> None:

@@ -26,7 +26,7 @@ def test_a_group_is_a_call_of_ten_minutes():
     for part in gpu.parts():
         groups[part.group] = groups.get(part.group, 0) + part.limit
     # Facts of the first minute first, what torch.compile takes long for last.
-    assert list(groups) == ["smoke", "build", "trajectories", "operators", "tests", "baselines"]
+    assert list(groups) == ["smoke", "build", "trajectories", "operators", "tries", "tests", "baselines"]
     assert all(seconds <= gpu.CALL == 600 for seconds in groups.values())
     assert groups["smoke"] <= 60
     trajectories = [part for part in gpu.parts() if part.group == "trajectories"]
@@ -194,9 +194,8 @@ def test_each_exchange_of_the_flow_head_is_a_process():
 def test_a_rehearsal_is_on_the_device_that_is_asked_for():
     for part in gpu.parts(device="cpu"):
         assert "cuda" not in part.command
-        assert ("--device" in part.command) == (part.group in ("smoke", "trajectories", "operators", "baselines")) or (
-            part.name.startswith("step-")
-        )
+        measured = part.group in ("smoke", "trajectories", "operators", "tries", "baselines")
+        assert ("--device" in part.command) == (measured or part.name.startswith("step-"))
 
 
 def test_the_listing_has_a_line_for_each_part():

@@ -134,6 +134,8 @@ def resources(name: str, cubin: bytes, metadata: Any, listing: list[str]) -> dic
         "shared": max(metadata.shared, numbers["SHARED"]),
         # Warp-level products, warp-group products of Hopper, and those of Blackwell.
         "tensor_core": len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA|QGMMA|DMMA)\b", code)),
+        # Waits for the kernels before, lets the next one be launched, and is launched so itself.
+        "early": ["ACQBULK" in code, "PREEXIT" in code, bool(metadata.launch_pdl)],
         # Of these, those that a warp alone does not issue.
         "warp_group": len(re.findall(r"\b(?:HGMMA|QGMMA|UTCHMMA|UTCQMMA)\b", code)),
     }

@@ -1,0 +1,87 @@
+"""Ways to compute on a GPU that are tried where ENMA_GPU_TRY names them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from enma_fast.errors import EnmaError
+from enma_fast.ops import _backend, frame_layer
+from enma_fast.ops._flow_head_triton import run
+from tests.ops._cubin import ROOT
+from tests.ops.test_flow_head_triton import MIDPOINT, check, inputs, make_plan
+
+pytest.importorskip("triton")
+
+
+def test_ways_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu.WAYS == _backend.WAYS
+    monkeypatch.delenv(_backend.TRY, raising=False)
+    assert not any(map(_backend.tried, _backend.WAYS))
+    monkeypatch.setenv(_backend.TRY, "products,launches")
+    assert all(map(_backend.tried, _backend.WAYS))
+    monkeypatch.setenv(_backend.TRY, "products,graphs")
+    with pytest.raises(EnmaError, match="ENMA_GPU_TRY has 'graphs'"):
+        _backend.tried("products")
+
+
+def test_products_of_many_rows_are_those_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, many = torch.device("cpu"), _backend.LIBRARY_ROWS
+
+    def best(rows: int) -> str:
+        return next(iter(frame_layer.candidates(cpu, torch.float32, rows=rows)))
+
+    monkeypatch.delenv(_backend.TRY, raising=False)
+    assert best(many) == "triton"
+    monkeypatch.setenv(_backend.TRY, "products")
+    assert (best(many - 1), best(many), best(0)) == ("triton", "reference", "triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_modulations_by_the_library(dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(**MIDPOINT, dtype=dtype).to(device)
+    c, noise = inputs(plan, 5)
+    products: list[int] = []
+
+    def counted(bias: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        products.append(len(rows))
+        return torch.matmul(rows, weight, out=out).add_(bias)
+
+    monkeypatch.setattr(torch, "addmm", counted)
+    monkeypatch.setattr(_backend, "LIBRARY_ROWS", 15)
+    monkeypatch.setenv(_backend.TRY, "products")
+    ours = run(c, noise, plan)
+    # All three evaluations of five rows at once.
+    assert products == [15]
+    check(plan, c, noise, ours)
+
+
+def early_cases() -> None:
+    """Every kernel of a frame, at one size."""
+    from tests.ops.test_frame_attention import arguments
+    from tests.ops.test_frame_layer import _layer_cases
+
+    frame_layer.triton_problem = lambda device: None
+    _layer_cases(1, 16, 4, 32, 256, torch.bfloat16)
+    plan = make_plan(**MIDPOINT, dtype=torch.bfloat16)
+    run(*inputs(plan, 3), plan)
+    own, given = arguments(2, 1, 16, 32, 16, 32, device=torch.device("cpu"), dtype=torch.bfloat16)
+    _backend.kernel("frame_attention").launch_frame_attention(*own, **given, out=torch.empty_like(own[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["", "launches"])
+def test_kernels_wait_for_those_before(way: str) -> None:
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {_backend.TRY: way}
+    command = [sys.executable, "-m", "tests.ops._cubin", "tests.ops.test_gpu_ways:early_cases", "90"]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
+    cubins = json.loads(done.stdout.splitlines()[-1])
+    assert len({cubin["kernel"] for cubin in cubins}) == 14
+    for cubin in cubins:
+        assert cubin["early"] == [bool(way)] * 3, cubin
