@@ -74,7 +74,7 @@ def demo(
         f"spread and error agree when spread/skill is 1; {time.perf_counter() - clock:.0f} s in all, "
         f"{number(result['seconds_per_member'])} s per member",
         f"forecast: {result['store']}   (xarray.open_zarr)",
-        f"figure:   {result['figure']}   (trajectory {result['figure_trajectory']}, that of median error)",
+        f"figure:   {result['figure']}   (trajectory {result['figure_trajectory']}, of median error)",
     )
     terminal.result(result)
 

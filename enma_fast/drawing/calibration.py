@@ -80,8 +80,9 @@ def draw_error_and_spread(axes: Any, forecast: Forecast, scores: dict[str, Any])
     axes.plot(forecast.times, error, color=ERROR, marker="o", ms=3, label="error of the mean (RMS)")
     axes.plot(forecast.times, spread, color=SPREAD, marker="s", ms=3, ls="--", label="spread (RMS)")
     ratio = scores["spread_skill"]
-    label = "" if ratio is None else f", ratio {ratio:.2f}"
-    axes.set(title=f"error and spread{label}", xlabel=forecast.axis_label("time"), ylabel=forecast.label)
+    title = "error and spread" if ratio is None else f"spread/error {ratio:.2f}"
+    title += f", {counted(scores['num_trajectories'], 'trajectory')}"
+    axes.set(title=title, xlabel=forecast.axis_label("time"), ylabel=forecast.label)
     axes.set_ylim(0, 1.3 * greatest_value(error, spread) or 1)
     axes.legend(loc="upper left")
     if _is_jagged(spread, forecast):
@@ -100,7 +101,7 @@ def _is_jagged(spread: np.ndarray, forecast: Forecast) -> bool:
 def _draw_ranks(axes: Any, scores: dict[str, Any]) -> None:
     """Draw the rank histogram relative to a flat one, in at most 17 bars."""
     ranks, count = scores["rank_histogram"], scores["num_trajectories"]
-    axes.set(xlabel="rank of the truth among the members", ylabel="frequency / flat")
+    axes.set(xlabel="rank of the truth among the members", ylabel="relative frequency (even: 1)")
     axes.set_title(f"ranks, {counted(count, 'trajectory')}")
     if ranks is None:
         axes.text(0.5, 0.5, "one member has no ranks", transform=axes.transAxes, ha="center")

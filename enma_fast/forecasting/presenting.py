@@ -33,10 +33,10 @@ def summary(labels: Labels, values: np.ndarray, mean: np.ndarray, spread: np.nda
     lines = [", ".join(parts)]
     units = labels.unit_names(values.shape[-1])
     for c, name in enumerate(labels.channel_names(values.shape[-1])):
-        line = f"{name}{'' if units[c] == '1' else f' ({units[c]})'}: mean {_rms(mean[..., c])} (RMS)"
+        line = f"{name}{'' if units[c] == '1' else f' ({units[c]})'}: RMS of the mean {_rms(mean[..., c])}"
         if spread is not None:
             first, last = (_rms(spread[..., c].take(frame, axis)) for frame in (0, -1))
-            line += f", spread {_rms(spread[..., c])} (RMS; {first} in the first frame, {last} in the last)"
+            line += f", of the spread {_rms(spread[..., c])} ({first} in the first frame, {last} in the last)"
         least, greatest = np.nanmin(values[..., c]), np.nanmax(values[..., c])
         lines.append(f"{line}, values {least:.3g} to {greatest:.3g}")
     return "\n".join(lines)

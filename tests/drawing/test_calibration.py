@@ -38,7 +38,12 @@ def test_frames_of_one_latent_are_named_where_the_spread_shows_them(spread, toge
         observed_times=np.arange(num_seen),
         together=together,
     )
-    scores = {"per_frame": {"rmse": [1.0] * size, "spread": list(spread)}, "num_members": 8, "spread_skill": 1.0}
+    scores = {
+        "per_frame": {"rmse": [1.0] * size, "spread": list(spread)},
+        "num_members": 8,
+        "num_trajectories": 2,
+        "spread_skill": 1.0,
+    }
     figure = forecast_figure(forecast, scores=scores)
-    (panel,) = (axes for axes in figure.axes if axes.get_title("left").startswith("error and spread"))
+    (panel,) = (axes for axes in figure.axes if axes.get_title("left").startswith("spread/error 1.00, 2 trajectories"))
     assert [text.get_text().startswith("2 frames") for text in panel.texts] == [True] * noted

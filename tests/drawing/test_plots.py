@@ -132,7 +132,7 @@ def test_fan_chart_shows_quantiles_truth_and_observations(forecast: dict[str, An
 def test_calibration_panels(forecast: dict[str, Any]) -> None:
     result = scores(forecast)
     axes = by_title(draw(forecast, scores=result))
-    panel = axes[f"error and spread, ratio {result['spread_skill']:.2f}"]
+    panel = axes[f"spread/error {result['spread_skill']:.2f}, 1 trajectory"]
     error, spread = panel.lines
     np.testing.assert_allclose(error.get_ydata(), result["per_frame"]["rmse"])
     ratio = np.array(spread.get_ydata()) / np.array(error.get_ydata())
@@ -159,7 +159,7 @@ def test_scores_without_members_have_no_ranks(forecast: dict[str, Any]) -> None:
     del result["rank_histogram"]
     titles = by_title(draw(forecast, scores={**result, "num_members": None, "spread_skill": None}))
     assert not any(title.startswith("ranks") for title in titles)
-    np.testing.assert_allclose(titles["error and spread"].lines[1].get_ydata(), result["per_frame"]["spread"])
+    np.testing.assert_allclose(titles["error and spread, 1 trajectory"].lines[1].get_ydata(), result["per_frame"]["spread"])
 
 
 def test_statistics_alone_are_drawn_as_the_members_are(forecast: dict[str, Any]) -> None:
@@ -234,7 +234,7 @@ def test_one_member(forecast: dict[str, Any]) -> None:
     result["per_frame"] = {**result["per_frame"], "spread": [None] * 7}
     axes = by_title(draw(given, scores=result))
     assert map_of(axes["spread (standard deviation)"]).max() == 0
-    assert "error and spread" in axes
+    assert "error and spread, 1 trajectory" in axes
 
 
 def test_a_plane_shows_its_last_frame(rng: np.random.Generator) -> None:

@@ -118,7 +118,7 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
         "scores": _outside(reader)
         + _score_tables(reader, results, rows, left_out)
         + _physics_table(physics, has_truth=reader.has_truth),
-        "figures_of": f"Trajectory {first.number}{'' if results[None] is None else '; calibration is that of all'}.",
+        "figures_of": f"Maps and fan charts are of trajectory {first.number}. Scores are of all trajectories.",
         "figures": "".join(figures),
         "provenance": _provenance(reader),
         "data": _script_json(thinning.document(reader, series)),
