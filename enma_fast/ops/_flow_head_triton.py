@@ -49,7 +49,6 @@ class _Packed:
     down: tuple[Tensor, Tensor]
     outward: tuple[Tensor, Tensor]
     time_RW: Tensor
-    moves_R: Tensor
 
     @property
     def width(self) -> int:
@@ -187,7 +186,6 @@ def pack(plan: FlowPlan) -> _Packed:
             down=stack("down"),
             outward=(w.outward_weight.contiguous(), w.outward_bias.contiguous()),
             time_RW=plan.time_RW.detach().contiguous(),
-            moves_R=torch.tensor(plan.moves, dtype=torch.float32, device=like.device),
         )
 
 
