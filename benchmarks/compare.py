@@ -35,7 +35,7 @@ from benchmarks.trajectory import trajectory_case
 from enma_fast.errors import EnmaError, first_line
 from enma_fast.ops import _flow_head_cuda
 from enma_fast.ops._checks import dtype_name
-from enma_fast.sampling.cuda_graphs import CudaRecorder
+from enma_fast.ops.recordings import CudaRecorder
 from enma_fast.training.recipes import RECIPES
 
 # Largest over smallest ratio, above which a comparison says nothing.

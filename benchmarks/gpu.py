@@ -47,7 +47,7 @@ OPERATORS = ("flow_head", "frame_layer", "frame_attention", "point_attention", "
 # As `enma_fast.ops._flow_head_cuda.GROUPS`.
 EXCHANGES = ("remote", "cluster", "counter")
 # As `enma_fast.ops._backend.WAYS`.
-WAYS = ("products", "launches")
+WAYS = ("products", "launches", "fields")
 MEMBERS = (1, 64, 256, 1024)
 # What Nsight Compute reads of the flow head's kernels: their time, and shares of what the GPU can do.
 METRICS = (
@@ -117,6 +117,10 @@ def parts(gpu: str = "GPU", capability: str = "9.0", device: str = "cuda") -> li
     def trajectory(preset: str, members: str) -> tuple[str, ...]:
         return "trajectory", "--preset", preset, "--members", members, "--rounds", "3"
 
+    def fields(members: int) -> tuple[str, ...]:
+        given = ("--members", str(members), "--device", device, "--out", out)
+        return python, "-m", "benchmarks.gpu_fields", *given
+
     # Of all processes the first one compiles the kernels, which the others find.
     smoke = ("-m", "benchmarks.gpu_smoke", "--device", device, "--out", out)
     add_part("smoke", "smoke", 60, sys.executable, *smoke, bare=True)
@@ -126,8 +130,7 @@ def parts(gpu: str = "GPU", capability: str = "9.0", device: str = "cuda") -> li
             limit = first if count == MEMBERS[0] else later
             measured("trajectories", f"{kind}-{count}", limit, *trajectory(preset, str(count)), "--alone")
     for count in MEMBERS:
-        command = (python, "-m", "benchmarks.gpu_fields", "--members", str(count), "--device", device, "--out", out)
-        add_part("trajectories", f"field-{count}", 40, *command)
+        add_part("trajectories", f"field-{count}", 40, *fields(count))
     for name in OPERATORS:
         measured("operators", name, 48, name, "--no-compile")
     # A process each: one that reads what it must not ends the others of its process too.
@@ -137,10 +140,17 @@ def parts(gpu: str = "GPU", capability: str = "9.0", device: str = "cuda") -> li
     # The goal of the head is set against compiled code under graphs, which takes minutes to compile.
     measured("operators", "head", 240, "flow_head", "--rows", "2,4,64,256")
     # What no GPU has proved yet, beside the rows of `trajectories` and the exchanges.
-    for way in WAYS:
-        for preset, members in (("combined-paper", "1"), ("combined-paper", "1024"), ("combined-fast-paper", "1024")):
-            name = f"{way}-{'flow' if preset == 'combined-paper' else 'pass'}-{members}"
-            measured("tries", name, 80, *trajectory(preset, members), "--alone", ENMA_GPU_TRY=way)
+    products, launches, in_bf16 = ({"ENMA_GPU_TRY": way} for way in WAYS)
+    for preset, kind, members in (
+        ("combined-paper", "flow", "1"),
+        ("combined-paper", "flow", "1024"),
+        ("combined-fast-paper", "pass", "1024"),
+    ):
+        for way in (products, launches):
+            name = f"{way['ENMA_GPU_TRY']}-{kind}-{members}"
+            measured("tries", name, 80, *trajectory(preset, members), "--alone", **way)
+    for count in (1, 256):
+        add_part("tries", f"fields-{count}", 40, *fields(count), variables=in_bf16)
     add_part("tests", "tests", 330, python, "-m", "benchmarks.gpu_tests", str(OUT / "tests"))
     add_part("tests", "check", 60, *check_command(architecture(capability)), tool="nvcc")
     for tool in ("memcheck", "racecheck"):

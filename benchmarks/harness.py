@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from enma_fast.sampling.cuda_graphs import Recorder
+from enma_fast.ops.recordings import Recorder
 from enma_fast.utils import system
 
 # Seconds that a turn takes, or one call if that takes longer.

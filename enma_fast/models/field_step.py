@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FieldConfig
+from ..ops import tried
+from ..ops.recordings import CudaRecorder, Recordings
 from .drivers import Drivers, Known
 from .floors.ladder import known_share, widening
 from .grid_layers import (
@@ -34,6 +36,7 @@ from .grid_layers import (
     pad_axis,
     to_blocks,
 )
+from .layers import prepared
 
 # From past frames `[B, 3, *x, C]` to a floor's forecast of the next and its views `[B, *x, C, F]`.
 Forecast = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -151,6 +154,31 @@ class FieldNetwork(nn.Module):
         return x
 
 
+def _on_gpu(x: Tensor) -> bool:
+    return x.device.type == "cuda"
+
+
+def answer(network: FieldNetwork, x: Tensor, condition_BZ: Tensor | None, noise: Tensor | None) -> Tensor:
+    """What a network gives; on a GPU where ENMA_GPU_TRY names "fields" in one launch, with products in bf16."""
+    if not _on_gpu(x) or torch.is_grad_enabled() or not tried("fields"):
+        return network(x, condition_BZ, noise)
+    given = [x, condition_BZ, noise]
+    there = [part is not None for part in given]
+
+    def run(inputs: Sequence[Tensor]) -> Tensor:
+        rest = iter(inputs)
+        # Casts that a cache keeps would be of the recording alone.
+        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
+            made: Tensor = network(*(next(rest) if known else None for known in there))
+        return made
+
+    recordings = prepared(network, "recordings", lambda: Recordings(CudaRecorder(x.device)))
+    tensors = [part for part in given if part is not None]
+    made = recordings((*there, *(part.shape for part in tensors)), run, tensors)
+    assert made is not None
+    return made
+
+
 class FieldStep(nn.Module):
     """The next frame of fields `[*x, C]` from the last three and a condition."""
 
@@ -210,7 +238,7 @@ class FieldStep(nn.Module):
             parts.append(((views - x2[..., None]) / s.view).flatten(-2))
         if known is not None:
             parts.append(known.inputs.to(x2.dtype))
-        made = self.network(torch.cat(parts, -1), condition_BZ, noise)
+        made = answer(self.network, torch.cat(parts, -1), condition_BZ, noise)
         made = made.to(torch.promote_types(made.dtype, torch.float32)) * s.error
         return made if known is None or known.mask is None else made * known.mask
 

@@ -13,6 +13,7 @@ from ._backend import best as best
 from ._backend import choose as choose
 from ._backend import fused_in_training as fused_in_training
 from ._backend import instruction_set as instruction_set
+from ._backend import tried as tried
 
 OPERATORS = (
     "point_attention",

@@ -25,7 +25,7 @@ from ..ops._backend import plain
 from ..utils.bounds import most_threads
 
 if TYPE_CHECKING:
-    from .cuda_graphs import Recordings
+    from ..ops.recordings import Recordings
     from .ladder import Ladder
 
 _Given = TypeVar("_Given")

@@ -159,7 +159,9 @@ def test_scores_without_members_have_no_ranks(forecast: dict[str, Any]) -> None:
     del result["rank_histogram"]
     titles = by_title(draw(forecast, scores={**result, "num_members": None, "spread_skill": None}))
     assert not any(title.startswith("ranks") for title in titles)
-    np.testing.assert_allclose(titles["error and spread, 1 trajectory"].lines[1].get_ydata(), result["per_frame"]["spread"])
+    np.testing.assert_allclose(
+        titles["error and spread, 1 trajectory"].lines[1].get_ydata(), result["per_frame"]["spread"]
+    )
 
 
 def test_statistics_alone_are_drawn_as_the_members_are(forecast: dict[str, Any]) -> None:

@@ -12,8 +12,11 @@ import torch
 
 from benchmarks import gpu
 from enma_fast.errors import EnmaError
+from enma_fast.models import field_step
 from enma_fast.ops import _backend, frame_layer
 from enma_fast.ops._flow_head_triton import run
+from tests._static import TapeRecorder
+from tests._tiny_field import field_model
 from tests.ops._cubin import ROOT
 from tests.ops.test_flow_head_triton import MIDPOINT, check, inputs, make_plan
 
@@ -24,7 +27,7 @@ def test_ways_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu.WAYS == _backend.WAYS
     monkeypatch.delenv(_backend.TRY, raising=False)
     assert not any(map(_backend.tried, _backend.WAYS))
-    monkeypatch.setenv(_backend.TRY, "products,launches")
+    monkeypatch.setenv(_backend.TRY, ",".join(_backend.WAYS))
     assert all(map(_backend.tried, _backend.WAYS))
     monkeypatch.setenv(_backend.TRY, "products,graphs")
     with pytest.raises(EnmaError, match=_backend.TRY):
@@ -60,6 +63,28 @@ def test_modulations_by_the_library(dtype: torch.dtype, device: torch.device, mo
     # All three evaluations of five rows at once.
     assert products == [15]
     check(plan, c, noise, ours)
+
+
+def test_networks_of_fields_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = field_model(grid=(8, 6), periodic=(True, False), width=16, layers=2).dynamics.decoder("step").model
+    torch.nn.init.normal_(step.network.head.weight)
+    x = [torch.randn(3, 8, 6, step.network.channels[0]) for _ in range(4)]
+    condition = torch.randn(3, step.network.channels[2])
+    recorder = TapeRecorder(monkeypatch)
+    monkeypatch.setattr(field_step, "CudaRecorder", lambda device: recorder)
+    # As if it were on a GPU.
+    monkeypatch.setattr(field_step, "_on_gpu", lambda x: True)
+    with torch.inference_mode():
+        expected = [step.network(each, condition) for each in x]
+        monkeypatch.delenv(_backend.TRY, raising=False)
+        assert torch.equal(field_step.answer(step.network, x[0], condition, None), expected[0])
+        monkeypatch.setenv(_backend.TRY, "fields")
+        made = [field_step.answer(step.network, each, condition, None) for each in x]
+    # All but the first of a shape.
+    assert recorder.replays == 3
+    for ours, wide in zip(made, expected, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert 0 < float((ours - wide).norm() / wide.norm()) < 2e-2
 
 
 def early_cases() -> None:

@@ -13,8 +13,9 @@ import torch
 from enma_fast.errors import EnmaError
 from enma_fast.models.codecs.folding import folded_end
 from enma_fast.models.model import Dynamics
+from enma_fast.ops.recordings import MOST_RECORDINGS, Recordings
 from enma_fast.sampling import cuda_graphs
-from enma_fast.sampling.cuda_graphs import CapturedStep, Recordings
+from enma_fast.sampling.cuda_graphs import CapturedStep
 from enma_fast.sampling.settings import Size
 from enma_fast.sampling.static_step import StaticStep
 
@@ -151,11 +152,11 @@ def test_so_many_calls_are_recorded_and_large_ones_are_not(
     recorder: TapeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recordings = Recordings(recorder)
-    for count in range(1, cuda_graphs.MOST_RECORDINGS + 2):
+    for count in range(1, MOST_RECORDINGS + 2):
         x = torch.ones(count)
         for _ in range(3):
             assert recordings(count, lambda inputs: inputs[0].cumsum(0), [x])[-1] == count
-    assert len(recorder.nodes) == cuda_graphs.MOST_RECORDINGS
+    assert len(recorder.nodes) == MOST_RECORDINGS
     recordings.clear()
     assert recordings(1, lambda inputs: inputs[0] + 1, [torch.ones(1)]) == 2
 
