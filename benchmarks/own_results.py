@@ -28,7 +28,7 @@ EXACT, TIMED = {"rel_l2": 1.01, "crps": 1.01}, {"rel_l2": 1.6, "crps": 1.6}
 # Column of a row -> its title, what it is at best, and how it is written.
 COLUMNS = {
     "rel_l2": ("rel. L2", 0.0, ".4f"),
-    "rel_l2_median": ("its median", 0.0, ".4f"),
+    "rel_l2_median": ("median", 0.0, ".4f"),
     "crps": ("CRPS", 0.0, ".4f"),
     "spread_skill": ("spread/skill", 1.0, ".2f"),
     "coverage_50": ("central 50 %", 0.5, ".2f"),

@@ -134,12 +134,12 @@ def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
         notes.append(f"rel_l2 is a mean over trajectories; their median is {median}, their 90 % quantile {tail}")
     if result["crps_relative"] is not None:
         seen = "the observed frames" if result["history"] else "the truth"
-        notes.append(f"crps is {number(result['crps_relative'])} of the RMS of {seen}")
+        notes.append(f"crps / RMS of {seen}: {number(result['crps_relative'])}")
     if result["num_outside"] is not None:
         notes.append(f"observed frames outside the training data: {counted(result['num_outside'], 'trajectory')}")
     notes += _of_physics(result["physics"])
     if any("crps" in row for row in paper):
-        notes.append("the paper does not say whether its crps and rmsce are from 3 frames or from 1")
+        notes.append("the ENMA paper does not say whether its crps and rmsce are from 3 frames or from 1")
     if result["channels"] is not None:
         notes.append("the scores are of all channels together, whatever their units; those of each are below")
     return table(

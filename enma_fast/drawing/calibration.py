@@ -120,7 +120,7 @@ def _draw_spread_and_skill(axes: Any, forecast: Forecast, bins: dict[str, list[f
     )
     top = 1.08 * greatest_value(spread, error) or 1
     axes.plot([0, top], [0, top], color=INK, lw=1, ls="--", label="spread = error")
-    axes.plot(spread, error, color=ERROR, marker="o", ms=4, lw=1.2, label="points, by spread")
+    axes.plot(spread, error, color=ERROR, marker="o", ms=4, lw=1.2, label="grid points, in bins of spread")
     axes.set(xlim=(0, top), ylim=(0, top))
     axes.legend(loc="upper left")
 

@@ -98,7 +98,7 @@ def run(
     seen = f"{request.num_history} frames" + ("" if points is None else f" seen at {points} points")
     title = f"{model.config.name}: {members}-member forecast of an unseen trajectory from {seen}"
     if trajectories > 1:
-        title += f" (number {reader.numbers[place]}, of median error among {trajectories})"
+        title += f" (trajectory {reader.numbers[place]} of the file, of median error among {trajectories})"
     save_figure(store_figure(reader, place=place, title=title), out / FIGURE)
     return {
         **results[0],

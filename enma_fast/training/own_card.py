@@ -11,7 +11,7 @@ from .own_plan import Plan
 
 # A linear forecast that errs by no more than this share above the model is as good.
 _AS_GOOD = 1.02
-HEAD = ("task", "forecast", "rel. L2", "its median", "CRPS", "spread/skill")
+HEAD = ("task", "forecast", "rel. L2", "median", "CRPS", "spread/skill")
 
 
 def own_card(plan: Plan, metrics: dict[str, Any], command: str) -> str:

@@ -203,10 +203,10 @@ def test_what_lies_outside_the_training_data_is_told_or_refused(enma: Callable, 
     result = enma("score", out, "--json").json
     median, tail = (f"{result[name]:.3g}" for name in ("rel_l2_median", "rel_l2_q90"))
     assert f"rel_l2 is a mean over trajectories; their median is {median}, their 90 % quantile {tail}" in shown
-    assert f"crps is {result['crps_relative']:.3g} of the RMS of the observed frames" in shown
+    assert f"crps / RMS of the observed frames: {result['crps_relative']:.3g}" in shown
     mass = next(each for each in result["physics"]["quantities"] if each["name"] == "mass")
     assert f"physics, relative to the observed amplitude: mass changes by {number(mass['violation'])} (truth:" in shown
-    assert "the paper does not say" not in shown, "it has no calibration out of distribution"
+    assert "the ENMA paper does not say" not in shown, "it has no calibration out of distribution"
 
 
 def test_each_channel_has_a_row_and_a_large_one_is_named(enma: Callable, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ CASES = [
     {"floor": "linear inverse model", "grid": (8, 6), "periodic": (True, False), "channels": 2},
     {"floor": "observed mean", "grid": (8, 6), "periodic": (True, False), "channels": 2},
     {"floor": "observed mean", "grid": (7,), "noise": 0, "member": 0},
+    {"floor": "multi-model mean", "grid": (8, 6), "periodic": (True, False), "channels": 2},
     {"floor": "linear inverse model", "grid": (5,), "noise": 0, "member": 0},
     {"floor": "waves", "grid": (16,), "channels": 2},
     {"floor": "waves", "grid": (15,)},

@@ -50,11 +50,11 @@ struct ObservedMean : DampedPersistence {
         std::vector<float> fields;
     };
 
-    ObservedMean(const FloorGrid& grid, const TakeFloor& take)
-        : DampedPersistence(grid, take, ""),
-          there(take.values("there", shape_of(grid, grid.channels))),
-          weights(take.values("weights", {3, grid.channels})),
-          returning(take.values("returning", {grid.channels})) {}
+    ObservedMean(const FloorGrid& grid, const TakeFloor& take, const std::string& prefix)
+        : DampedPersistence(grid, take, prefix),
+          there(take.values(prefix + "there", shape_of(grid, grid.channels))),
+          weights(take.values(prefix + "weights", {3, grid.channels})),
+          returning(take.values(prefix + "returning", {grid.channels})) {}
     Inference infer(const Windows& windows, Isa) const override {
         if (!windows.own) return nullptr;
         auto target = std::make_shared<Target>();
@@ -88,13 +88,13 @@ struct ObservedMean : DampedPersistence {
 struct InverseModel : Floor {
     static constexpr int LAGS = 2, MOST_COMPONENTS = 30;
 
-    InverseModel(const FloorGrid& grid, const TakeFloor& take)
+    InverseModel(const FloorGrid& grid, const TakeFloor& take, const std::string& prefix)
         : Floor(grid.values()),
-          damped(grid, take, "damped."),
+          damped(grid, take, prefix + "damped."),
           components(std::min(MOST_COMPONENTS, values_)),
-          scale(take.values("scale", {grid.channels})),
-          basis(take.values("basis", {values_, components})),
-          weights(take.values("weights", {LAGS * components, components})) {}
+          scale(take.values(prefix + "scale", {grid.channels})),
+          basis(take.values(prefix + "basis", {values_, components})),
+          weights(take.values(prefix + "weights", {LAGS * components, components})) {}
 
     int reads() const override { return LAGS; }
     void step(Past past, const Inferred* inferred, Isa isa, char* work, float* views) const override {
@@ -126,6 +126,24 @@ struct InverseModel : Floor {
     std::vector<float> scale, basis, weights;
 };
 
+struct MultiModelMean : Floor {
+    MultiModelMean(const FloorGrid& grid, const TakeFloor& take)
+        : Floor(grid.values()), observed(grid, take, "observed."), inverse(grid, take, "inverse.") {}
+
+    int reads() const override { return inverse.reads(); }
+    std::size_t work_bytes() const override { return sizeof(float) * values_; }
+    Inference infer(const Windows& windows, Isa isa) const override { return observed.infer(windows, isa); }
+    void step(Past past, const Inferred* inferred, Isa isa, char* work, float* views) const override {
+        float* const other = reinterpret_cast<float*>(work);
+        observed.step(past, inferred, isa, work, views);
+        inverse.step(past, nullptr, isa, work, other);
+        for (int i = 0; i < values_; ++i) views[i] = (views[i] + other[i]) / 2;
+    }
+
+    ObservedMean observed;
+    InverseModel inverse;
+};
+
 std::unique_ptr<const Floor> make_persistence(const FloorGrid& grid, const TakeFloor&) {
     return std::make_unique<const Persistence>(grid.values());
 }
@@ -133,10 +151,13 @@ std::unique_ptr<const Floor> make_damped(const FloorGrid& grid, const TakeFloor&
     return std::make_unique<const DampedPersistence>(grid, take, "");
 }
 std::unique_ptr<const Floor> make_observed(const FloorGrid& grid, const TakeFloor& take) {
-    return std::make_unique<const ObservedMean>(grid, take);
+    return std::make_unique<const ObservedMean>(grid, take, "");
 }
 std::unique_ptr<const Floor> make_inverse(const FloorGrid& grid, const TakeFloor& take) {
-    return std::make_unique<const InverseModel>(grid, take);
+    return std::make_unique<const InverseModel>(grid, take, "");
+}
+std::unique_ptr<const Floor> make_mean(const FloorGrid& grid, const TakeFloor& take) {
+    return std::make_unique<const MultiModelMean>(grid, take);
 }
 
 }  // namespace
@@ -147,6 +168,7 @@ std::unique_ptr<const Floor> make_floor(const std::string& kind, const FloorGrid
     static const std::map<std::string, MakeFloor*> known = {{"persistence", make_persistence},
                                                             {"damped persistence", make_damped},
                                                             {"linear inverse model", make_inverse},
+                                                            {"multi-model mean", make_mean},
                                                             {"observed mean", make_observed},
                                                             {"waves", make_waves_floor},
                                                             {"vibration", make_vibration_floor},

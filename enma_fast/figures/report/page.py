@@ -31,7 +31,7 @@ from .viewer import MANY_TRAJECTORIES, Thinning
 _LONGEST, _MOST_ROWS = 2000, 60
 # Colour of the figures -> colour of the page, which depends on its light or dark theme.
 COLOURS = {INK: "currentColor", TRUTH: "currentColor", ENSEMBLE: "var(--accent)", ERROR: "var(--error)"}
-_LAWS = {"conserved": "conserved: how far it moves", "decays": "decays: how much it grows"}
+_LAWS = {"conserved": "should stay: change", "decays": "should only decay: growth"}
 _ATTRIBUTES = {
     "model": "model",
     "task": "task",
@@ -225,10 +225,10 @@ def _physics_table(physics: Physics, *, has_truth: bool) -> str:
     rows = [
         [f"{q['name']} ({_LAWS[q['law']]})", _number(q["violation"]), _number(q["truth"])] for q in found["quantities"]
     ]
-    rows.append(["power of waves, decades from the truth's", _number(found["spectrum_error"]), "0"])
+    rows.append(["spectrum, in decades from the truth's", _number(found["spectrum_error"]), "0"])
     if has_truth:
         rows.append(["mean square, distance from the truth's", _number(found["energy_error"]), "0"])
-    return _table("What the physics says, in units of the observed amplitude", ["", "members", "truth"], rows)
+    return _table("Physics, relative to the observed amplitude", ["", "members", "truth"], rows)
 
 
 def _table(caption: str, head: list[str], rows: list[list[str]]) -> str:

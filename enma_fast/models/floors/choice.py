@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...config import CodecConfig
 from ..grid_layers import Edge
-from .dataset import DampedPersistence, InverseModel, ObservedMean, Persistence
+from .dataset import DampedPersistence, InverseModel, MultiModelMean, ObservedMean, Persistence
 from .deadline import OutOfTimeError, within
 from .equation import LEAST_POINTS, MOST_CHANNELS
 from .equation_search import EquationFloor
@@ -30,8 +30,9 @@ _ENOUGH, _MOST_VALUES, _FEWEST = 300, 20_000_000, 20
 # Values of the trajectories that are forecast, about, and trajectories of which the time is taken: one where that takes
 # so many seconds.
 _MOST_HELD, _FEW, _SLOW = 1_000_000, 8, 0.2
-# A floor takes the place of a simpler one if its error is less by this share, and is right if it errs by so little.
-_BETTER, _RIGHT = 0.01, 3e-3
+# A floor takes the place of a simpler one if its error is less by this share: one that shifts with fields, or another.
+# It is right if it errs by so little.
+_BETTER, _SLIGHTLY, _RIGHT = 0.01, 0.003, 3e-3
 # Where fields may be shifted, a floor has to err by less than this share of persistence to take its place.
 _WORTH = 0.25
 # Points of an axis that a second difference needs, and numbers of a frame up to which a floor takes little memory.
@@ -69,6 +70,7 @@ def kinds(codec: CodecConfig) -> dict[str, Callable[[], Floor]]:
         "persistence": Persistence,
         "damped persistence": lambda: DampedPersistence(grid, channels),
         "observed mean": lambda: ObservedMean(grid, channels),
+        "multi-model mean": lambda: MultiModelMean(grid, channels),
         "linear inverse model": lambda: InverseModel(grid, channels),
     }
     if not codec.masked:
@@ -142,7 +144,7 @@ def choose(
         except OutOfTimeError:
             continue
         errors[name] = tuple(sum(parts) / len(parts) for parts in zip(*found, strict=True))
-        if sum(errors[name]) < (1 - _BETTER) * sum(errors[best]):
+        if sum(errors[name]) < (1 - (_BETTER if floor.moves else _SLIGHTLY)) * sum(errors[best]):
             best = name
             if not shifted or (floor.moves and sum(errors[name]) < _WORTH * sum(errors["persistence"])):
                 taken = name

@@ -1,4 +1,5 @@
-"""Floors whose numbers are those of a data set: persistence, damped persistence, observed mean, linear inverse model.
+"""Floors whose numbers are those of a data set: persistence, damped persistence, observed mean, linear inverse model,
+and a mean of two of them.
 
 Legend: B trajectories, P past frames, T frames, c channels, E principal components; `*x` space.
 """
@@ -266,6 +267,27 @@ class InverseModel(_WithoutDraws):
             past = torch.cat([past[:, 1:], made[:, None]], 1)
         sizes = truth.flatten(1).norm(dim=1).clamp_min(_TINY)
         return float((torch.cat(off, 1).norm(dim=1) / sizes).sum())
+
+
+class MultiModelMean(_WithoutDraws):
+    """The mean of the forecasts of `ObservedMean` and `InverseModel`, of which few data cannot tell the better one."""
+
+    def __init__(self, grid: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.observed, self.inverse = ObservedMean(grid, channels), InverseModel(grid, channels)
+        self.reads = self.inverse.reads
+
+    def learn(self, fields: Tensor, *, environments: Tensor | None = None) -> None:
+        """Both, from training trajectories `[B, T, *x, c]` of more than three frames."""
+        self.observed.learn(fields)
+        self.inverse.learn(fields)
+
+    def infer(self, windows: Tensor, *, own: bool = True) -> Returning:
+        """What windows `[B, W, T, *x, c]` of a trajectory tell the observed mean."""
+        return self.observed.infer(windows, own=own)
+
+    def step(self, past: Tensor, state: Returning) -> Tensor:
+        return (self.observed.step(past, state) + self.inverse.step(past, state)) / 2
 
 
 def _overlap(fields: Tensor) -> int:

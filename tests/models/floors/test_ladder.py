@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from enma_fast.models.floors.dataset import DampedPersistence, InverseModel, ObservedMean, Persistence
+from enma_fast.models.floors.dataset import DampedPersistence, InverseModel, MultiModelMean, ObservedMean, Persistence
 from enma_fast.models.floors.ladder import forecast_error, known_share, roll
 
 
@@ -86,6 +86,16 @@ def test_the_inverse_model_finds_what_oscillates():
     u = turning(20, 50)
     errors = [forecast_error(f, u[:, None, :3], u, known=2) for f in (model, base)]
     assert errors[0] < 0.3 < errors[1]
+
+
+def test_the_mean_of_two_floors():
+    u = damped(40, 6, 0.7, noise=0.5)
+    each = MultiModelMean((6, 5), 1), ObservedMean((6, 5), 1), InverseModel((6, 5), 1)
+    for floor in each:
+        floor.learn(u)
+    mean, *others = (floor.step(u[:, :3], floor.infer(u[:, None, :3])) for floor in each)
+    torch.testing.assert_close(mean, sum(others) / 2)
+    assert each[0].reads == each[2].reads
 
 
 def test_a_single_series_is_cut_into_blocks_of_time():
