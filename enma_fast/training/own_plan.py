@@ -46,7 +46,7 @@ PLAN, DATA = "plan.json", "data"
 # Minutes by default, and the most.
 MINUTES, _MOST_MINUTES = 10.0, 365 * 24 * 60
 # Share of the time in which kinds of floors are tried.
-_CHOOSING = 0.15
+_CHOOSING = 0.25
 # Blocks of time that are forecast one after the other, and windows of each.
 _FOLDS, _FOLDED = 4, 16
 # Trajectories whose moments are taken at a time.

@@ -35,6 +35,8 @@ _MOST_HELD, _FEW, _SLOW = 1_000_000, 8, 0.2
 _BETTER, _SLIGHTLY, _RIGHT = 0.01, 0.003, 3e-3
 # Where fields may be shifted, a floor has to err by less than this share of persistence to take its place.
 _WORTH = 0.25
+# By this factor the time that a kind takes may be less than is estimated from few trajectories.
+_UNSURE = 2
 # Points of an axis that a second difference needs, and numbers of a frame up to which a floor takes little memory.
 _LEAST_POINTS, _SMALL = 5, 1 << 24
 
@@ -119,7 +121,7 @@ def choose(
     where trajectories share frames; by default the last environments are forecast. Where shifted fields could be data
     too, which teaches a network more than most floors do, a floor has to shift with them and to be much better than
     persistence, unless it is right. Kinds are tried, the simplest first, until one is right. Those are left out that
-    would take more than what is left of so many seconds of this process, or do.
+    would take far more than what is left of so many seconds of this process, or do take more.
     """
     started = time.process_time()
     if folds is None:
@@ -133,7 +135,7 @@ def choose(
     for name, make in made.items():
         floor = make()
         left = seconds - (time.process_time() - started) if errors else float("inf")
-        if len(splits) * _seconds(floor, splits[0][2]) > left:
+        if len(splits) * _seconds(floor, splits[0][2]) > _UNSURE * left:
             continue
         try:
             with within(left):
