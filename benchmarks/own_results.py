@@ -173,7 +173,7 @@ def _quick_part(rows: Sequence[dict[str, Any]]) -> list[str]:
         return []
     titles = [COLUMNS[key][0] for key in EXACT]
     cells = [
-        [TITLES[row["set"]][0], row["method"], *(f"{row[key]:{COLUMNS[key][2]}}" for key in EXACT)]
+        [TITLES[row["set"]][0], row["method"], *(_text(row[key], COLUMNS[key][2]) for key in EXACT)]
         for row in rows
         if row["method"] in BY_TIME
     ]
@@ -191,6 +191,11 @@ def medians(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]
     return found
 
 
+def _text(value: float, digits: str) -> str:
+    """A number as its column has it; errors that four places do not show with two digits of their own."""
+    return f"{value:.1e}".replace("e-0", "e-") if digits == ".4f" and 0 < value < 1e-3 else f"{value:{digits}}"
+
+
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """A row a method; bold is the best of a column to the digits that are shown."""
     found = medians(rows)
@@ -198,10 +203,10 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     for key, (_, wanted, digits) in COLUMNS.items():
         away = {name: abs(row[key] - wanted) for name, row in found.items() if row[key] is not None}
         # Alone in its column, nothing is the best.
-        least = f"{min(away.values()):{digits}}" if len(away) > 1 else None
+        least = _text(min(away.values()), digits) if len(away) > 1 else None
         for name, row in found.items():
-            text = "-" if row[key] is None else f"{row[key]:{digits}}"
-            cells[name, key] = f"**{text}**" if name in away and f"{away[name]:{digits}}" == least else text
+            text = "-" if row[key] is None else _text(row[key], digits)
+            cells[name, key] = f"**{text}**" if name in away and _text(away[name], digits) == least else text
     head = ["forecast", *(title for title, _, _ in COLUMNS.values())]
     return markdown_table(head, [[name, *(cells[name, key] for key in COLUMNS)] for name in found])
 

@@ -28,15 +28,13 @@ _HELD, _MOST, _HORIZON = 0.2, 60, 16
 # Trajectories that a kind is learned from, as many environments as have about so many, or about so many values.
 _ENOUGH, _MOST_VALUES, _FEWEST = 300, 20_000_000, 20
 # Values of the trajectories that are forecast, about, and trajectories of which the time is taken: one where that takes
-# so many seconds.
-_MOST_HELD, _FEW, _SLOW = 1_000_000, 8, 0.2
+# so many seconds. By the factor the estimated time may be too long.
+_MOST_HELD, _FEW, _SLOW, _UNSURE = 1_000_000, 8, 0.2, 2
 # A floor takes the place of a simpler one if its error is less by this share: one that shifts with fields, or another.
 # It is right if it errs by so little.
 _BETTER, _SLIGHTLY, _RIGHT = 0.01, 0.003, 3e-3
 # Where fields may be shifted, a floor has to err by less than this share of persistence to take its place.
 _WORTH = 0.25
-# By this factor the time that a kind takes may be less than is estimated from few trajectories.
-_UNSURE = 2
 # Points of an axis that a second difference needs, and numbers of a frame up to which a floor takes little memory.
 _LEAST_POINTS, _SMALL = 5, 1 << 24
 
