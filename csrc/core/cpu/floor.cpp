@@ -165,15 +165,12 @@ std::unique_ptr<const Floor> make_mean(const FloorGrid& grid, const TakeFloor& t
 void Floor::before(const float* first, const Inferred*, Isa, float* out) const { std::copy_n(first, values_, out); }
 
 std::unique_ptr<const Floor> make_floor(const std::string& kind, const FloorGrid& grid, const TakeFloor& take) {
-    static const std::map<std::string, MakeFloor*> known = {{"persistence", make_persistence},
-                                                            {"damped persistence", make_damped},
-                                                            {"linear inverse model", make_inverse},
-                                                            {"multi-model mean", make_mean},
-                                                            {"observed mean", make_observed},
-                                                            {"waves", make_waves_floor},
-                                                            {"vibration", make_vibration_floor},
-                                                            {"diffusion", make_diffusion_floor},
-                                                            {"equation", make_equation_floor}};
+    static const std::map<std::string, MakeFloor*> known = {
+        {"persistence", make_persistence},      {"damped persistence", make_damped},
+        {"linear inverse model", make_inverse}, {"multi-model mean", make_mean},
+        {"observed mean", make_observed},       {"waves", make_waves_floor},
+        {"vibration", make_vibration_floor},    {"diffusion", make_diffusion_floor},
+        {"equation", make_equation_floor}};
     const auto found = known.find(kind);
     return found == known.end() ? nullptr : found->second(grid, take);
 }

@@ -1,5 +1,4 @@
-"""Floors whose numbers are those of a data set: persistence, damped persistence, observed mean, linear inverse model,
-and a mean of two of them.
+"""Floors whose numbers are those of a data set: persistence, damped, observed mean, inverse model, a mean of two.
 
 Legend: B trajectories, P past frames, T frames, c channels, E principal components; `*x` space.
 """
