@@ -351,8 +351,7 @@ def launch_heads(
     then written in their place, or for the queries alone, which are [B, M, H, K].
     `turns` [2, T, K / 2] are cosines and sines of row l, or l + `position` L.
     """
-    B, L, D = x.shape
-    H, K = q.shape[2:]
+    (B, L, D), (H, K) = x.shape, q.shape[2:]
     M = L if tokens is None else tokens.shape[1]
     most = M if tokens is not None and not only_queries else L
     if B * most == 0:
@@ -433,21 +432,17 @@ def launch_attend(q: Tensor, k: Tensor, v: Tensor, *, frame: int, causal: bool, 
 
 def launch_residual(x: Tensor, a: Tensor, weight: Tensor, tokens: Tensor | None, *, first: int, out: Tensor) -> None:
     """Write `out` [B, M, D] = x + a [B, M, X] weight [D, X]^T, of `x` [B, L, D] all rows or those of the `tokens`."""
-    B, M, X = a.shape
-    D = weight.shape[0]
+    (B, M, X), D = a.shape, weight.shape[0]
     if B * M == 0:
         return
-    tiles = _tiles(B * M, a)
+    tiles, sizes, strides = _tiles(B * M, a), (B, M, D, X, first), (*_two(x), *_two(tokens))
     grid = (triton.cdiv(B * M, tiles["BLOCK_M"]), triton.cdiv(D, tiles["BLOCK_N"]))
-    strides = (*_two(x), *_two(tokens))
-    given = tokens is not None
-    _residual_kernel[grid](x, a, weight, tokens, out, B, M, D, X, first, *strides, HAS_ROWS=given, **tiles)
+    _residual_kernel[grid](x, a, weight, tokens, out, *sizes, *strides, HAS_ROWS=tokens is not None, **tiles)
 
 
 def launch_swiglu(x: Tensor, norm: Tensor, weight: Tensor, *, eps: float, out: Tensor) -> None:
     """Write `out` [R, X] from `x` [R, D] and `weight` [2 X, D]."""
-    R, D = x.shape
-    X = out.shape[1]
+    (R, D), X = x.shape, out.shape[1]
     if R == 0:
         return
     tiles = _tiles(R, x)

@@ -74,7 +74,7 @@ def test_as_many_steps_give_the_same_weights_elsewhere_up_to_rounding(source: Pa
 def test_a_run_that_was_stopped_ends_elsewhere_with_a_model(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request, out = Request(minutes=0.2), tmp_path / "run"
+    request, out = Request(minutes=0.4), tmp_path / "run"
     plan = prepare_own(source, out, request)
     before = contents(out / "data") | contents(out / "field") | {"plan": (out / "plan.json").read_bytes()}
 

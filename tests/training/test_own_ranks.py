@@ -103,7 +103,7 @@ def test_two_ranks_train_the_weights_of_one(source: Path, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_two_processes_train_own_data_and_one_of_them_plans_scores_and_speaks(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    result = json.loads(launched("train", source, "--out", out, "--minutes", 0.15, "--json"))
+    result = json.loads(launched("train", source, "--out", out, "--minutes", 0.3, "--json"))
     assert result["training"]["ranks"] == 2
     assert result["training"]["stages"]["field"]["steps"] > 10
     rows = {row["task"]: row for row in result["rows"]}
@@ -114,7 +114,7 @@ def test_two_processes_train_own_data_and_one_of_them_plans_scores_and_speaks(so
     assert again["rel_l2"] == pytest.approx(row["rel_l2"], rel=1e-5)
     assert Path(result["report"]).is_file()
     # One process may go on with it, and reads what is finished.
-    assert enma_fast.train(source, out, minutes=0.15).config == load_model(out).config
+    assert enma_fast.train(source, out, minutes=0.3).config == load_model(out).config
 
 
 @pytest.mark.slow
