@@ -80,7 +80,7 @@ def test_numbers_and_files(
     assert median != 0
     assert result["figure_trajectory"] == rows[median]
     (drawn,) = figures
-    assert f"number {rows[median]}" in drawn["title"]
+    assert f"trajectory {rows[median]} of the file" in drawn["title"]
     assert drawn["place"] == median
     words = ("--checkpoint", str(tiny), "--members", "5", "--seed", "2", "--trajectories", "5")
     assert (store.attrs["command"], store.attrs["seed"]) == (shlex.join(["enma-fast", "demo", *words]), 2)
