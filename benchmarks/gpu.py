@@ -140,17 +140,16 @@ def parts(gpu: str = "GPU", capability: str = "9.0", device: str = "cuda") -> li
     # The goal of the head is set against compiled code under graphs, which takes minutes to compile.
     measured("operators", "head", 240, "flow_head", "--rows", "2,4,64,256")
     # What no GPU has proved yet, beside the rows of `trajectories` and the exchanges.
-    products, launches, in_bf16 = ({"ENMA_GPU_TRY": way} for way in WAYS)
+    *of_kernels, of_fields = WAYS
     for preset, kind, members in (
         ("combined-paper", "flow", "1"),
         ("combined-paper", "flow", "1024"),
         ("combined-fast-paper", "pass", "1024"),
     ):
-        for way in (products, launches):
-            name = f"{way['ENMA_GPU_TRY']}-{kind}-{members}"
-            measured("tries", name, 80, *trajectory(preset, members), "--alone", **way)
+        for way in of_kernels:
+            measured("tries", f"{way}-{kind}-{members}", 80, *trajectory(preset, members), "--alone", ENMA_GPU_TRY=way)
     for count in (1, 256):
-        add_part("tries", f"fields-{count}", 40, *fields(count), variables=in_bf16)
+        add_part("tries", f"{of_fields}-{count}", 40, *fields(count), variables={"ENMA_GPU_TRY": of_fields})
     add_part("tests", "tests", 330, python, "-m", "benchmarks.gpu_tests", str(OUT / "tests"))
     add_part("tests", "check", 60, *check_command(architecture(capability)), tool="nvcc")
     for tool in ("memcheck", "racecheck"):

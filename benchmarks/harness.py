@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from enma_fast.ops._backend import TRY
 from enma_fast.ops.recordings import Recorder
 from enma_fast.utils import system
 
@@ -126,9 +127,8 @@ def gemm_rate(dtype: torch.dtype, *, seconds: float = 0.5, device: torch.device 
 
 
 def machine() -> dict[str, Any]:
-    """Where a number was measured: `enma_fast.utils.system.machine`, the versions that matter, and the commit."""
+    """Where a number was measured: `system.machine`, versions, commit, and ENMA_GPU_TRY if it is set."""
     used = system.versions()
     found = {**system.machine(), "torch": used["torch"], "python": used["python"]}
-    # Ways to compute on a GPU that were asked for (`ops._backend.TRY`).
-    asked = os.environ.get("ENMA_GPU_TRY")
+    asked = os.environ.get(TRY)
     return {**found, "commit": system.commit() or "unknown", **({"tried": asked} if asked else {})}

@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.own_networks import NETWORKS
 from benchmarks.own_sets import SETS
+from enma_fast.commands.terminal import number
 from enma_fast.data.equations import EQUATIONS
 from enma_fast.training.own_plan import EQUATION
 from enma_fast.utils.text import markdown_table
@@ -193,7 +194,7 @@ def medians(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]
 
 def _text(value: float, digits: str) -> str:
     """A number as its column has it; errors that four places do not show with two digits of their own."""
-    return f"{value:.1e}".replace("e-0", "e-") if digits == ".4f" and 0 < value < 1e-3 else f"{value:{digits}}"
+    return number(value, 2) if digits == ".4f" and 0 < value < 1e-3 else f"{value:{digits}}"
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

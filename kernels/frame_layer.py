@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .flow_head_parts import INTERPRET, narrow
 from .frame_attention import LOG2_E, _strides, _tile
 from .launches import OPTIONS, begin
 
-INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
 # Up to so many rows: rows, columns and depth of a tile, warps and stages, for two bytes and for four. A row's sums are
 # in the same order in all of them that share a depth.
 TILES = {
@@ -30,12 +30,7 @@ TILES = {
 @triton.jit
 def _rounded(values, p_like):
     """fp32 values in the type that a pointer points to."""
-    if INTERPRET and p_like.dtype.element_ty == tl.bfloat16:
-        # The interpreter cuts bfloat16 off where the hardware rounds to the nearest.
-        bits = values.to(tl.uint32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        values = bits.to(tl.float32, bitcast=True)
-    return values.to(p_like.dtype.element_ty)
+    return narrow(values, p_like.dtype.element_ty)
 
 
 @triton.jit
@@ -351,7 +346,8 @@ def launch_heads(
     then written in their place, or for the queries alone, which are [B, M, H, K].
     `turns` [2, T, K / 2] are cosines and sines of row l, or l + `position` L.
     """
-    (B, L, D), (H, K) = x.shape, q.shape[2:]
+    B, L, D = x.shape
+    H, K = q.shape[2:]
     M = L if tokens is None else tokens.shape[1]
     most = M if tokens is not None and not only_queries else L
     if B * most == 0:
@@ -432,17 +428,21 @@ def launch_attend(q: Tensor, k: Tensor, v: Tensor, *, frame: int, causal: bool, 
 
 def launch_residual(x: Tensor, a: Tensor, weight: Tensor, tokens: Tensor | None, *, first: int, out: Tensor) -> None:
     """Write `out` [B, M, D] = x + a [B, M, X] weight [D, X]^T, of `x` [B, L, D] all rows or those of the `tokens`."""
-    (B, M, X), D = a.shape, weight.shape[0]
+    B, M, X = a.shape
+    D = weight.shape[0]
     if B * M == 0:
         return
-    tiles, sizes, strides = _tiles(B * M, a), (B, M, D, X, first), (*_two(x), *_two(tokens))
+    tiles = _tiles(B * M, a)
     grid = (triton.cdiv(B * M, tiles["BLOCK_M"]), triton.cdiv(D, tiles["BLOCK_N"]))
-    _residual_kernel[grid](x, a, weight, tokens, out, *sizes, *strides, HAS_ROWS=tokens is not None, **tiles)
+    strides = (*_two(x), *_two(tokens))
+    given = tokens is not None
+    _residual_kernel[grid](x, a, weight, tokens, out, B, M, D, X, first, *strides, HAS_ROWS=given, **tiles)
 
 
 def launch_swiglu(x: Tensor, norm: Tensor, weight: Tensor, *, eps: float, out: Tensor) -> None:
     """Write `out` [R, X] from `x` [R, D] and `weight` [2 X, D]."""
-    (R, D), X = x.shape, out.shape[1]
+    R, D = x.shape
+    X = out.shape[1]
     if R == 0:
         return
     tiles = _tiles(R, x)

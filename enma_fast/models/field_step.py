@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ..config import FieldConfig
 from ..ops import tried
-from ..ops.recordings import CudaRecorder, Recordings
 from .drivers import Drivers, Known
 from .floors.ladder import known_share, widening
 from .grid_layers import (
@@ -36,7 +35,7 @@ from .grid_layers import (
     pad_axis,
     to_blocks,
 )
-from .layers import prepared
+from .layers import recordings_of
 
 # From past frames `[B, 3, *x, C]` to a floor's forecast of the next and its views `[B, *x, C, F]`.
 Forecast = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -154,27 +153,22 @@ class FieldNetwork(nn.Module):
         return x
 
 
-def _on_gpu(x: Tensor) -> bool:
-    return x.device.type == "cuda"
-
-
 def answer(network: FieldNetwork, x: Tensor, condition_BZ: Tensor | None, noise: Tensor | None) -> Tensor:
     """What a network gives; on a GPU where ENMA_GPU_TRY names "fields" in one launch, with products in bf16."""
-    if not _on_gpu(x) or torch.is_grad_enabled() or not tried("fields"):
+    recordings = None if torch.is_grad_enabled() or not tried("fields") else recordings_of(network, x.device)
+    if recordings is None:
         return network(x, condition_BZ, noise)
-    given = [x, condition_BZ, noise]
-    there = [part is not None for part in given]
+    given = {"x": x, "condition_BZ": condition_BZ, "noise": noise}
+    tensors = {name: part for name, part in given.items() if part is not None}
 
     def run(inputs: Sequence[Tensor]) -> Tensor:
-        rest = iter(inputs)
         # Casts that a cache keeps would be of the recording alone.
         with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
-            made: Tensor = network(*(next(rest) if known else None for known in there))
+            made: Tensor = network(**given | dict(zip(tensors, inputs, strict=True)))
         return made
 
-    recordings = prepared(network, "recordings", lambda: Recordings(CudaRecorder(x.device)))
-    tensors = [part for part in given if part is not None]
-    made = recordings((*there, *(part.shape for part in tensors)), run, tensors)
+    kind = tuple((name, part.shape) for name, part in tensors.items())
+    made = recordings(kind, run, list(tensors.values()))
     assert made is not None
     return made
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..ops import fused_in_training
 from ..ops._backend import extension
+from ..ops.recordings import CudaRecorder, Recordings
 from ..ops.rms_norm import rms_norm, rms_norm_ref, sum_rms_norm, sum_rms_norm_ref
 from ..ops.self_attention import Pair, self_attention, split_heads
 from ..ops.swiglu import swiglu
@@ -293,6 +294,17 @@ def prepared(
         known = found[name] = (weights, prepare() if known is None or renew is None else renew(known[1]))
     made: _T = known[1]
     return made
+
+
+def recordings_of(module: nn.Module, device: torch.device) -> Recordings | None:
+    """CUDA graphs of a module's calls; None without a GPU, under autocast, and on another stream than its default."""
+    if device.type != "cuda":
+        return None
+    # A recording keeps the arithmetic of its time, and its memory is of one stream.
+    if torch.is_autocast_enabled("cuda") or torch.cuda.current_stream(device) != torch.cuda.default_stream(device):
+        return None
+    kind = ("recordings", torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    return prepared(module, kind, lambda: Recordings(CudaRecorder(device)))
 
 
 def own_dtype(module: nn.Module) -> torch.dtype:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import EnmaError
 from ..models.codecs.codec import Codec
-from ..models.layers import prepared
+from ..models.layers import recordings_of
 from ..models.model import Dynamics
 from ..ops.recordings import CudaRecorder, Recorder, Recordings
 from .static_plan import StaticPlan
@@ -35,19 +35,13 @@ MOST_VALUES = 1 << 20
 
 
 def codec_recordings(codec: Codec, *, rows: int, frames: int) -> Recordings | None:
-    """Recordings of encoding and decoding with the weights that a codec has now; None without a GPU.
+    """Recordings of encoding and decoding (`layers.recordings_of`).
 
-    Also None for more than `MOST_VALUES` of so many rows and frames on its grid, under autocast, and on another stream
-    than the device's default.
+    None, too, for more than `MOST_VALUES` of so many rows and frames on the codec's grid.
     """
-    device, config = codec.device, codec.config
-    if device.type != "cuda" or rows * frames * math.prod(config.grid) * config.field_channels > MOST_VALUES:
+    if rows * frames * math.prod(codec.config.grid) * codec.config.field_channels > MOST_VALUES:
         return None
-    # A recording keeps the arithmetic of its time, and its memory is of one stream.
-    if torch.is_autocast_enabled("cuda") or torch.cuda.current_stream(device) != torch.cuda.default_stream(device):
-        return None
-    kind = ("recordings", torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
-    return prepared(codec, kind, lambda: Recordings(CudaRecorder(device)))
+    return recordings_of(codec, codec.device)
 
 
 class CapturedStep:

@@ -15,6 +15,7 @@ from enma_fast.errors import EnmaError
 from enma_fast.models import field_step
 from enma_fast.ops import _backend, frame_layer
 from enma_fast.ops._flow_head_triton import run
+from enma_fast.ops.recordings import Recordings
 from tests._static import TapeRecorder
 from tests._tiny_field import field_model
 from tests.ops._cubin import ROOT
@@ -71,9 +72,9 @@ def test_networks_of_fields_are_recorded(monkeypatch: pytest.MonkeyPatch) -> Non
     x = [torch.randn(3, 8, 6, step.network.channels[0]) for _ in range(4)]
     condition = torch.randn(3, step.network.channels[2])
     recorder = TapeRecorder(monkeypatch)
-    monkeypatch.setattr(field_step, "CudaRecorder", lambda device: recorder)
+    recordings = Recordings(recorder)
     # As if it were on a GPU.
-    monkeypatch.setattr(field_step, "_on_gpu", lambda x: True)
+    monkeypatch.setattr(field_step, "recordings_of", lambda network, device: recordings)
     with torch.inference_mode():
         expected = [step.network(each, condition) for each in x]
         monkeypatch.delenv(_backend.TRY, raising=False)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from enma_fast.errors import EnmaError
+from enma_fast.models import layers
 from enma_fast.models.codecs.folding import folded_end
 from enma_fast.models.model import Dynamics
 from enma_fast.ops.recordings import MOST_RECORDINGS, Recordings
@@ -163,9 +164,9 @@ def test_so_many_calls_are_recorded_and_large_ones_are_not(
     codec = tiny_model("plane").codec
     assert cuda_graphs.codec_recordings(codec, rows=1, frames=1) is None
     # As if it were on a GPU.
-    monkeypatch.setattr(cuda_graphs, "CudaRecorder", lambda device: recorder)
+    monkeypatch.setattr(layers, "CudaRecorder", lambda device: recorder)
     monkeypatch.setattr(type(codec), "device", torch.device("cuda", 0))
-    monkeypatch.setattr(cuda_graphs, "prepared", lambda module, name, prepare: prepare())
+    monkeypatch.setattr(layers, "prepared", lambda module, name, prepare: prepare())
     streams = [0, 0]
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: streams[0])
     monkeypatch.setattr(torch.cuda, "default_stream", lambda _: streams[1])

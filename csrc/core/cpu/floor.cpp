@@ -126,6 +126,7 @@ struct InverseModel : Floor {
     std::vector<float> scale, basis, weights;
 };
 
+// The mean of both.
 struct MultiModelMean : Floor {
     MultiModelMean(const FloorGrid& grid, const TakeFloor& take)
         : Floor(grid.values()), observed(grid, take, "observed."), inverse(grid, take, "inverse.") {}
