@@ -131,7 +131,11 @@ class StaticSampler:
 
     def _new(self, size: Size) -> StaticStep | CapturedStep:
         step = StaticStep(self.dynamics, size, dtype=self.dtype)
-        return CapturedStep(step) if self.captured else step
+        if self.captured:
+            return CapturedStep(step)
+        # A kernel that later frames alone need fails here, where the way of sampling can still be another.
+        step.warm_up()
+        return step
 
     def _keep(self, size: Size, step: StaticStep | CapturedStep) -> None:
         """Keep a step that a trajectory is done with."""

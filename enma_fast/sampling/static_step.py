@@ -178,6 +178,13 @@ class StaticStep:
         lasts = (False, True) if self.size.own_frames else (True,)
         return [FrameKind(slot, last) for slot in self._decide for last in lasts]
 
+    def warm_up(self) -> None:
+        """Run every kind of frame once, so that its kernels compile; a trajectory that has begun is discarded."""
+        for kind in self.kinds():
+            self.reset()
+            self.run(kind)
+        self.reset()
+
     def advance(self, *, last: bool) -> FrameKind:
         """The host's part of :meth:`frame`: check that there is a trajectory, and room to feed the frame back."""
         if self._fed is None:

@@ -248,6 +248,22 @@ def test_a_failure_of_a_later_size_ends_there_too(
     assert len(warnings_of(caplog)) == 2
 
 
+def test_a_kernel_of_later_frames_fails_before_the_first(
+    device: StandIn, model: Model, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = forecast(model, backend="reference")
+    run = static_step.StaticStep.run
+
+    def fails_at_the_last(step: static_step.StaticStep, kind: Any) -> Tensor:
+        if kind.last:
+            raise KERNEL_FAILURES["triton"]()
+        return run(step, kind)
+
+    monkeypatch.setattr(static_step.StaticStep, "run", fails_at_the_last)
+    assert torch.equal(forecast(model), expected)
+    assert (device.proofs, len(warnings_of(caplog))) == (0, 2)
+
+
 @pytest.mark.parametrize("rung", ladder.RUNGS)
 def test_a_pinned_rung_is_the_only_one(
     rung: str, device: StandIn, model: Model, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
