@@ -47,7 +47,12 @@ def train(
     precision: Annotated[
         str, typer.Option("--precision", help="Of a recipe: auto (bf16 where it is fast), bf16 or fp32.")
     ] = "auto",
-    compile_steps: Annotated[bool, typer.Option("--compile", help="Of a recipe: torch.compile the steps.")] = False,
+    compile_steps: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", help="Of a recipe: torch.compile the steps; by default where faster on a GPU."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="Where the network is trained: cpu or cuda.")] = "cpu",
     model_size: Annotated[
         str, typer.Option("--size", help="Of your data: small, or base with wider layers.")
@@ -88,7 +93,7 @@ def train(
         for option, value in (("--data", data), ("--from", start)):
             if value is not None:
                 raise EnmaError(f"{option}: is an option of recipes, and {source} is data; leave it out")
-        for option, other in (("--precision", precision != "auto"), ("--compile", compile_steps)):
+        for option, other in (("--precision", precision != "auto"), ("--compile", compile_steps is not None)):
             if other:
                 raise EnmaError(f"{option}: is an option of recipes; train the recipe that `train {source}` writes")
         from ..training.own_plan import MINUTES, Request
@@ -138,7 +143,7 @@ def _train_recipe(
     data: Path | None,
     start: str | None,
     precision: str,
-    compile_steps: bool,
+    compile_steps: bool | None,
     device: str,
 ) -> None:
     from ..training.card import train_recipe

@@ -179,11 +179,12 @@ def _rates(
         for name, (run, _) in works.items():
             if turn > 1 and best[name] > SLOW * min(best.values()):
                 continue
-            best[name] = min(best[name], _seconds(run, device))
-    return {name: works[name][1] / seconds for name, seconds in best.items()}
+            best[name] = min(best[name], seconds(run, device))
+    return {name: works[name][1] / shortest for name, shortest in best.items()}
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, until the device is done with it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     begin = time.perf_counter()

@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from ..ops import rates
 from ..utils.files import write_atomic
 from ..utils.system import keep_freed_memory
 from .average import Average
+from .compiled import Forward, chosen_forward
 from .optim import CLIP_NORM, build, learning_rate
 from .ranks import Rank, average_gradients, join_ranks, mean_over_ranks
 from .stage import Task
@@ -48,6 +48,7 @@ class RunOptions:
     """How a run is carried out.
 
     ``seed`` draws the batches and the noise, and ``precision``, ``compile`` and ``device`` round the steps differently.
+    Where ``compile`` is None, steps on a GPU are compiled if that is faster there, but not in a stage that seconds end.
     ``stop_after`` ends the run early. The weights of the best validation are kept, so ``validate_every`` decides which
     they can be: None is the default of the stage. ``seconds`` end the stage, if its steps do not before: validations
     are spread over them, the first one before the first step. ``better`` is called when the module holds weights that
@@ -57,7 +58,7 @@ class RunOptions:
     out: Path
     seed: int = 0
     precision: str = "auto"
-    compile: bool = False
+    compile: bool | None = None
     device: str = "cpu"
     save_seconds: float = 300.0
     validate_every: int | None = None
@@ -134,11 +135,27 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
     log_path = options.out / LOG
     if rank.is_first:
         _trim_log(log_path, first)
-    forward: Callable[..., Any] = _compiled(module) if options.compile else module
+
+    def step_loss(forward: Forward, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        module.train()
+        with autocast(options):
+            loss, terms = task.loss(forward, step_generator(options.seed, step), rank)
+        loss.backward()
+        return loss, terms
+
+    end = stage.steps if options.stop_after is None else min(stage.steps, options.stop_after)
+    # A choice takes time, which a stage that seconds end does not have, and one without steps does not need.
+    unasked = None if options.seconds is None and first < end else False
+    forward = chosen_forward(
+        module,
+        asked=unasked if options.compile is None else options.compile,
+        device=torch.device(options.device),
+        trial=lambda forward: step_loss(forward, first)[0],
+        rank=rank,
+    )
     best = _Best(options.out / BEST, task, first, rank)
     saved, timed, since, validated, worse = spent, time.monotonic(), first, -1, 0
     validate_every = options.validate_every or stage.validate_every
-    end = stage.steps if options.stop_after is None else min(stage.steps, options.stop_after)
 
     def record(entry: dict[str, Any]) -> None:
         if rank.is_first:
@@ -169,10 +186,7 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
         step, task.share = done, share
         rate = learning_rate(step, stage.optimizer, clock.steps(done))
         begin_step(optimizers, rate)
-        module.train()
-        with autocast(options):
-            loss, terms = task.loss(forward, step_generator(options.seed, step), rank)
-        loss.backward()
+        loss, terms = step_loss(forward, step)
         average_gradients(params, rank)
         norm = end_step(params, optimizers)
         average.update(module, step)
@@ -262,12 +276,6 @@ class _Clock:
         new = self.validated < passed < _VALIDATIONS
         self.validated = max(self.validated, passed)
         return new
-
-
-def _compiled(module: nn.Module) -> Callable[..., Any]:
-    # The operators' choices are cached and do not change while a stage trains, so Dynamo may trace them.
-    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`", category=UserWarning)
-    return torch.compile(module)
 
 
 class _Best:

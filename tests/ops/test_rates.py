@@ -48,9 +48,9 @@ def probes(monkeypatch: pytest.MonkeyPatch, found: Rates) -> list[torch.device]:
 
 
 def test_a_probe_times_what_is_used_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, timed, seen = torch.get_num_threads(), rates._seconds, set()
+    threads, timed, seen = torch.get_num_threads(), rates.seconds, set()
     monkeypatch.setattr(
-        rates, "_seconds", lambda run, device: (seen.add(torch.get_num_threads()), timed(run, device))[1]
+        rates, "seconds", lambda run, device: (seen.add(torch.get_num_threads()), timed(run, device))[1]
     )
     found = rates.probe(CPU)
     assert (seen, torch.get_num_threads()) == ({1}, threads)
@@ -63,7 +63,7 @@ def test_a_probe_times_what_is_used_on_one_thread(monkeypatch: pytest.MonkeyPatc
 
 def test_the_faster_format_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {torch.float32: 2.0, torch.bfloat16: 1.0}
-    monkeypatch.setattr(rates, "_seconds", lambda run, device: run())
+    monkeypatch.setattr(rates, "seconds", lambda run, device: run())
     found = rates._rates(lambda dtype, device: (lambda: seconds[dtype], 6.0), CPU)
     assert found == {"fp32": 3.0, "bf16": 6.0}
 
@@ -71,7 +71,7 @@ def test_the_faster_format_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_first_product_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     # The first one generates code: bf16 is the faster format here, and was taken for emulated once.
     times = {torch.float32: iter([2.0] * rates.ROUNDS), torch.bfloat16: iter([100.0, *[1.0] * rates.ROUNDS])}
-    monkeypatch.setattr(rates, "_seconds", lambda run, device: run())
+    monkeypatch.setattr(rates, "seconds", lambda run, device: run())
     assert rates._rates(lambda dtype, device: (lambda: next(times[dtype]), 6.0), CPU) == {"fp32": 3.0, "bf16": 6.0}
 
 
@@ -85,7 +85,7 @@ def test_a_format_without_instructions_is_timed_twice(monkeypatch: pytest.Monkey
 
         return run, 1.0
 
-    monkeypatch.setattr(rates, "_seconds", lambda run, device: run())
+    monkeypatch.setattr(rates, "seconds", lambda run, device: run())
     rates._rates(work_of, CPU)
     assert calls == {torch.float32: rates.ROUNDS, torch.bfloat16: 2}
 
