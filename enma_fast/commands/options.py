@@ -113,8 +113,11 @@ def use_threads(threads: int | None) -> None:
 
 def on_device(device: str) -> str:
     """The device if it can be used, or an `EnmaError`."""
-    from ..utils.devices import can_use
+    from ..utils.devices import can_use, use_own_gpu
 
+    # Whoever asks whether a GPU is there takes memory on the current one.
+    if device == "cuda":
+        use_own_gpu()
     if not can_use(device):
         raise EnmaError(f"--device {device}: cannot be used here; use cpu")
     return device

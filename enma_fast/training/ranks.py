@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import EnmaError
+from ..utils.devices import use_own_gpu
 from ..utils.launch import detect
 
 _T = TypeVar("_T")
@@ -146,12 +147,10 @@ def join_ranks() -> Rank:
     if not dist.is_initialized():
         # The optimisers import it, and defaults of its functions are the group of that time: held so, it is never left.
         importlib.import_module("torch.distributed.nn.functional")
-        if torch.cuda.is_available():
-            # Ranks of one machine get a GPU each; a run may also stay on the CPU of a machine that has some.
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE)
-        else:
-            dist.init_process_group("gloo", timeout=_PATIENCE)
+        use_own_gpu()
+        # A run may also stay on the CPU of a machine that has GPUs.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=_PATIENCE)
         atexit.register(leave_ranks)
     return Rank(dist.get_rank(), dist.get_world_size())
 

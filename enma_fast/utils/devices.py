@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -16,6 +17,12 @@ def can_use(device: str) -> bool:
     except (RuntimeError, AssertionError):
         return False
     return usable
+
+
+def use_own_gpu() -> None:
+    """Make the GPU of this process the current one: those that torchrun starts on a machine get one each."""
+    if torch.cuda.is_available() and (local := os.environ.get("LOCAL_RANK")):
+        torch.cuda.set_device(int(local) % torch.cuda.device_count())
 
 
 def num_chosen(count: int, index: Any) -> int:

@@ -1,11 +1,14 @@
 """Ranks share the batches of a run: their steps are those of one, and each step has its own random numbers."""
 
+import atexit
 import socket
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from enma_fast.commands.options import on_device
 from enma_fast.errors import EnmaError, TrainingError
 from enma_fast.training import first_frame, forecasts
 from enma_fast.training.augment import Scattered, Shift, Strides
@@ -182,6 +185,27 @@ def test_processes_of_another_launcher_are_refused(monkeypatch, launcher, variab
         join_ranks()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert join_ranks() == Rank(0, 1)
+
+
+@pytest.mark.parametrize(("gpus", "gpu"), [(4, 3), (2, 1)])
+def test_ranks_of_a_machine_get_a_gpu_each(monkeypatch, gpus, gpu):
+    begun, current = [], []
+    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: begun.append((backend, list(current))))
+    monkeypatch.setattr(dist, "get_rank", lambda: 3)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(atexit, "register", lambda function: None)
+    assert join_ranks() == Rank(3, 4)
+    # Each has its GPU before the group begins, and before a command asks whether there is one.
+    assert begun == [("cpu:gloo,cuda:nccl", [gpu])]
+    current.clear()
+    with pytest.raises(EnmaError, match="cannot be used here"):
+        on_device("cuda")
+    assert current == [gpu]
 
 
 def test_a_task_of_a_job_array_is_a_run_of_its_own(monkeypatch):
