@@ -47,7 +47,7 @@ OPERATORS = ("flow_head", "frame_layer", "frame_attention", "point_attention", "
 # As `enma_fast.ops._flow_head_cuda.GROUPS`.
 EXCHANGES = ("remote", "cluster", "counter")
 # As `enma_fast.ops._backend.WAYS`.
-WAYS = ("products", "launches", "fields")
+WAYS = ("products", "launches", "remote", "fields")
 MEMBERS = (1, 64, 256, 1024)
 # What Nsight Compute reads of the flow head's kernels: their time, and shares of what the GPU can do.
 METRICS = (
@@ -140,14 +140,19 @@ def parts(gpu: str = "GPU", capability: str = "9.0", device: str = "cuda") -> li
     # The goal of the head is set against compiled code under graphs, which takes minutes to compile.
     measured("operators", "head", 240, "flow_head", "--rows", "2,4,64,256")
     # What no GPU has proved yet, beside the rows of `trajectories` and the exchanges.
-    *of_kernels, of_fields = WAYS
-    for preset, kind, members in (
-        ("combined-paper", "flow", "1"),
-        ("combined-paper", "flow", "1024"),
-        ("combined-fast-paper", "pass", "1024"),
+    # Products by the library need many rows, the flow head's kernels few.
+    flow, one_pass = "combined-paper", "combined-fast-paper"
+    products, launches, remote, of_fields = WAYS
+    for way, preset, members in (
+        (remote, flow, "1"),
+        (launches, flow, "1"),
+        (launches, flow, "1024"),
+        (products, flow, "1024"),
+        (launches, one_pass, "1024"),
+        (products, one_pass, "1024"),
     ):
-        for way in of_kernels:
-            measured("tries", f"{way}-{kind}-{members}", 80, *trajectory(preset, members), "--alone", ENMA_GPU_TRY=way)
+        kind = "flow" if preset == flow else "pass"
+        measured("tries", f"{way}-{kind}-{members}", 80, *trajectory(preset, members), "--alone", ENMA_GPU_TRY=way)
     for count in (1, 256):
         add_part("tries", f"{of_fields}-{count}", 40, *fields(count), variables={"ENMA_GPU_TRY": of_fields})
     add_part("tests", "tests", 330, python, "-m", "benchmarks.gpu_tests", str(OUT / "tests"))

@@ -40,7 +40,7 @@ _OTHER_DEVICE = "needs a CUDA device"
 
 # Names faster ways to compute on a GPU, with commas between them; none has run on a GPU yet.
 TRY = "ENMA_GPU_TRY"
-WAYS = ("products", "launches", "fields")
+WAYS = ("products", "launches", "remote", "fields")
 # With fewer rows launches count for more than products.
 LIBRARY_ROWS = 1024
 

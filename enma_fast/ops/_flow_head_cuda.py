@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import EnmaError
-from ._backend import cuda_problem, extension_problem, native
+from ._backend import cuda_problem, extension_problem, native, tried
 from ._checks import dtype_name
 from .flow_plan import FlowPlan
 
@@ -45,11 +45,13 @@ def run(c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, *, group: str = "best") 
     """State at flow time 1 ``[M, C]``; contiguous bf16 conditions and fp32 noise on one CUDA device.
 
     The first call packs the weights: make it before a CUDA graph is captured. `group` is one of `GROUPS`, or the best
-    that the GPU has ("remote" has to be asked for).
+    that the GPU has ("remote" has to be asked for, here or by ENMA_GPU_TRY).
     """
     reason = problem(noise_MC.device, plan.weights.inward_weight.dtype)
     if reason is not None:
         raise EnmaError(f"flow_head: backend 'cuda' cannot run: {reason}")
+    if group == "best" and tried("remote") and group_problem(noise_MC.device, plan, "remote") is None:
+        group = "remote"
     packed = plan.packed.get("cuda")
     if packed is None:
         packed = plan.packed["cuda"] = pack(plan)

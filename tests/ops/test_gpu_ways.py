@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 from benchmarks import gpu
 from enma_fast.errors import EnmaError
 from enma_fast.models import field_step
-from enma_fast.ops import _backend, frame_layer
+from enma_fast.ops import _backend, _flow_head_cuda, frame_layer
 from enma_fast.ops._flow_head_triton import run
 from enma_fast.ops.recordings import Recordings
 from tests._static import TapeRecorder
@@ -64,6 +65,31 @@ def test_modulations_by_the_library(dtype: torch.dtype, device: torch.device, mo
     # All three evaluations of five rows at once.
     assert products == [15]
     check(plan, c, noise, ours)
+
+
+@pytest.mark.parametrize(
+    ("way", "lacks", "group"), [("", None, "best"), ("remote", None, "remote"), ("remote", "no", "best")]
+)
+def test_the_head_exchanges_as_is_tried(
+    way: str, lacks: str | None, group: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def head(
+        c: torch.Tensor, noise: torch.Tensor, packed: list[torch.Tensor], sizes: list[int], by: str
+    ) -> torch.Tensor:
+        asked.append(by)
+        return noise
+
+    plan = make_plan(**MIDPOINT, dtype=torch.bfloat16).to(device)
+    monkeypatch.setattr(_flow_head_cuda, "problem", lambda device, dtype: None)
+    monkeypatch.setattr(_flow_head_cuda, "group_problem", lambda device, plan, group: lacks)
+    monkeypatch.setattr(_flow_head_cuda, "native", lambda: SimpleNamespace(flow_head_cuda=head))
+    monkeypatch.setenv(_backend.TRY, way)
+    c, noise = inputs(plan, 5)
+    _flow_head_cuda.run(c, noise, plan)
+    _flow_head_cuda.run(c, noise, plan, group="cluster")
+    assert asked == [group, "cluster"]
 
 
 def test_networks_of_fields_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
