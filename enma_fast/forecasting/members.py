@@ -31,7 +31,7 @@ from ..sampling.shifts import View, shifted
 from ..utils.forks import forkable, iterate_in_own_thread, run_in_own_thread
 from .encoding import EncodedInputs, encode_inputs
 from .kept import ROOM
-from .memory import in_memory
+from .memory import all_in_memory, in_memory
 from .request import ForecastRequest
 from .scattered import moved
 
@@ -195,20 +195,21 @@ def _frames(
     number = 0
     for j in range(tok.whole_latents(inputs.num_observed), inputs.num_latents):
         group = None
-        for part in chunks:
-            if (kept[part.place] <= number).all():
-                # This gives its memory back to the engine.
-                part.making = iter(())
-                continue
-            part.sample(j + 1 - part.latents.shape[1])
-            z = part.latents[:, -window:]
-            # A window gives the last frame of its first latent, and all frames of the others.
-            before = (j + 1 - z.shape[1]) * factor
-            begin, end = inputs.num_observed + number - before, min(j * factor + 1, inputs.num_frames) - before
-            decoded = decode(_padded(z, FEWEST_LATENTS), part.rows, slice(begin, end))
-            if group is None:
-                group = decoded.new_full((len(kept), *decoded.shape[1:]), math.nan)
-            group[part.place] = decoded
+        with all_in_memory():
+            for part in chunks:
+                if (kept[part.place] <= number).all():
+                    # This gives its memory back to the engine.
+                    part.making = iter(())
+                    continue
+                part.sample(j + 1 - part.latents.shape[1])
+                z = part.latents[:, -window:]
+                # A window gives the last frame of its first latent, and all frames of the others.
+                before = (j + 1 - z.shape[1]) * factor
+                begin, end = inputs.num_observed + number - before, min(j * factor + 1, inputs.num_frames) - before
+                decoded = decode(_padded(z, FEWEST_LATENTS), part.rows, slice(begin, end))
+                if group is None:
+                    group = decoded.new_full((len(kept), *decoded.shape[1:]), math.nan)
+                group[part.place] = decoded
         assert group is not None
         for rows in group.unbind(1):
             rows[kept <= number] = math.nan

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,20 @@ from ..errors import EnmaError, first_line, out_of_memory
 log = logging.getLogger("enma_fast")
 
 _T = TypeVar("_T")
+
+
+@contextlib.contextmanager
+def all_in_memory() -> Iterator[None]:
+    """`EnmaError` where memory runs out for members that are all in it at once, which smaller chunks do not mend."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise EnmaError(
+            f"the members of a stream or with stop= do not fit the memory together ({first_line(error)}); "
+            "sample fewer at a time"
+        ) from error
 
 
 def in_memory(

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
-import subprocess
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,124 +11,22 @@ import torch
 from torch import Tensor
 
 from enma_fast.errors import EnmaError
-from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Model
 from enma_fast.ops import _backend
 from enma_fast.ops._backend import choose, plain
-from enma_fast.sampling import cuda_graphs, engine, ladder, static_sampler, static_step
+from enma_fast.sampling import engine, ladder, static_sampler, static_step
 from enma_fast.sampling.batch_invariant import map_rows
-from enma_fast.sampling.cuda_graphs import CapturedStep
 from enma_fast.sampling.engine import engine_for
 from enma_fast.sampling.ladder import Ladder, ladder_of, rungs_of
 from enma_fast.training.rollouts import rollout_scores
 
 from .._tiny import distance, waves
 from .._tiny import model as tiny_model
+from ._stand_in import CLOSE, KERNEL_FAILURES, CompilationError, StandIn, StandInRecorder, forecast, warnings_of
 
-# Rounding of fp32 over the frames of a tiny model.
-CLOSE = 2e-3
 CAPTURE = "operation not permitted when stream is capturing"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class CompilationError(Exception):
-    """Stands in for Triton's, which is no RuntimeError."""
-
-
-KERNEL_FAILURES: dict[str, Callable[[], Exception]] = {
-    "triton": lambda: CompilationError("at 12:4: unsupported operand\nb_h = tl.load(p_x)"),
-    "no compiler": lambda: RuntimeError("Failed to find C compiler. Please specify via CC environment variable."),
-    "no Python.h": lambda: subprocess.CalledProcessError(1, ["gcc", "main.c"]),
-    "no ptxas": lambda: FileNotFoundError(2, "No such file or directory", "ptxas"),
-}
-
-
-class StandInRecorder:
-    """A CUDA graph that runs its work anew; `failure` is raised in place of a recording."""
-
-    def __init__(self, failure: Exception | None) -> None:
-        self.failure = failure
-        self.recorded = 0
-
-    def warm_up(self, run: Callable[[], object]) -> None:
-        run()
-
-    def record(self, run: Callable[[], object]) -> Callable[[], None]:
-        self.recorded += 1
-        if self.failure is not None:
-            raise self.failure
-        run()
-
-        def replay() -> None:
-            run()
-
-        return replay
-
-    def close(self) -> None:
-        pass
-
-
-class StandIn:
-    """A device whose engines climb the whole ladder, on the CPU."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.monkeypatch, self.recorder = monkeypatch, StandInRecorder(None)
-        self.proofs = self.steps = self.rows = 0
-        device = self
-
-        class Captured(CapturedStep):
-            def __init__(self, step: Any) -> None:
-                super().__init__(step, recorder=device.recorder)
-
-        class Step(static_step.StaticStep):
-            def __init__(self, *arguments: Any, **options: Any) -> None:
-                device.steps += 1
-                super().__init__(*arguments, **options)
-                device.rows = self.size.rows
-
-        prove = engine.Engine._prove
-
-        def proved(*arguments: Any) -> None:
-            device.proofs += 1
-            prove(*arguments)
-
-        monkeypatch.setattr(cuda_graphs, "WARM_UPS", 1)
-        monkeypatch.setattr(static_sampler, "CapturedStep", Captured)
-        monkeypatch.setattr(static_sampler, "StaticStep", Step)
-        monkeypatch.setattr(engine.Engine, "_prove", proved)
-        every = {"native": "is for CPUs", "graph": None, "static": None, "reference": None}
-        monkeypatch.setattr(engine, "candidates", lambda *_: dict(every))
-
-    def break_kernels(self, failure: Callable[[], Exception]) -> None:
-        """A kernel of the static step raises this."""
-
-        def raises(*_: Any, **__: Any) -> None:
-            raise failure()
-
-        self.monkeypatch.setattr(static_step, "heads_", raises)
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    monkeypatch.delenv(ladder.VARIABLE, raising=False)
-    ladder_of.cache_clear()
-    yield StandIn(monkeypatch)
-    ladder_of.cache_clear()
-
-
-@pytest.fixture
-def model() -> Model:
-    return tiny_model("relative-fast")
-
-
-def forecast(model: Model, *, members: int = 2, **given: Any) -> Tensor:
-    history = waves(1, 1, 3, model.config.codec, seed=1)[0]
-    return sample_fields(model, history, num_members=members, num_frames=4, **given)
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
 def test_what_works_is_proved_once_and_says_nothing(
@@ -293,57 +188,6 @@ def test_a_rung_that_cannot_be_pinned_says_why(monkeypatch: pytest.MonkeyPatch) 
         rungs_of(problems)
     monkeypatch.delenv(ladder.VARIABLE)
     assert rungs_of(problems) == ("static", "reference")
-
-
-@pytest.mark.parametrize("where", ["the capture", "a kernel"])
-def test_memory_that_runs_out_halves_the_chunk_and_leaves_no_rung(
-    where: str, device: StandIn, model: Model, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = forecast(model, members=8, backend="reference")
-
-    def fits(rows: int) -> None:
-        if rows > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    if where == "the capture":
-        record = device.recorder.record
-        # It follows the step that was made last.
-        monkeypatch.setattr(device.recorder, "record", lambda run: (fits(device.rows), record(run))[1])
-    else:
-        heads = static_step.heads_
-        monkeypatch.setattr(static_step, "heads_", lambda x, *a, **k: (fits(len(x)), heads(x, *a, **k))[1])
-    assert distance(forecast(model, members=8, chunk=16), expected) < CLOSE
-    assert engine_for(model.dynamics).backend == "graph"
-    # 16 rows are asked for, and 8 are there.
-    told = "out of memory: {} rows at a time; on this device results are rounded differently"
-    assert warnings_of(caplog) == [told.format(n) for n in (4, 2)]
-
-
-def test_steps_of_other_sizes_make_room(
-    device: StandIn, model: Model, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    there: weakref.WeakSet[static_step.StaticStep] = weakref.WeakSet()
-
-    class Alone(static_sampler.StaticStep):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            if there:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            super().__init__(*arguments, **options)
-            there.add(self)
-
-    monkeypatch.setattr(static_sampler, "StaticStep", Alone)
-    expected = forecast(model, members=3, backend="reference")
-    for members in (2, 3, 2):
-        assert distance(forecast(model, members=members), expected[:members]) < CLOSE
-    assert device.steps == 3
-    assert not warnings_of(caplog)
-
-
-def test_a_member_that_does_not_fit_says_so(device: StandIn, model: Model) -> None:
-    device.break_kernels(lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
-    with pytest.raises(EnmaError, match="CUDA"):
-        forecast(model)
-    assert engine_for(model.dynamics).backend == "graph"
 
 
 @pytest.mark.parametrize("error", [EnmaError("seeds has shape [2]"), torch.OutOfMemoryError("CUDA out of memory")])
