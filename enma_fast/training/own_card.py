@@ -7,10 +7,13 @@ from typing import Any
 from ..evaluation.channel_scores import hidden_changes
 from ..utils.text import boundaries, markdown_table, short, times
 from .card import training_text
+from .own_data import TEST
 from .own_plan import Plan
 
-# A linear forecast that errs by no more than this share above the model is as good.
-_AS_GOOD = 1.02
+# Test trajectories that are scored at most.
+SCORED = 64
+# Of another forecast it is said how its error compares, if that is less than this many times the model's.
+_CLOSE = 1.02
 HEAD = ("task", "forecast", "rel. L2", "median", "CRPS", "spread/skill")
 
 
@@ -75,9 +78,14 @@ def notes(plan: Plan, metrics: dict[str, Any]) -> list[str]:
     if metrics.get("alone"):
         said.append(f"{plan.best} alone forecasts validation data better than the network, so the model is that.")
     for row in metrics["rows"]:
+        scored, there = row["num_trajectories"], plan.trajectories[TEST]
+        if scored < min(there, SCORED):
+            said.append(f"Task {row['task']}: scored on {scored} of {there} trajectories, since the time was over.")
         best = min(row["methods"], key=lambda name: row["methods"][name]["rel_l2"])
-        if row["methods"][best]["rel_l2"] <= _AS_GOOD * row["rel_l2"]:
-            said.append(f"Task {row['task']}: the members' mean does not beat {best}.")
+        ratio = row["methods"][best]["rel_l2"] / row["rel_l2"]
+        if ratio < _CLOSE:
+            where = "above" if ratio > 1 else "below"
+            said.append(f"Task {row['task']}: the error of {best} is {100 * abs(ratio - 1):.1f} % {where} the model's.")
     return said
 
 

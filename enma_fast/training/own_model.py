@@ -43,7 +43,7 @@ from ..utils.devices import can_use
 from .card import equation_of, tell_training
 from .field_choices import independent, relative_errors, surely_less
 from .loop import RunOptions
-from .own_card import own_card
+from .own_card import SCORED, own_card
 from .own_data import TEST, TRAIN, VAL
 from .own_plan import (
     DATA,
@@ -63,8 +63,8 @@ from .run import Progress, account, data_file, train
 
 # Seconds between saved states, and steps between looks at the loss.
 _SAVE_SECONDS, _LOG_EVERY = 60.0, 10
-# Test trajectories that are scored, at least and at most, and the members of each.
-_FEWEST, SCORED, MEMBERS = 4, 64, 16
+# Test trajectories that are scored at least, and the members of each.
+_FEWEST, MEMBERS = 4, 16
 # Share of the time for the scores.
 _SCORING = 0.05
 # Rows of tables are called so, whatever kind of floor the linear one is.

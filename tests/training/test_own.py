@@ -234,14 +234,20 @@ def test_time_is_kept_and_the_model_learns_what_is_not_linear(
     assert "| temporal | model |" in card
 
 
-def test_a_row_that_is_as_good_is_said_in_words(planned: Callable) -> None:
+def test_close_forecasts_and_few_scores_are_said_in_words(planned: Callable) -> None:
     plan, _ = planned("words")
-    row = {"task": "temporal", "rel_l2": 0.5, "methods": {"persistence": {"rel_l2": 1.0}, "linear": {"rel_l2": 0.505}}}
-    said = [note for note in notes(plan, {"rows": [row]}) if "does not beat" in note]
-    assert len(said) == 1
-    assert "linear" in said[0]
-    row["methods"]["linear"]["rel_l2"] = 0.6
-    assert not any("does not beat" in note for note in notes(plan, {"rows": [row]}))
+    linear = {"rel_l2": 0.505}
+    row = {"task": "temporal", "rel_l2": 0.5, "methods": {"persistence": {"rel_l2": 1.0}, "linear": linear}}
+
+    def said(scored: int = 8) -> list[str]:
+        return [note for note in notes(plan, {"rows": [row | {"num_trajectories": scored}]}) if "temporal" in note]
+
+    assert said() == ["Task temporal: the error of linear is 1.0 % above the model's."]
+    linear["rel_l2"] = 0.4
+    assert said() == ["Task temporal: the error of linear is 20.0 % below the model's."]
+    linear["rel_l2"] = 0.6
+    assert said() == []
+    assert said(5) == ["Task temporal: scored on 5 of 8 trajectories, since the time was over."]
     assert "The equation of the training data: u_t = - 1 u_x." in notes(
         plan, {"rows": [], "equation": ["u_t = - 1 u_x"]}
     )
