@@ -47,9 +47,9 @@ def test_memory_that_runs_out_halves_the_chunk_and_leaves_no_rung(
 def test_members_that_are_in_memory_together_are_too_many(device: StandIn, model: Model) -> None:
     device.break_kernels(lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     history = waves(1, 1, 3, model.config.codec, seed=1)[0]
-    with pytest.raises(EnmaError, match=r"together.*CUDA.*fewer"):
+    with pytest.raises(EnmaError, match="fewer"):
         next(stream(model, history, num_members=4, num_frames=4))
-    with pytest.raises(EnmaError, match=r"together.*CUDA.*fewer"):
+    with pytest.raises(EnmaError, match="fewer"):
         forecast(model, stop=lambda number, frame: False)
 
 
