@@ -60,7 +60,8 @@ def sample_members(
     inputs = encode_inputs(model, request, side_by_side=stop is not None, warn=warn)
     engine = engine_for(model.dynamics, dtype=request.dtype, backend=request.backend)
     if stop is not None:
-        return _sampled(model, request, inputs, engine, stop)
+        with all_in_memory():
+            return _sampled(model, request, inputs, engine, stop)
     return in_memory(
         lambda chunk: _sampled(model, replace(request, chunk=chunk), inputs, engine, None),
         request.rows,
@@ -135,7 +136,12 @@ def stream_members(
     )
     engine = run_in_own_thread(engine_for, model.dynamics, dtype=request.dtype, backend=request.backend)
     chunks, shape = _chunks(engine, inputs, request, ahead=False), _shape(inputs, request)
-    return iterate_in_own_thread(_frames(model, inputs, chunks, _all_kept(inputs, shape), shape=shape, stop=stop))
+
+    def frames() -> Iterator[Tensor]:
+        with all_in_memory():
+            yield from _frames(model, inputs, chunks, _all_kept(inputs, shape), shape=shape, stop=stop)
+
+    return iterate_in_own_thread(frames())
 
 
 @dataclass
@@ -195,21 +201,20 @@ def _frames(
     number = 0
     for j in range(tok.whole_latents(inputs.num_observed), inputs.num_latents):
         group = None
-        with all_in_memory():
-            for part in chunks:
-                if (kept[part.place] <= number).all():
-                    # This gives its memory back to the engine.
-                    part.making = iter(())
-                    continue
-                part.sample(j + 1 - part.latents.shape[1])
-                z = part.latents[:, -window:]
-                # A window gives the last frame of its first latent, and all frames of the others.
-                before = (j + 1 - z.shape[1]) * factor
-                begin, end = inputs.num_observed + number - before, min(j * factor + 1, inputs.num_frames) - before
-                decoded = decode(_padded(z, FEWEST_LATENTS), part.rows, slice(begin, end))
-                if group is None:
-                    group = decoded.new_full((len(kept), *decoded.shape[1:]), math.nan)
-                group[part.place] = decoded
+        for part in chunks:
+            if (kept[part.place] <= number).all():
+                # This gives its memory back to the engine.
+                part.making = iter(())
+                continue
+            part.sample(j + 1 - part.latents.shape[1])
+            z = part.latents[:, -window:]
+            # A window gives the last frame of its first latent, and all frames of the others.
+            before = (j + 1 - z.shape[1]) * factor
+            begin, end = inputs.num_observed + number - before, min(j * factor + 1, inputs.num_frames) - before
+            decoded = decode(_padded(z, FEWEST_LATENTS), part.rows, slice(begin, end))
+            if group is None:
+                group = decoded.new_full((len(kept), *decoded.shape[1:]), math.nan)
+            group[part.place] = decoded
         assert group is not None
         for rows in group.unbind(1):
             rows[kept <= number] = math.nan
