@@ -109,17 +109,17 @@ def locate(checkpoint: str | Path) -> Path:
     for path in shipped_paths(f"*/{MANIFEST}"):
         if path.parent.name == str(checkpoint):
             return path.parent
-    known = ", ".join(available()) or "none"
+    names = ", ".join(available()) or "none"
     if os.path.isdir(given):
         raise EnmaError(f"{checkpoint}: holds no {MANIFEST}; it is not a whole checkpoint")
     if remedy := remedy_for(str(checkpoint)):
-        raise EnmaError(f"checkpoint {str(checkpoint)!r}: is not installed (installed: {known}){remedy}")
+        raise EnmaError(f"checkpoint {str(checkpoint)!r}: is not installed (installed: {names}){remedy}")
     if str(checkpoint) in {path.stem for path in RECIPE_FILES.glob("*.toml")}:
         raise EnmaError(
             f"checkpoint {str(checkpoint)!r}: is a recipe without weights; train it first (enma-fast train "
-            f"{checkpoint} --out RUN), or use a shipped model ({known})"
+            f"{checkpoint} --out RUN), or use a shipped model ({names})"
         )
-    raise EnmaError(f"checkpoint {str(checkpoint)!r}: neither a folder nor a shipped model (shipped: {known})")
+    raise EnmaError(f"checkpoint {str(checkpoint)!r}: neither a folder nor a shipped model (shipped: {names})")
 
 
 def listed(folder: Path) -> dict[str, tuple[int, str]]:
@@ -128,8 +128,8 @@ def listed(folder: Path) -> dict[str, tuple[int, str]]:
     try:
         manifest = parse_json(read_bytes(path, most=_MOST_BYTES))
         version, files = manifest["format"], manifest["files"]
-        found = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-        for name, (size, digest) in found.items():
+        entries = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+        for name, (size, digest) in entries.items():
             if not (_NAME.fullmatch(name) and type(size) is int and size >= 0 and _SHA256.fullmatch(digest)):
                 raise ValueError(name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -139,9 +139,9 @@ def listed(folder: Path) -> dict[str, tuple[int, str]]:
     if version not in (1, FORMAT_VERSION):
         raise EnmaError(f"{path}: format {version}; this version of enma_fast reads up to {FORMAT_VERSION}")
     for name in (CONFIG, WEIGHTS):
-        if name not in found:
+        if name not in entries:
             raise EnmaError(f"{path}: lists no {name}; copy the checkpoint again")
-    return found
+    return entries
 
 
 def verify(folder: Path) -> None:
@@ -151,8 +151,8 @@ def verify(folder: Path) -> None:
         if not os.path.lexists(file):
             raise EnmaError(f"{file}: missing; copy the checkpoint again")
         with open_regular(file) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as opened:
-            if (found := os.fstat(descriptor).st_size) != size:
-                raise EnmaError(f"{file}: {found} bytes, {size} expected; copy the checkpoint again")
+            if (actual_size := os.fstat(descriptor).st_size) != size:
+                raise EnmaError(f"{file}: {actual_size} bytes, {size} expected; copy the checkpoint again")
             if hashlib.file_digest(opened, "sha256").hexdigest() != digest:
                 raise EnmaError(f"{file}: SHA-256 differs from {MANIFEST}; copy the checkpoint again")
 
@@ -203,10 +203,10 @@ def _covariance(path: Path, config: ModelConfig) -> FieldCovariance:
     (tensors, _), tok = read_tensors(path), config.codec
     try:
         wide = {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
-        found = FieldCovariance(**wide, grid=tok.grid, lengths=tok.lengths, periodic=tok.periodic)
-        if found.channels != tok.field_channels:
-            raise EnmaError(f"mean is [{found.channels}]; [{tok.field_channels}] is expected")
-        return found
+        covariance = FieldCovariance(**wide, grid=tok.grid, lengths=tok.lengths, periodic=tok.periodic)
+        if covariance.channels != tok.field_channels:
+            raise EnmaError(f"mean is [{covariance.channels}]; [{tok.field_channels}] is expected")
+        return covariance
     except (EnmaError, TypeError) as error:
         raise EnmaError(f"{path}: not how fields of this model vary ({error}); copy the checkpoint again") from None
 

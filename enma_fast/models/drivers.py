@@ -72,11 +72,11 @@ class Drivers:
 
     def packed(self) -> tuple[list[Tensor], Tensor | None]:
         """Each driver `[B or 1, T or 1, points or 1]` and the mask `[points, c]`, in fp32 for the extension."""
-        found = []
+        drivers = []
         for v in self.values:
             alike = all(n == 1 for n in v.shape[2:])
-            found.append((v if alike else v.expand(*v.shape[:2], *self.grid)).flatten(2).float().contiguous())
-        return found, None if self.mask is None else self.mask.flatten(0, -2).float().contiguous()
+            drivers.append((v if alike else v.expand(*v.shape[:2], *self.grid)).flatten(2).float().contiguous())
+        return drivers, None if self.mask is None else self.mask.flatten(0, -2).float().contiguous()
 
     def numbers(self) -> Tensor:
         """Means over space of the drivers that do not vary in time, `[B, m]`."""
@@ -100,10 +100,10 @@ class Drivers:
         last = values.shape[1] - 1
         if isinstance(frame, Tensor) and last:
             rows = torch.arange(self.count, device=values.device) * (len(values) > 1)
-            found = values[rows, frame.clamp(0, last)]
+            of_frame = values[rows, frame.clamp(0, last)]
         else:
-            found = values[:, 0 if not last else min(max(int(frame), 0), last)]
-        return found.expand(self.count, *self.grid)
+            of_frame = values[:, 0 if not last else min(max(int(frame), 0), last)]
+        return of_frame.expand(self.count, *self.grid)
 
 
 @dataclass(frozen=True, eq=False)

@@ -95,7 +95,7 @@ class Envelope:
             raise EnmaError(
                 f"fields have {fields.shape[-1]} channels, the training data {len(self.scale)}; give as many"
             )
-        found = []
+        texts = []
         for part in _parts(fields):
             axes = tuple(range(1, fields.ndim - 1))
             low_Bc, high_Bc = part.min(axis=axes), part.max(axis=axes)
@@ -105,14 +105,14 @@ class Envelope:
             for low, high, beyond, far in zip(low_Bc, high_Bc, beyond_Bc, far_B, strict=True):
                 if beyond.any():
                     c = int(beyond.argmax())
-                    found.append(
+                    texts.append(
                         f"values from {low[c]:.4g} to {high[c]:.4g}, of training from {self.low[c]:.4g} to "
                         f"{self.high[c]:.4g}"
                     )
                 else:
                     far_off = f"their distance in mean, amplitude, roughness and changes is {far:.3g} times the limit"
-                    found.append(far_off if far > 1 else "")
-        return found
+                    texts.append(far_off if far > 1 else "")
+        return texts
 
     def _far(self, part: np.ndarray) -> np.ndarray:
         """Greatest distance of a window of each trajectory, in units of the limit, `[B]`."""
@@ -137,21 +137,21 @@ class Envelope:
     def read(cls, path: Path) -> Envelope:
         """Read a file that holds the text of :meth:`to_json`; `EnmaError` for any other."""
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            names, units = (tuple(map(str, found.pop(key, ()))) for key in ("channels", "units"))
-            arrays = {name: np.asarray(found[name], np.float64) for name in _NAMES}
+            document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            names, units = (tuple(map(str, document.pop(key, ()))) for key in ("channels", "units"))
+            arrays = {name: np.asarray(document[name], np.float64) for name in _NAMES}
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise EnmaError(f"{path}: does not say what a model was trained on; copy the checkpoint again") from error
         channels = arrays["scale"].size
         features = _count(WINDOW, channels)
         shapes = ((channels,), (channels,), (channels,), (features,), (features, features), (WINDOW,))
         for (name, array), shape in zip(arrays.items(), shapes, strict=True):
-            if array.shape != shape or not np.isfinite(array).all() or set(found) != set(_NAMES):
+            if array.shape != shape or not np.isfinite(array).all() or set(document) != set(_NAMES):
                 raise EnmaError(f"{path}: {name} is not {list(shape)} finite numbers; copy the checkpoint again")
-        made = cls(**arrays, channels=names, units=units)
-        if not made._is_of_fields() or not {len(names), len(units)} <= {0, channels}:
+        envelope = cls(**arrays, channels=names, units=units)
+        if not envelope._is_of_fields() or not {len(names), len(units)} <= {0, channels}:
             raise EnmaError(f"{path}: its numbers are those of no training data; copy the checkpoint again")
-        return made
+        return envelope
 
     def _is_of_fields(self) -> bool:
         """True if :meth:`of` can have made these numbers, with which every distance is a number."""

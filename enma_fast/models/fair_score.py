@@ -7,8 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 
-def fair_score(made: Tensor, truth: Tensor, distance: Callable[[Tensor], Tensor]) -> Tensor:
-    """Score of draws ``made [B, K, ...]`` at ``truth [B, ...]``, shaped as the distance of the truth.
+def fair_score(draws: Tensor, truth: Tensor, distance: Callable[[Tensor], Tensor]) -> Tensor:
+    """Score of ``draws [B, K, ...]`` at ``truth [B, ...]``, shaped as the distance of the truth.
 
         score = mean_i d(x_i - y) - sum_{i<j} d(x_i - x_j) / (K (K - 1))
 
@@ -16,10 +16,10 @@ def fair_score(made: Tensor, truth: Tensor, distance: Callable[[Tensor], Tensor]
     dimensions the energy score. It is the fair score (Ferro, 2014), which is least, in expectation, for draws from the
     truth's own distribution. K is at least 2.
     """
-    K = made.shape[1]
-    score = distance(made - truth[:, None]).mean(1)
+    K = draws.shape[1]
+    score = distance(draws - truth[:, None]).mean(1)
     less = 1 / (K * (K - 1))
     for i in range(K):
         for j in range(i):
-            score = score - less * distance(made[:, i] - made[:, j])
+            score = score - less * distance(draws[:, i] - draws[:, j])
     return score

@@ -141,8 +141,8 @@ class FieldNetwork(nn.Module):
         if self.config.middle_layers:
             h = h + self.refine(self.middle(self.coarsen(h), condition_BZ))
         h = self.last(h, condition_BZ)
-        made = from_blocks(self.head(normalised(h, self.scale)), self.config.block)
-        return made[(slice(None), *(slice(n) for n in self.grid))]
+        fields = from_blocks(self.head(normalised(h, self.scale)), self.config.block)
+        return fields[(slice(None), *(slice(n) for n in self.grid))]
 
     def noise_shape(self, batch: int) -> tuple[int, ...]:
         return (batch, *(n // self.config.block for n in self.inner), self.config.noise)
@@ -164,13 +164,13 @@ def answer(network: FieldNetwork, x: Tensor, condition_BZ: Tensor | None, noise:
     def run(inputs: Sequence[Tensor]) -> Tensor:
         # Casts that a cache keeps would be of the recording alone.
         with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
-            made: Tensor = network(**given | dict(zip(tensors, inputs, strict=True)))
-        return made
+            output: Tensor = network(**given | dict(zip(tensors, inputs, strict=True)))
+        return output
 
     kind = tuple((name, part.shape) for name, part in tensors.items())
-    made = recordings(kind, run, list(tensors.values()))
-    assert made is not None
-    return made
+    output = recordings(kind, run, list(tensors.values()))
+    assert output is not None
+    return output
 
 
 class FieldStep(nn.Module):
@@ -232,9 +232,9 @@ class FieldStep(nn.Module):
             parts.append(((views - x2[..., None]) / s.view).flatten(-2))
         if known is not None:
             parts.append(known.inputs.to(x2.dtype))
-        made = answer(self.network, torch.cat(parts, -1), condition_BZ, noise)
-        made = made.to(torch.promote_types(made.dtype, torch.float32)) * s.error
-        return made if known is None or known.mask is None else made * known.mask
+        correction = answer(self.network, torch.cat(parts, -1), condition_BZ, noise)
+        correction = correction.to(torch.promote_types(correction.dtype, torch.float32)) * s.error
+        return correction if known is None or known.mask is None else correction * known.mask
 
     def reliance(
         self,
@@ -348,13 +348,13 @@ class FieldStep(nn.Module):
         `draw` gives the noise of each step, `[B, *shape]` of the shape that it is called with. The first frame is told
         of as 0.
         """
-        bounds, made = self.bounds(past), []
+        bounds, frames = self.bounds(past), []
         for step in range(steps):
             noise = None
             if draw is not None and self.config.noise:
                 noise = draw(*self.network.noise_shape(len(past))[1:]).to(past.device)
             known = None if told is None else told.at(step)
             frame = self.frame(past, condition_BZ, floor, bounds, factor=factor, noise=noise, known=known)
-            made.append(frame)
+            frames.append(frame)
             past = torch.cat([past[:, 1:], frame[:, None]], 1)
-        return torch.stack(made, 1)
+        return torch.stack(frames, 1)

@@ -38,8 +38,8 @@ def config_of(old: Mapping[str, Any]) -> dict[str, Any]:
     flow = {"kind": "flow"} | _without(dynamics.get("flow", {}), "flow")
     one_pass = dynamics.get("decoder") == "one-pass"
     local, first = dynamics.get("local"), dynamics.get("first")
-    known = {*_CONTEXT, "temporal_layers", "spatial_layers", "condition", "decoder", "local", "first", "flow"}
-    if unknown := sorted(dynamics.keys() - known):
+    keys = {*_CONTEXT, "temporal_layers", "spatial_layers", "condition", "decoder", "local", "first", "flow"}
+    if unknown := sorted(dynamics.keys() - keys):
         raise EnmaError(f"dynamics.{unknown[0]}: unknown key; use the version of enma_fast that wrote it")
     step = {"kind": "linear"} if local is None else {"kind": "local", **_without(local, "local")}
     # A trained head of frame 0 was worse than a random field (docs/notes/frame-0-field.md).

@@ -287,13 +287,13 @@ def prepared(
 
     With `renew` it is made of the last one after a change.
     """
-    found: Prepared = vars(module).setdefault("_prepared", Prepared())
+    cache: Prepared = vars(module).setdefault("_prepared", Prepared())
     weights = weights_key(module)
-    known = found.get(name)
-    if known is None or known[0] != weights:
-        known = found[name] = (weights, prepare() if known is None or renew is None else renew(known[1]))
-    made: _T = known[1]
-    return made
+    entry = cache.get(name)
+    if entry is None or entry[0] != weights:
+        entry = cache[name] = (weights, prepare() if entry is None or renew is None else renew(entry[1]))
+    value: _T = entry[1]
+    return value
 
 
 def recordings_of(module: nn.Module, device: torch.device) -> Recordings | None:

@@ -72,8 +72,8 @@ class Dynamics(nn.Module):
 
     def decoder(self, slot: str) -> Decoder:
         """The decoder in a slot of the config."""
-        found: Decoder = getattr(self, slot)
-        return found
+        decoder: Decoder = getattr(self, slot)
+        return decoder
 
     def first_weights(self) -> list[nn.Parameter]:
         """Weights that decide frame 0 alone, behind its conditions; empty where none do."""
@@ -111,9 +111,9 @@ class Dynamics(nn.Module):
             return loss(self.step, slice(None))
         if self.initial.draws_fields:
             return loss(self.step, slice(1, None))
-        first, _ = loss(self.initial, slice(0, 1))
-        later, terms = loss(self.step, slice(1, None))
-        return first + later, {"first_frame": first.detach()} | terms
+        first_loss, _ = loss(self.initial, slice(0, 1))
+        later_loss, terms = loss(self.step, slice(1, None))
+        return first_loss + later_loss, {"first_frame": first_loss.detach()} | terms
 
 
 def draw(
@@ -201,12 +201,12 @@ class Model(nn.Module):
         sizes = zip(codec.grid, grid, codec.periodic, strict=True)
         steps = [(n, m) if wraps else (n - 1, m - 1) for n, m, wraps in sizes]
         lengths = tuple(length * new / old for length, (old, new) in zip(codec.lengths, steps, strict=True))
-        made = Model(replace(config, codec=replace(codec, grid=grid, lengths=lengths))).requires_grad_(False).eval()
-        known = self.state_dict()
+        model = Model(replace(config, codec=replace(codec, grid=grid, lengths=lengths))).requires_grad_(False).eval()
+        own = self.state_dict()
         # What has another shape there is as it was made.
-        tensors = {name: known[name] if known[name].shape == x.shape else x for name, x in made.state_dict().items()}
-        made.load_state_dict(tensors)
-        return made
+        tensors = {name: own[name] if own[name].shape == x.shape else x for name, x in model.state_dict().items()}
+        model.load_state_dict(tensors)
+        return model
 
     def to_tokens(self, z_BTNC: Tensor) -> Tensor:
         """Standardise the codec's latents and merge them to the transformers' tokens."""

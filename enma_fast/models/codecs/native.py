@@ -36,9 +36,9 @@ class NativeCodec:
     @property
     def codec(self) -> Codec:
         """The codec that was packed."""
-        found = self._codec()
-        assert found is not None
-        return found
+        codec = self._codec()
+        assert codec is not None
+        return codec
 
     @property
     def folded(self) -> bool:
@@ -54,13 +54,13 @@ class NativeCodec:
         fields = self.codec.standardised(u_BTXc).contiguous()
         if points is not None:
             points = points.expand(*fields.shape[:-1], -1).contiguous()
-        made: Tensor = self._packed.encode(fields, points, threads=_threads(), isa=isa)
-        return made
+        z_BTNC: Tensor = self._packed.encode(fields, points, threads=_threads(), isa=isa)
+        return z_BTNC
 
     def decode(self, z_BTNC: Tensor, num_frames: int, *, isa: str = "") -> Tensor:
         """The first fields ``[B, num_frames, *grid, c]`` of latent frames, as `Codec.decode` up to rounding."""
-        made: Tensor = self._packed.decode(z_BTNC.contiguous(), num_frames, threads=_threads(), isa=isa)
-        return self.codec.in_units(made)
+        fields: Tensor = self._packed.decode(z_BTNC.contiguous(), num_frames, threads=_threads(), isa=isa)
+        return self.codec.in_units(fields)
 
 
 def native_codec(codec: Codec) -> NativeCodec | None:

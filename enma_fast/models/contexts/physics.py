@@ -122,10 +122,10 @@ class PhysicsContext(nn.Module):
         own, codec = config.context, config.codec
         assert isinstance(own, PhysicsConfig)
         self.fields = FieldTokens(config)
-        found = kinds(codec)
-        if own.floor not in found:
-            raise EnmaError(f"{config.name}: context.floor is {own.floor!r}; this grid has {', '.join(found)}")
-        self.floor, self.name = found[own.floor](), own.floor
+        makers = kinds(codec)
+        if own.floor not in makers:
+            raise EnmaError(f"{config.name}: context.floor is {own.floor!r}; this grid has {', '.join(makers)}")
+        self.floor, self.name = makers[own.floor](), own.floor
         assert isinstance(self.floor, nn.Module)
         told = self.floor.num_features + num_numbers(config)
         self.encoder = PhysicsEncoder(codec.grid, self.fields.edges, codec.field_channels, own, told)

@@ -136,8 +136,8 @@ class Decoder(nn.Module):
         own, states = self.state_dict(), {type(other): other.state_dict() for other in reversed(before)}
         if type(self) in states:
             return states[type(self)]
-        there = {name: tensor for state in states.values() for name, tensor in state.items()}
-        return own | {name: there[name] for name in own if name in there and there[name].shape == own[name].shape}
+        others = {name: tensor for state in states.values() for name, tensor in state.items()}
+        return own | {name: others[name] for name in own if name in others and others[name].shape == own[name].shape}
 
     def linear_mean(self) -> tuple[Tensor, Tensor] | None:
         """Weight and bias of the mean of its tokens, where that is linear in their conditions."""

@@ -104,10 +104,10 @@ class FieldDecoder(Decoder):
         share, misfit = (part[index] for part in self.reliance(h))
         spread = settings.temperature * self.model.factor(misfit, own=h.own)
         drawn = bool(spread.any())
-        first, one = replace(noise, frame=0), torch.zeros(1, dtype=torch.int64, device=index.device)
+        first_noise, one = replace(noise, frame=0), torch.zeros(1, dtype=torch.int64, device=index.device)
 
         def normals(count: int, purpose: int) -> Tensor:
-            return first.normal(one, count, mask_step=purpose)[:, 0] * spread[:, None]
+            return first_noise.normal(one, count, mask_step=purpose)[:, 0] * spread[:, None]
 
         state, condition = h.state[index], h.numbers[index]
         if h.floor.num_draws and drawn:

@@ -80,13 +80,13 @@ def random_fields(
 
 
 def _native_fields(covariance: FieldCovariance, frames: Tensor | None, seeds: Tensor, members: Tensor) -> Tensor:
-    first = [None] * len(members) if frames is None else [frame.contiguous() for frame in frames]
+    rows = [None] * len(members) if frames is None else [frame.contiguous() for frame in frames]
     statistics = {name: x.contiguous() for name, x in covariance.tensors().items()}
     domain = {"grid": covariance.grid, "lengths": covariance.lengths, "periodic": covariance.periodic}
     keys = zip(seeds.tolist(), members.tolist(), strict=True)
     fields = [
         native().draw_field(**statistics, **domain, first=frame, seed=seed, member=member)
-        for frame, (seed, member) in zip(first, keys, strict=True)
+        for frame, (seed, member) in zip(rows, keys, strict=True)
     ]
     return torch.stack(fields).view(len(members), *covariance.grid, covariance.channels)
 

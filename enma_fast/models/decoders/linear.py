@@ -25,11 +25,11 @@ class LinearDecoder(OnePassDecoder):
         return exact(self.read, condition_BND)
 
     def inherited(self, before: Sequence[Decoder]) -> dict[str, Tensor]:
-        found, means = super().inherited(before), [other.linear_mean() for other in before]
+        weights, means = super().inherited(before), [other.linear_mean() for other in before]
         if not any(isinstance(other, LinearDecoder) for other in before):
             for weight, bias in filter(None, means):
-                found |= {"read.weight": weight, "read.bias": bias}
-        return found
+                weights |= {"read.weight": weight, "read.bias": bias}
+        return weights
 
     def static(self, frame: StaticFrame, settings: SamplingConfig, original: Decoder) -> StaticDecision:
         def decide(frame: StaticFrame) -> None:

@@ -96,16 +96,16 @@ class FourierBlock(nn.Module):
         axes = tuple(range(1, 1 + len(grid)))
         waves = torch.fft.rfftn(widened(y), dim=axes)
         places = filter_places(grid, self.modes, y.device)
-        made = torch.zeros_like(waves)
+        products = torch.zeros_like(waves)
         filter_ = widened(self.filter)
-        made[places] = torch.einsum("b...i,...io->b...o", waves[places], torch.complex(filter_[0], filter_[1]))
-        return torch.fft.irfftn(made, s=grid, dim=axes)
+        products[places] = torch.einsum("b...i,...io->b...o", waves[places], torch.complex(filter_[0], filter_[1]))
+        return torch.fft.irfftn(products, s=grid, dim=axes)
 
 
 def filter_places(grid: tuple[int, ...], modes: int, device: torch.device | None = None) -> tuple[Any, ...]:
     """Index of the waves of a filter among all waves ``[B, *w]`` that `rfftn` gives of fields on a grid."""
-    first = [torch.arange(1 - modes, modes, device=device).roll(1 - modes) % n for n in grid[:-1]]
-    return slice(None), *torch.meshgrid(*first, torch.arange(modes, device=device), indexing="ij")
+    leading = [torch.arange(1 - modes, modes, device=device).roll(1 - modes) % n for n in grid[:-1]]
+    return slice(None), *torch.meshgrid(*leading, torch.arange(modes, device=device), indexing="ij")
 
 
 class LocalDecoder(OnePassDecoder):
@@ -151,8 +151,8 @@ class LocalDecoder(OnePassDecoder):
         x = x + self.frames(past.movedim(1, -2).flatten(-2).to(x.dtype))
         for block in self.blocks:
             x = block(x)
-        made = past[:, -1] + exact(self.read, self.norm(x)).to(past.dtype)
-        return patchify(made.flatten(1, -2)[:, None], self.grid, self.patch)[:, 0]
+        frame = past[:, -1] + exact(self.read, self.norm(x)).to(past.dtype)
+        return patchify(frame.flatten(1, -2)[:, None], self.grid, self.patch)[:, 0]
 
     def on_grid(self, tokens_BTNC: Tensor) -> Tensor:
         """Tokens ``[B, T, N, C]`` to the latent grid ``[B, T, *grid, F]``."""

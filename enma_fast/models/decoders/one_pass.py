@@ -46,6 +46,6 @@ class OnePassDecoder(Decoder):
         """Fair CRPS of frames that are decided once for each of K noises."""
         K = draws.noise.shape[2]
         h, past = (x.repeat_interleave(K, 0) for x in (h, past_BPNC))
-        made = self.from_noise(h, past, draws.noise.transpose(1, 2).flatten(0, 1))
-        crps = (fair_score(made.unflatten(0, (-1, K)), z_BNC, torch.abs) * draws.weight).mean()
+        frames = self.from_noise(h, past, draws.noise.transpose(1, 2).flatten(0, 1))
+        crps = (fair_score(frames.unflatten(0, (-1, K)), z_BNC, torch.abs) * draws.weight).mean()
         return crps, {"crps": crps.detach()}

@@ -66,7 +66,7 @@ def kinds(codec: CodecConfig) -> dict[str, Callable[[], Floor]]:
     components, which stay 0 there.
     """
     grid, channels = codec.grid, codec.field_channels
-    made: dict[str, Callable[[], Floor]] = {
+    makers: dict[str, Callable[[], Floor]] = {
         "persistence": Persistence,
         "damped persistence": lambda: DampedPersistence(grid, channels),
         "observed mean": lambda: ObservedMean(grid, channels),
@@ -74,11 +74,11 @@ def kinds(codec: CodecConfig) -> dict[str, Callable[[], Floor]]:
         "linear inverse model": lambda: InverseModel(grid, channels),
     }
     if not codec.masked:
-        made |= _of_whole_grids(codec)
+        makers |= _of_whole_grids(codec)
     # Arithmetic on the meta device, which checkpoints are checked on, would import the whole of torch.compile.
     if math.prod(grid) * channels > _SMALL:
-        return made
-    return {name: _on_cpu(make) for name, make in made.items()}
+        return makers
+    return {name: _on_cpu(make) for name, make in makers.items()}
 
 
 def _on_cpu(make: Callable[[], Floor]) -> Callable[[], Floor]:
@@ -91,17 +91,17 @@ def _on_cpu(make: Callable[[], Floor]) -> Callable[[], Floor]:
 
 def _of_whole_grids(codec: CodecConfig) -> dict[str, Callable[[], Floor]]:
     grid, channels, edges, ring = codec.grid, codec.field_channels, Edge.of(codec.periodic), all(codec.periodic)
-    made: dict[str, Callable[[], Floor]] = {}
+    makers: dict[str, Callable[[], Floor]] = {}
     if ring:
-        made["waves"] = lambda: SpectralFloor(grid, channels)
+        makers["waves"] = lambda: SpectralFloor(grid, channels)
     if min(grid) >= _LEAST_POINTS:
         for order, name in ((2, "vibration"), (1, "diffusion")):
-            made[name] = lambda order=order: StencilFloor(  # type: ignore[misc]
+            makers[name] = lambda order=order: StencilFloor(  # type: ignore[misc]
                 grid, edges, channels, order=order, spacings=codec.spacings
             )
     if ring and channels <= MOST_CHANNELS and min(grid) >= LEAST_POINTS:
-        made["equation"] = lambda: EquationFloor(grid, channels, zero=codec.zero)
-    return made
+        makers["equation"] = lambda: EquationFloor(grid, channels, zero=codec.zero)
+    return makers
 
 
 def choose(
@@ -129,21 +129,21 @@ def choose(
         splits = [(*_some(fields[a], None), _few(fields[b]), None) for a, b in folds]
     errors: dict[str, tuple[float, ...]] = {}
     best, taken = "persistence", "persistence"
-    made = kinds(codec)
-    for name, make in made.items():
+    makers = kinds(codec)
+    for name, make in makers.items():
         floor = make()
         left = seconds - (time.process_time() - started) if errors else float("inf")
         if len(splits) * _seconds(floor, splits[0][2]) > _UNSURE * left:
             continue
         try:
             with within(left):
-                found = [
+                by_split = [
                     _errors(learn(floor, training, training_groups), held, groups)
                     for training, training_groups, held, groups in splits
                 ]
         except OutOfTimeError:
             continue
-        errors[name] = tuple(sum(parts) / len(parts) for parts in zip(*found, strict=True))
+        errors[name] = tuple(sum(parts) / len(parts) for parts in zip(*by_split, strict=True))
         if sum(errors[name]) < (1 - (_BETTER if floor.moves else _SLIGHTLY)) * sum(errors[best]):
             best = name
             if not shifted or (floor.moves and sum(errors[name]) < _WORTH * sum(errors["persistence"])):
@@ -151,7 +151,7 @@ def choose(
         if max(errors[best]) < _RIGHT:
             # What it has learned from most trajectories is right too.
             return Choice(name, floor if folds is None else learn(floor, fields, environments), name, errors, True)
-    return Choice(taken, learn(made[taken](), fields, environments), best, errors, False)
+    return Choice(taken, learn(makers[taken](), fields, environments), best, errors, False)
 
 
 def learn(floor: Floor, fields: Tensor, environments: Tensor | None) -> Floor:

@@ -159,9 +159,9 @@ class ObservedMean(DampedPersistence):
     def _told(self, frames: Tensor) -> Tensor:
         """What observed frames `[B, T, *x, c]` tell of those to come, `[3, B, *x, c]`, less the mean of training."""
         own = frames.mean(1) - self.mean
-        axes, there = tuple(range(1, own.ndim - 1)), self.there.expand_as(own)
-        everywhere = (own * there).sum(axes, keepdim=True) / there.sum(axes, keepdim=True).clamp_min(1)
-        return torch.stack([own, everywhere * there, there])
+        axes, mask = tuple(range(1, own.ndim - 1)), self.there.expand_as(own)
+        everywhere = (own * mask).sum(axes, keepdim=True) / mask.sum(axes, keepdim=True).clamp_min(1)
+        return torch.stack([own, everywhere * mask, mask])
 
     def infer(self, windows: Tensor, *, own: bool = True) -> Returning:
         """What windows `[B, W, T, *x, c]` of a trajectory tell."""
@@ -261,9 +261,9 @@ class InverseModel(_WithoutDraws):
         past, off = z[:, : self.lags], []
         truth = z[:, self.lags : self.lags + _HORIZON]
         for frame in truth.unbind(1):
-            made = past[:, -1] @ damped + past.flip(1).flatten(1) @ weights
-            off.append(made - frame)
-            past = torch.cat([past[:, 1:], made[:, None]], 1)
+            forecast = past[:, -1] @ damped + past.flip(1).flatten(1) @ weights
+            off.append(forecast - frame)
+            past = torch.cat([past[:, 1:], forecast[:, None]], 1)
         sizes = truth.flatten(1).norm(dim=1).clamp_min(_TINY)
         return float((torch.cat(off, 1).norm(dim=1) / sizes).sum())
 

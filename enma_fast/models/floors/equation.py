@@ -163,13 +163,13 @@ class EquationSolver(nn.Module):
         """
         pairs, task, active, able = self.pairs(windows), 0 if own else 1, self.chosen, self.able
         doubted = (_DOUBTED * self.most[task]).clamp_min(_SURE)
-        known = torch.linalg.inv(self.covariance[active][:, active])
-        held, mean = self.noise * known, self.mean[None]
+        prior = torch.linalg.inv(self.covariance[active][:, active])
+        held, mean = self.noise * prior, self.mean[None]
         start = self._start(pairs)
-        found, source = self.fitted(pairs, start, active, held, mean, steps=_STEPS)
-        fitted, misfit = found.coefficients, found.misfit
-        root = known.new_zeros(len(pairs), len(able), len(able))
-        root[:, : len(active), : len(active)] = self._root(found, active, known, task)
+        solution, source = self.fitted(pairs, start, active, held, mean, steps=_STEPS)
+        fitted, misfit = solution.coefficients, solution.misfit
+        root = prior.new_zeros(len(pairs), len(able), len(able))
+        root[:, : len(active), : len(active)] = self._root(solution, active, prior, task)
 
         finer = torch.zeros(len(pairs), dtype=torch.bool, device=pairs.device)
 
@@ -178,14 +178,14 @@ class EquationSolver(nn.Module):
             terms = active + others
             wider = (looser * self.noise * torch.eye(len(terms))).to(held)
             wider[: len(active), : len(active)] = looser * held
-            found, own_source = self.fitted(pairs[rows], start, terms, wider, mean, steps=_STEPS, finer=on_finer)
+            solution, own_source = self.fitted(pairs[rows], start, terms, wider, mean, steps=_STEPS, finer=on_finer)
             before = cost(misfit[rows], fitted[rows], active, held, mean)
             least = (_BETTER if on_finer else _MUCH_BETTER) * before
-            better = cost(found.misfit, found.coefficients, active, held, mean) < least
+            better = cost(solution.misfit, solution.coefficients, active, held, mean) < least
             to, places = rows[better], torch.tensor([able.index(j) for j in terms])
-            fitted[to], misfit[to], root[to] = found.coefficients[better], found.misfit[better], 0.0
+            fitted[to], misfit[to], root[to] = solution.coefficients[better], solution.misfit[better], 0.0
             source[to], finer[to] = own_source[better], on_finer
-            root[to[:, None, None], places[:, None], places] = self._root(found, terms, known, task)[better]
+            root[to[:, None, None], places[:, None], places] = self._root(solution, terms, prior, task)[better]
 
         def in_doubt() -> Tensor:
             # What a finer grid leaves is of waves that frames do not hold.
@@ -224,16 +224,16 @@ class EquationSolver(nn.Module):
             best[better], least[better] = start, misfit[better]
         return best
 
-    def _root(self, found: Fit, terms: Sequence[int], known: Tensor, task: int) -> Tensor:
+    def _root(self, solution: Fit, terms: Sequence[int], prior: Tensor, task: int) -> Tensor:
         """The symmetric root `[B, J, J]` of the posterior covariance of these terms, the active ones first.
 
-        It is that of the data with their noise, and of what is `known` of active terms before.
+        It is that of the data with their noise, and of the `prior` precision of active terms.
         """
-        noise = self.noise * (found.misfit.clamp_min(EXACT) / self.usual[task].clamp_min(EXACT)) ** _POWER
-        precision = found.curvature / noise[:, None, None]
-        count = len(known)
-        precision[:, :count, :count] += known
-        others = found.coefficients[:, list(terms[count:])]
+        noise = self.noise * (solution.misfit.clamp_min(EXACT) / self.usual[task].clamp_min(EXACT)) ** _POWER
+        precision = solution.curvature / noise[:, None, None]
+        count = len(prior)
+        precision[:, :count, :count] += prior
+        others = solution.coefficients[:, list(terms[count:])]
         unsure = (_UNSURE * others).square().clamp_min(EXACT)
         precision[:, count:, count:] += torch.diag_embed(1 / unsure)
         size, turn = torch.linalg.eigh(precision)
@@ -245,9 +245,9 @@ class EquationSolver(nn.Module):
         last = past[:, -1]
         fields = last.to(torch.promote_types(last.dtype, torch.float32))
         dtype = torch.complex128 if fields.dtype == torch.float64 else torch.complex64
-        made = self.frame(self.flow(state, dtype)(self.waves(fields)))
-        lost = ~made.isfinite().flatten(1).all(1)
-        return torch.where(lost.view(-1, *[1] * (made.ndim - 1)), fields, made).to(last.dtype)
+        forecast = self.frame(self.flow(state, dtype)(self.waves(fields)))
+        lost = ~forecast.isfinite().flatten(1).all(1)
+        return torch.where(lost.view(-1, *[1] * (forecast.ndim - 1)), fields, forecast).to(last.dtype)
 
     def before(self, first: Tensor, state: Equations) -> Tensor:
         """What stands for the frame before `first [B, *x, c]`: itself."""
@@ -327,13 +327,13 @@ class EquationSolver(nn.Module):
     ) -> tuple[Fit, Tensor]:
         """A fit of coefficients to `pairs [B, N, 2, c, *K]`, and the sources with these."""
         source = self.source(pairs, start)
-        found = fit(self.residuals(pairs, source, finer=finer), start, active, held, mean, steps=steps)
+        solution = fit(self.residuals(pairs, source, finer=finer), start, active, held, mean, steps=steps)
         if self.forced:
             for _ in range(_SOURCE_TURNS):
-                source = self.source(pairs, found.coefficients, source, turns=1)
+                source = self.source(pairs, solution.coefficients, source, turns=1)
                 residuals = self.residuals(pairs, source)
-                found = fit(residuals, found.coefficients, active, held, mean, steps=steps)
-        return found, source
+                solution = fit(residuals, solution.coefficients, active, held, mean, steps=steps)
+        return solution, source
 
     def source(
         self, pairs: Tensor, coefficients: Tensor, start: Tensor | None = None, *, turns: int = _SOURCE_TURNS
@@ -347,9 +347,9 @@ class EquationSolver(nn.Module):
         source = torch.zeros_like(gain, dtype=torch.complex64) if start is None else start
         for _ in range(turns):
             lacks = lacking(torch.arange(len(pairs)), coefficients, source).unflatten(0, (-1, N))
-            found = lacks.abs().flatten(1).amax(1) < LOST * values
+            usable = lacks.abs().flatten(1).amax(1) < LOST * values
             more = (lacks.to(gain.dtype).mean(1) / gain).to(source.dtype)
-            source = source + torch.where(found.view(-1, *[1] * (gain.ndim - 1)), more, 0)
+            source = source + torch.where(usable.view(-1, *[1] * (gain.ndim - 1)), more, 0)
         return source
 
     def _moves(self, pairs: Tensor, coefficients: Tensor, source: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def find(floor: EquationSolver, fields: Tensor) -> None:
     rows = evenly(len(fields), max(_FEWEST, min(_CHOOSING, _VALUES // (PAIRS * fields[0, 0].numel()))))
     few = fields[rows].double()
     floor.change.copy_((few[:, 1:] - few[:, :-1]).square().mean(tuple(range(few.ndim - 1))).sqrt().clamp_min(TINY))
-    best, found = math.inf, dict(floor.named_buffers())
+    best, buffers = math.inf, dict(floor.named_buffers())
     for forced in (False, True) if few.shape[1] > PAIRS else (False,):
         if best < _NEAR:
             break
@@ -88,9 +88,9 @@ def find(floor: EquationSolver, fields: Tensor) -> None:
                 break
             _use(floor, few, start.lattice)
             reached = _select(floor, few, start, best)
-            if reached < best - (_SOURCE if forced and not found["forced"] else _MISSED):
-                best, found = reached, {name: buffer.clone() for name, buffer in floor.named_buffers()}
-    for name, buffer in found.items():
+            if reached < best - (_SOURCE if forced and not buffers["forced"] else _MISSED):
+                best, buffers = reached, {name: buffer.clone() for name, buffer in floor.named_buffers()}
+    for name, buffer in buffers.items():
         getattr(floor, name).copy_(buffer)
 
 
@@ -178,38 +178,38 @@ def _select(floor: EquationSolver, fields: Tensor, start: _Start, best: float) -
         floor.steps.mul_(2)
     none = torch.zeros(len(active), len(active), dtype=torch.float64)
     residuals = floor.residuals(together, sharing=pairs.shape[1])
-    first = fit(residuals, start.coefficients, active, none, start.coefficients, steps=_FIRST_STEPS)
-    mean, of_mean = first.coefficients, first.curvature
-    found = _each(floor, pairs, mean.repeat(len(pairs), 1), mean, active, of_mean)
-    _refine(floor, pairs, found.coefficients)
-    found = _each(floor, pairs, found.coefficients, mean, active, found.curvature)
-    while len(active) > 1 and score(found.misfit) < best:
-        fewer = _fewer(floor, pairs, found, active)
+    first_fit = fit(residuals, start.coefficients, active, none, start.coefficients, steps=_FIRST_STEPS)
+    mean, of_mean = first_fit.coefficients, first_fit.curvature
+    solution = _each(floor, pairs, mean.repeat(len(pairs), 1), mean, active, of_mean)
+    _refine(floor, pairs, solution.coefficients)
+    solution = _each(floor, pairs, solution.coefficients, mean, active, solution.curvature)
+    while len(active) > 1 and score(solution.misfit) < best:
+        fewer = _fewer(floor, pairs, solution, active)
         if fewer is None:
             break
-        found, active = fewer
+        solution, active = fewer
     floor.steps.fill_(_LEAST)
-    _refine(floor, pairs, found.coefficients)
+    _refine(floor, pairs, solution.coefficients)
     floor.active.zero_()[active] = True
-    floor.mean.copy_(found.coefficients.mean(0))
-    return score(found.misfit)
+    floor.mean.copy_(solution.coefficients.mean(0))
+    return score(solution.misfit)
 
 
-def _fewer(floor: EquationSolver, pairs: Tensor, found: Fit, active: list[int]) -> tuple[Fit, list[int]] | None:
+def _fewer(floor: EquationSolver, pairs: Tensor, solution: Fit, active: list[int]) -> tuple[Fit, list[int]] | None:
     """A fit without the terms that are missed least; none where all are missed."""
-    rise = missed(found.coefficients[:, active], found.curvature, found.misfit)
+    rise = missed(solution.coefficients[:, active], solution.curvature, solution.misfit)
     order = rise.argsort()
     count = max(1, min(int((rise[order].cumsum(0) < _MISSED).sum()), len(active) // 3))
     while True:
         gone = order[:count].tolist()
         places = [i for i in range(len(active)) if i not in gone]
         rest = [active[i] for i in places]
-        start = torch.zeros_like(found.coefficients)
-        start[:, rest] = found.coefficients[:, rest]
-        curvature = found.curvature[:, places][:, :, places]
-        made = _each(floor, pairs, start, start.mean(0, keepdim=True), rest, curvature)
-        if score(made.misfit) - score(found.misfit) < _MISSED:
-            return made, rest
+        start = torch.zeros_like(solution.coefficients)
+        start[:, rest] = solution.coefficients[:, rest]
+        curvature = solution.curvature[:, places][:, :, places]
+        smaller = _each(floor, pairs, start, start.mean(0, keepdim=True), rest, curvature)
+        if score(smaller.misfit) - score(solution.misfit) < _MISSED:
+            return smaller, rest
         if count == 1:
             return None
         count = max(1, count // 3)
@@ -245,10 +245,10 @@ def describe(floor: EquationSolver, fields: Tensor, environments: Tensor | None)
     rows, tested = _halves(len(fields), max(2 * _FEWEST, min(_LEARNING, most)))
     pairs, active, mean = floor.pairs(fields[rows, None]), floor.chosen, floor.mean[None].clone()
     none = torch.zeros(len(active), len(active), dtype=torch.float64)
-    first = fit(floor.residuals(pairs[:2]), mean.expand(len(pairs[:2]), -1), active, none, mean, steps=1)
-    found = _each(floor, pairs, mean.repeat(len(rows), 1), mean, active, first.curvature)
-    misfit = found.misfit
-    good = found.coefficients[misfit <= torch.maximum(10 * misfit.median(), misfit.new_tensor(_GOOD))]
+    first_fit = fit(floor.residuals(pairs[:2]), mean.expand(len(pairs[:2]), -1), active, none, mean, steps=1)
+    solution = _each(floor, pairs, mean.repeat(len(rows), 1), mean, active, first_fit.curvature)
+    misfit = solution.misfit
+    good = solution.coefficients[misfit <= torch.maximum(10 * misfit.median(), misfit.new_tensor(_GOOD))]
     floor.mean.copy_(good.mean(0))
     floor.starts.copy_(_far_apart(good / good.std(0).clamp_min(TINY), good, len(floor.starts)))
     floor.covariance.copy_(torch.eye(len(floor.mean)))
@@ -328,11 +328,11 @@ def _widening(floor: EquationSolver, frames: Tensor, state: Equations, task: int
 def _rolled(floor: EquationSolver, frames: Tensor, state: Equations) -> Tensor:
     """Forecasts of all frames `[B, T, *x, c]` after the first."""
     flow = floor.flow(state, torch.complex64)
-    waves, made = floor.waves(frames[:, 0].float()), []
+    waves, forecasts = floor.waves(frames[:, 0].float()), []
     for _ in range(frames.shape[1] - 1):
         waves = flow(waves)
-        made.append(floor.frame(waves))
-    return torch.stack(made, 1)
+        forecasts.append(floor.frame(waves))
+    return torch.stack(forecasts, 1)
 
 
 def _halves(length: int, count: int) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ def equation_text(
         unit *= math.prod(scales[int(c)] for _, c in factors)
         mean, off = float(floor.mean[j]) / unit, float(spread[j] / abs(unit))
         number = f"{abs(mean):.3g}" + (f"±{off:.2g}" if off > _SAME * abs(mean) else "")
-        shown = _FACTOR.sub(lambda found: _factor(found, names), term)
+        shown = _FACTOR.sub(lambda match: _factor(match, names), term)
         shown = "" if term == "1" else f" ({shown})" if " - " in shown else f" {shown}"
         before = said.get(channel, f"{names[channel]}_t =")
         sign = " -" if mean < 0 else " +" if channel in said else ""
@@ -57,8 +57,8 @@ def _order(operator: str) -> int:
     return -1 if operator.startswith("p") else 2 * operator.count("lap") + operator.count("d")
 
 
-def _factor(found: re.Match[str], names: Sequence[str]) -> str:
-    operator, name = found[1] or "", names[int(found[2])]
+def _factor(match: re.Match[str], names: Sequence[str]) -> str:
+    operator, name = match[1] or "", names[int(match[2])]
     axis = "".join(_AXES[int(digit)] for digit in re.findall(r"\d", operator))
     if operator.startswith("p"):
         return f"psi_{axis}"

@@ -44,10 +44,10 @@ class Divided:
 
     def __call__(self, waves: Tensor) -> Tensor:
         """The waves `[B, c, *K]` a frame later."""
-        made = torch.empty_like(waves)
+        next_waves = torch.empty_like(waves)
         for mask, part in self.parts:
-            made[mask] = part(waves[mask])
-        return made
+            next_waves[mask] = part(waves[mask])
+        return next_waves
 
     def repeated(self, times: int) -> Divided:
         """The same for each row so many times."""
@@ -98,8 +98,8 @@ class Propagator:
         first, middle, last = self.weights
 
         def change(of: Tensor) -> Tensor:
-            made = self.terms.change(of, self.coefficients, self.active)
-            return made if self.source is None else made + self.source
+            increment = self.terms.change(of, self.coefficients, self.active)
+            return increment if self.source is None else increment + self.source
 
         for _ in range(self.steps):
             n0 = change(waves)

@@ -80,12 +80,12 @@ def forecaster(floor: Floor, state: Any) -> Callable[[Tensor], tuple[Tensor, Ten
 
 def roll(floor: Floor, past: Tensor, state: Any, steps: int) -> Tensor:
     """The floor's own frames `[B, steps, *x, c]` after `past [B, P, *x, c]`."""
-    made = []
+    frames = []
     for _ in range(steps):
         frame = floor.step(past, state)
-        made.append(frame)
+        frames.append(frame)
         past = torch.cat([past[:, 1:], frame[:, None]], 1)
-    return torch.stack(made, 1)
+    return torch.stack(frames, 1)
 
 
 def known_share(correction: Tensor, off: Tensor) -> Tensor:

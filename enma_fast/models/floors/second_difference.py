@@ -44,26 +44,26 @@ def wall_rows(shares: Tensor) -> Tensor:
 
 def matrix(n: int, edge: Edge, shares: Tensor) -> Tensor:
     """The second difference `[n, n]` along an axis of at least 5 points."""
-    made = shares.new_zeros(n, n)
-    place = torch.arange(n, device=made.device)
+    entries = shares.new_zeros(n, n)
+    place = torch.arange(n, device=entries.device)
     if edge is Edge.PERIODIC:
         for offset, weight in zip(range(-2, 3), _INSIDE, strict=True):
-            made[place, (place + offset) % n] += weight
-        return made
+            entries[place, (place + offset) % n] += weight
+        return entries
     inner = place[ROWS : n - ROWS]
     for offset, weight in zip(range(-2, 3), _INSIDE, strict=True):
-        made[inner, inner + offset] = weight
+        entries[inner, inner + offset] = weight
     top = F.pad(wall_rows(shares), (0, n - _REACH))
-    return torch.cat([top, made[ROWS : n - ROWS], top.flip(0, 1)])
+    return torch.cat([top, entries[ROWS : n - ROWS], top.flip(0, 1)])
 
 
 def difference(matrices: Sequence[Tensor], rows: Tensor) -> Tensor:
     """The sum of what matrices do to rows `[..., *x]` along their axes."""
     dims = len(matrices)
-    made = rows @ matrices[-1].T
+    total = rows @ matrices[-1].T
     for axis, along in enumerate(matrices[:-1], start=-dims):
-        made = made + (rows.movedim(axis, -1) @ along.T).movedim(-1, axis)
-    return made
+        total = total + (rows.movedim(axis, -1) @ along.T).movedim(-1, axis)
+    return total
 
 
 def polynomials(matrices: Sequence[Tensor], rows: Tensor, count: int) -> Tensor:

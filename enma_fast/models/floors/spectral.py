@@ -245,12 +245,12 @@ class SpectralFloor(nn.Module):
         """Error of forecasts of the last frame over the spread of draws."""
         waves, steps = self.infer(windows, own=own), frames.shape[1] - 1
         generator = torch.Generator().manual_seed(0)
-        made = [self._power(waves, steps, frames[:, 0])]
+        forecasts = [self._power(waves, steps, frames[:, 0])]
         for _ in range(_DRAWS):
             drawn = self.draw(waves, torch.randn(len(frames), self.num_draws, generator=generator))
-            made.append(self._power(drawn, steps, frames[:, 0]))
-        error = (made[0] - frames[:, -1]).square().mean()
-        spread = torch.stack([m - made[0] for m in made[1:]]).square().mean()
+            forecasts.append(self._power(drawn, steps, frames[:, 0]))
+        error = (forecasts[0] - frames[:, -1]).square().mean()
+        spread = torch.stack([m - forecasts[0] for m in forecasts[1:]]).square().mean()
         return float((error / spread.clamp_min(_TINY)).sqrt().clamp(1e-3, 1e3))
 
     def _power(self, waves: Waves, steps: int, first: Tensor) -> Tensor:
@@ -394,9 +394,9 @@ def _typical(law: Tensor, misfit: Tensor) -> tuple[Tensor, Tensor]:
 
 def companions(environments: Tensor, chosen: Tensor) -> Tensor:
     """Another trajectory of the environment of each of the chosen ones; -1 where there is none."""
-    made = []
+    partners = []
     for i in chosen.tolist():
         same = torch.nonzero(environments == environments[i])[:, 0]
         same = same[same != i]
-        made.append(int(same[i % len(same)]) if len(same) else -1)
-    return torch.tensor(made)
+        partners.append(int(same[i % len(same)]) if len(same) else -1)
+    return torch.tensor(partners)

@@ -238,11 +238,11 @@ class StencilFloor(nn.Module):
             start = self.walls[list(axes)].clone()
             a, b, slopes = self._symbols(law, growth=_GROWTH)
 
-            made = self._moved(past, a, b).flatten(1)
-            by_walls = self._by_walls(axes, past, a, b, made) / scale[..., None]
+            forecast = self._moved(past, a, b).flatten(1)
+            by_walls = self._by_walls(axes, past, a, b, forecast) / scale[..., None]
             by_law = torch.stack([self._moved(past, p, q).flatten(1) / scale for p, q in slopes], -1)
             basis = torch.linalg.qr(by_law)[0]
-            off = ((target - made) / scale)[..., None]
+            off = ((target - forecast) / scale)[..., None]
             by_walls, off = by_walls - basis @ (basis.mT @ by_walls), off - basis @ (basis.mT @ off)
             weighted = by_walls / share[:, None, None]
             hessian, slope = (weighted.mT @ by_walls).sum(0), (weighted.mT @ off).sum(0)[:, 0]
@@ -292,8 +292,8 @@ class StencilFloor(nn.Module):
     def _moved(self, past: Tensor, a: Tensor, b: Tensor | None, walls: Tensor | None = None) -> Tensor:
         """a(A) of the last of `past [N, P, *x]`, minus b(A) of the one before; functions by their values at nodes."""
         matrices = self._matrices(walls)
-        made = applied(matrices, past[:, -1], a @ self._to_terms)
-        return made if b is None else made - applied(matrices, past[:, -2], b @ self._to_terms)
+        forecast = applied(matrices, past[:, -1], a @ self._to_terms)
+        return forecast if b is None else forecast - applied(matrices, past[:, -2], b @ self._to_terms)
 
     def _gram(self, windows: Tensor) -> Gram:
         """Products of the polynomials of past frames with each other and with the next frame; the energy of that one.

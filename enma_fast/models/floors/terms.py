@@ -95,7 +95,7 @@ class Terms:
         high = torch.stack([a.abs() for a in k]).square().sum(0).sqrt() / (_SHORT * math.pi)
         self._constants["long"] = torch.ones_like(high) if lattice else 1 / (1 + high**_SHARPNESS)
         self._constants |= operators
-        self._made: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        self._copies: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
         # Where the waves of a grid are among those of the finer one: pairs of slices.
         halves = [
             ((slice(0, (n + 1) // 2),) * 2, (slice((n + 1) // 2, n), slice(fine - n // 2, fine)))
@@ -145,14 +145,14 @@ class Terms:
         used = [self.others[j - self.num_linear] for j in active]
         factors = sorted({f for term in used for _, product in term.products for f in product})
         at = dict(zip(factors, self._values(waves, factors).unbind(1), strict=True)) if factors else {}
-        made = waves.real.new_zeros(len(waves), self.channels, *self.finer_grid)
-        known: dict[tuple[tuple[int, tuple[Factor, ...]], ...], Tensor | float] = {}
+        total = waves.real.new_zeros(len(waves), self.channels, *self.finer_grid)
+        products: dict[tuple[tuple[int, tuple[Factor, ...]], ...], Tensor | float] = {}
         for j, term in zip(active, used, strict=True):
-            if term.products not in known:
-                known[term.products] = self._product(term, at)
-            coefficient = coefficients[:, j].to(made.dtype).view(-1, *[1] * len(self.grid))
-            made[:, term.channel] += coefficient * known[term.products]
-        return self._coarse(made)
+            if term.products not in products:
+                products[term.products] = self._product(term, at)
+            coefficient = coefficients[:, j].to(total.dtype).view(-1, *[1] * len(self.grid))
+            total[:, term.channel] += coefficient * products[term.products]
+        return self._coarse(total)
 
     def used(self, coefficients: Tensor) -> list[int]:
         """Terms with coefficients `[B, P]` that are not all 0."""
@@ -171,19 +171,19 @@ class Terms:
         def value(factor: Factor) -> Tensor:
             if factor not in at:
                 c, op = factor
-                first, _, rest = op.partition(" ")
-                at[factor] = self._difference(value((c, rest)), first) if op else fields[:, c]
+                operator, _, rest = op.partition(" ")
+                at[factor] = self._difference(value((c, rest)), operator) if op else fields[:, c]
             return at[factor]
 
-        made = torch.zeros_like(fields)
+        total = torch.zeros_like(fields)
         for j in active:
             term = self._linear[j] if j < self.num_linear else self.others[j - self.num_linear]
             for _, product in term.products:
                 for factor in product:
                     value(factor)
-            coefficient = coefficients[:, j].to(made.dtype).view(-1, *[1] * len(self.grid))
-            made[:, term.channel] += coefficient * self._product(term, at)
-        return made
+            coefficient = coefficients[:, j].to(total.dtype).view(-1, *[1] * len(self.grid))
+            total[:, term.channel] += coefficient * self._product(term, at)
+        return total
 
     def _difference(self, fields: Tensor, op: str) -> Tensor:
         """What an operator makes of fields `[B, *x]`, by differences of neighbours."""
@@ -196,7 +196,7 @@ class Terms:
     def values(self, fields: Tensor) -> Tensor:
         """All terms of fields `[B, *x, c]` with coefficients of 1, `[P, B, *x]`."""
         waves = self.transform(fields)
-        made = [
+        terms = [
             torch.fft.irfftn(waves[:, c] * symbol, s=self.grid, dim=self.axes)
             for c in range(self.channels)
             for symbol in self._constant("linear", waves)
@@ -206,10 +206,10 @@ class Terms:
         for term in self.others:
             value = self._product(term, at)
             if not isinstance(value, Tensor):
-                made.append(torch.full_like(made[0], value))
+                terms.append(torch.full_like(terms[0], value))
                 continue
-            made.append(torch.fft.irfftn(self._coarse(value[:, None])[:, 0], s=self.grid, dim=self.axes))
-        return torch.stack(made)
+            terms.append(torch.fft.irfftn(self._coarse(value[:, None])[:, 0], s=self.grid, dim=self.axes))
+        return torch.stack(terms)
 
     def _values(self, waves: Tensor, factors: Sequence[Factor]) -> Tensor:
         """Factors on the points where products are taken, `[B, F, *x]`."""
@@ -225,37 +225,37 @@ class Terms:
         if self.finer_grid == self.grid:
             return waves
         waves = waves * self._constant("finer", waves)
-        made = waves.new_zeros(*waves.shape[:2], *self.finer_grid[:-1], self.finer_grid[-1] // 2 + 1)
+        finer_waves = waves.new_zeros(*waves.shape[:2], *self.finer_grid[:-1], self.finer_grid[-1] // 2 + 1)
         for coarse, among in self._places:
-            made[among] = waves[coarse]
-        return made
+            finer_waves[among] = waves[coarse]
+        return finer_waves
 
     def on_coarser(self, waves: Tensor) -> Tensor:
         """The waves `[B, c, *K]` of the own grid among those of the grid on which products are taken."""
         if self.finer_grid == self.grid:
             return waves
         coarser = self._constant("coarser", waves)
-        made = waves.new_empty(*waves.shape[:2], *coarser.shape)
+        own_waves = waves.new_empty(*waves.shape[:2], *coarser.shape)
         for coarse, among in self._places:
-            made[coarse] = waves[among]
-        return made * coarser
+            own_waves[coarse] = waves[among]
+        return own_waves * coarser
 
     def _constant(self, name: str, like: Tensor) -> Tensor:
         """A constant in the precision and on the device of waves."""
         key = name, like.dtype, like.device
-        if key not in self._made:
-            self._made[key] = self._constants[name].to(like.device, like.dtype)
-        return self._made[key]
+        if key not in self._copies:
+            self._copies[key] = self._constants[name].to(like.device, like.dtype)
+        return self._copies[key]
 
     @staticmethod
     def _product(term: Term, at: dict[Factor, Tensor]) -> Tensor | float:
-        made: Tensor | float = 0.0
+        total: Tensor | float = 0.0
         for sign, factors in term.products:
             value: Tensor | float = float(sign)
             for i, factor in enumerate(factors):
                 value = at[factor] if i == 0 and sign > 0 else value * at[factor]
-            made = value if isinstance(made, float) else made + value
-        return made
+            total = value if isinstance(total, float) else total + value
+        return total
 
 
 def _others(channels: int, dims: int) -> Iterable[Term]:
