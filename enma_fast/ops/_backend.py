@@ -137,11 +137,11 @@ def by_dtype(
     problems: Mapping[str, str | None], dtype: torch.dtype, takes: Mapping[str, Sequence[torch.dtype]]
 ) -> dict[str, str | None]:
     """The problems of implementations; one that has none cannot serve if it takes other dtypes than this."""
-    found = dict(problems)
+    reasons = dict(problems)
     for name, dtypes in takes.items():
-        if found[name] is None and dtype not in dtypes:
-            found[name] = f"takes {', '.join(map(dtype_name, dtypes))}, not {dtype_name(dtype)}"
-    return found
+        if reasons[name] is None and dtype not in dtypes:
+            reasons[name] = f"takes {', '.join(map(dtype_name, dtypes))}, not {dtype_name(dtype)}"
+    return reasons
 
 
 def best(candidates: Mapping[str, str | None]) -> str | None:
@@ -165,18 +165,18 @@ def extension() -> ModuleType | None:
     """The compiled extension, or None in a pure-Python install; `EnmaError` if ENMA_ISA is not one of this machine."""
     if importlib.util.find_spec("enma_fast._C") is None:
         return None
-    found = importlib.import_module("enma_fast._C")
+    module = importlib.import_module("enma_fast._C")
     try:
-        found.cpu_isa()
+        module.cpu_isa()
     except ValueError as error:
         raise EnmaError(str(error)) from None
-    return found
+    return module
 
 
 def instruction_set() -> str | None:
     """What the extension's kernels are compiled for that run here; None in a pure-Python install."""
-    found = extension()
-    return None if found is None else found.cpu_isa()
+    module = extension()
+    return None if module is None else module.cpu_isa()
 
 
 def _constant(function: F) -> F:
@@ -198,9 +198,9 @@ def extension_problem() -> str | None:
 
 def native() -> Any:
     """The compiled extension, after a list of candidates has said that it is there."""
-    found = extension()
-    assert found is not None, extension_problem()
-    return found
+    module = extension()
+    assert module is not None, extension_problem()
+    return module
 
 
 def native_problem(device: torch.device) -> str | None:

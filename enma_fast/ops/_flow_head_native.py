@@ -36,10 +36,10 @@ def run(c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, *, threads: int | None =
 
 def packed(plan: FlowPlan) -> Any:
     """The plan's weights as the kernels read them, packed once."""
-    found = plan.packed.get("native")
-    if found is None:
-        found = plan.packed["native"] = pack(plan)
-    return found
+    weights = plan.packed.get("native")
+    if weights is None:
+        weights = plan.packed["native"] = pack(plan)
+    return weights
 
 
 def pack(plan: FlowPlan) -> Any:

@@ -133,12 +133,12 @@ def _integrate(
         if k % chunk == 0:
             n = min(chunk, evaluations - k)
             head.launch_inputs(condition, packed.time_RW[k : k + n], out=m[:n])
-            inputs, made = m[:n].flatten(0, 1), modulation[:n].flatten(0, 1)
+            inputs, outputs = m[:n].flatten(0, 1), modulation[:n].flatten(0, 1)
             if by_library(len(inputs)):
                 weight, bias = packed.modulation
-                torch.addmm(bias, inputs, weight.T, out=made)
+                torch.addmm(bias, inputs, weight.T, out=outputs)
             else:
-                head.launch_linear(inputs, *packed.modulation, config=configs["linear"], out=made)
+                head.launch_linear(inputs, *packed.modulation, config=configs["linear"], out=outputs)
         now = modulation[k % chunk]
         for i, (up_weight, up_bias, down_weight, down_bias) in enumerate(layers):
             head.launch_up(y, stats, now, up_weight, up_bias, block=i, config=configs["block"], out=h)

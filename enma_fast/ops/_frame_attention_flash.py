@@ -43,8 +43,8 @@ def problem(device: torch.device) -> str | None:
     """Why no flash-attn package can serve tensors on this device."""
     if (problem := cuda_problem(device)) is not None:
         return problem
-    found = choose(torch.cuda.get_device_capability(device)[0])
-    return found if isinstance(found, str) else None
+    choice = choose(torch.cuda.get_device_capability(device)[0])
+    return choice if isinstance(choice, str) else None
 
 
 @functools.cache

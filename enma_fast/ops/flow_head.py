@@ -68,11 +68,11 @@ def flow_head(c: Tensor, noise: Tensor, *, plan: FlowPlan, backend: str | None =
     expect(OP, "c", c, shape=[*noise.shape[:-1], weights.condition_weight.shape[1]], dtype=dtype, device=device)
     expect(OP, "noise", noise, shape=[*c.shape[:-1], weights.inward_weight.shape[1]], dtype=state, device=device)
     c_MD, noise_MC = c.reshape(-1, c.shape[-1]), noise.reshape(-1, noise.shape[-1])
-    found = candidates(device, dtype, plan)
+    problems = candidates(device, dtype, plan)
     if backend is None and noise_MC.shape[0] > _flow_head_cuda.MAX_ROWS:
         # Weights that stay in shared memory pay while the rows are few.
-        found["cuda"] = found["cuda"] or f"is for at most {_flow_head_cuda.MAX_ROWS} rows"
-    name = choose(OP, found, backend)
+        problems["cuda"] = problems["cuda"] or f"is for at most {_flow_head_cuda.MAX_ROWS} rows"
+    name = choose(OP, problems, backend)
     if name == "reference":
         return flow_head_ref(c, noise, plan=plan)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (c, noise, *plan.tensors())):
@@ -86,13 +86,13 @@ def load_(plan: FlowPlan, weights: FlowPlan) -> None:
 
     What is packed for a GPU is packed again where it is, since CUDA graphs read it there.
     """
-    for there, given in zip(plan.tensors(), weights.tensors(), strict=True):
-        there.copy_(given)
+    for own, given in zip(plan.tensors(), weights.tensors(), strict=True):
+        own.copy_(given)
     plan.packed.pop("native", None)
     for name, pack in (("cuda", _flow_head_cuda.pack), ("triton", _flow_head_triton.pack)):
         if (packed := plan.packed.get(name)) is not None:
-            for there, given in zip(tensors_of(packed), tensors_of(pack(plan)), strict=True):
-                there.copy_(given)
+            for own, given in zip(tensors_of(packed), tensors_of(pack(plan)), strict=True):
+                own.copy_(given)
 
 
 def flow_head_ref(c: Tensor, noise: Tensor, *, plan: FlowPlan) -> Tensor:

@@ -189,8 +189,8 @@ def residual(
     backend: str | None = None,
 ) -> Tensor:
     """``x + a W^T`` ``[B, M, D]``, of the rows of `x` that the `tokens` ``[B, M]`` choose, or of all M = L."""
-    found = candidates(x_BLD.device, x_BLD.dtype, rows=a_BMX.shape[:2].numel())
-    if choose(OP, found, backend) == "triton":
+    problems = candidates(x_BLD.device, x_BLD.dtype, rows=a_BMX.shape[:2].numel())
+    if choose(OP, problems, backend) == "triton":
         out = x_BLD.new_empty(*a_BMX.shape[:2], weight_DX.shape[0])
         with torch.cuda.device_of(x_BLD):
             kernel(OP).launch_residual(x_BLD, a_BMX.contiguous(), weight_DX, tokens, first=first, out=out)

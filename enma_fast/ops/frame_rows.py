@@ -133,11 +133,11 @@ def read(
             )
         return out
     x = x_BMD if norm is None else rms_norm(x_BMD, norm[0], eps=norm[1])
-    found = F.linear(x, weight, bias).to(out.dtype)
+    tokens = F.linear(x, weight, bias).to(out.dtype)
     if y_BMC is not None:
-        mean, raw = found.chunk(2, dim=-1)
-        found = mean + (F.softplus(raw + math.log(math.e - 1)) + 1e-3) * y_BMC
-    return out.copy_(found)
+        mean, raw = tokens.chunk(2, dim=-1)
+        tokens = mean + (F.softplus(raw + math.log(math.e - 1)) + 1e-3) * y_BMC
+    return out.copy_(tokens)
 
 
 def shifted_(

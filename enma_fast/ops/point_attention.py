@@ -146,14 +146,14 @@ def _check(
 
 def _problems(q: Tensor, geometry: Mapping[str, Tensor], periods: tuple[float | None, ...]) -> dict[str, str | None]:
     """`candidates` for these arguments."""
-    found = candidates(q.device, q.dtype)
+    problems = candidates(q.device, q.dtype)
     problem = None
     for name, tensor in geometry.items():
         if tensor.dtype not in DTYPES:
             problem = f"computes in float32, {name} is {dtype_name(tensor.dtype)}"
     if len(periods) > MOST_DIMS:
         problem = f"takes up to {MOST_DIMS} space dimensions, not {len(periods)}"
-    found |= {name: found[name] or problem for name in ("triton", "native")}
+    problems |= {name: problems[name] or problem for name in ("triton", "native")}
     if q.shape[-1] > MOST_HEAD_DIM:
-        found["triton"] = found["triton"] or f"takes head dims up to {MOST_HEAD_DIM}, not {q.shape[-1]}"
-    return found
+        problems["triton"] = problems["triton"] or f"takes head dims up to {MOST_HEAD_DIM}, not {q.shape[-1]}"
+    return problems

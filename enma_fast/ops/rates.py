@@ -70,8 +70,8 @@ def _measured(kind: str, index: int) -> Rates:
         return probe(device)
     path = folder / f"rates-{_key(device)}.json"
     try:
-        found = json.loads(path.read_text())
-        return Rates(products=_positive(found["products"]), head=_positive(found["head"]))
+        document = json.loads(path.read_text())
+        return Rates(products=_positive(document["products"]), head=_positive(document["head"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         rates = probe(device)
     try:
@@ -106,18 +106,18 @@ def probe(device: torch.device) -> Rates:
 
 def _positive(rates: dict[str, Any]) -> dict[str, float]:
     """Rates as read from a file; `ValueError` if they are not such."""
-    found = {name: float(rate) for name, rate in rates.items()}
-    if not set(found) <= set(FORMATS) or any(not rate > 0 for rate in found.values()):
+    numbers = {name: float(rate) for name, rate in rates.items()}
+    if not set(numbers) <= set(FORMATS) or any(not rate > 0 for rate in numbers.values()):
         raise ValueError("no rates")
-    return found
+    return numbers
 
 
 def _key(device: torch.device) -> str:
     """Name of a file for this processor, its instructions, and the versions that multiply."""
-    here, there = machine(), versions()
-    name = here["cpu"] if device.type == "cpu" else torch.cuda.get_device_name(device)
+    hardware, software = machine(), versions()
+    name = hardware["cpu"] if device.type == "cpu" else torch.cuda.get_device_name(device)
     chosen = instruction_set() if device.type == "cpu" else None
-    parts = [name, here["simd"], here["torch_simd"], chosen, there["torch"], there["enma-fast"]]
+    parts = [name, hardware["simd"], hardware["torch_simd"], chosen, software["torch"], software["enma-fast"]]
     return hashlib.sha256(json.dumps([device.type, *parts]).encode()).hexdigest()[:16]
 
 

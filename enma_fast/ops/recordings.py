@@ -92,7 +92,7 @@ class Recordings:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._known: dict[Hashable, _Recording] = {}
+        self._by_kind: dict[Hashable, _Recording] = {}
         # Kinds that were seen once, the last of them.
         self._once: dict[Hashable, None] = {}
         self._records, self._lock = True, threading.Lock()
@@ -102,12 +102,12 @@ class Recordings:
     ) -> Tensor | None:
         """The result of ``run(inputs)``."""
         with self._lock:
-            recording = self._known.get(kind)
-            if recording is None and self._records and len(self._known) < MOST_RECORDINGS:
+            recording = self._by_kind.get(kind)
+            if recording is None and self._records and len(self._by_kind) < MOST_RECORDINGS:
                 recording = self._seen(kind, run, inputs)
             if recording is not None:
-                for there, given in zip(recording.inputs, inputs, strict=True):
-                    there.copy_(given)
+                for own, given in zip(recording.inputs, inputs, strict=True):
+                    own.copy_(given)
                 recording.replay()
                 return None if recording.out is None else recording.out.clone()
         return run(inputs)
@@ -122,13 +122,13 @@ class Recordings:
             self._once[kind] = None
             return None
         copies = [given.clone() for given in inputs]
-        made: list[Tensor | None] = []
+        outputs: list[Tensor | None] = []
         self._recorder.warm_up(functools.partial(run, copies))
-        replay = self._recorder.record(lambda: made.append(run(copies)))
+        replay = self._recorder.record(lambda: outputs.append(run(copies)))
         del self._once[kind]
-        recording = self._known[kind] = _Recording(copies, made[0], replay)
+        recording = self._by_kind[kind] = _Recording(copies, outputs[0], replay)
         return recording
 
     def clear(self) -> None:
         """Forget all recordings, and record no more."""
-        self._known, self._once, self._records = {}, {}, False
+        self._by_kind, self._once, self._records = {}, {}, False

@@ -169,8 +169,8 @@ def _check(qkv: Tensor, weights: Pair, frame: int, rotary: Pair | None, past: Pa
 
 
 def _run_forward(*arguments: Any) -> tuple[Tensor, ...]:
-    found: tuple[Tensor, ...] = native().self_attention_forward(*arguments, threads=torch.get_num_threads())
-    return found
+    outputs: tuple[Tensor, ...] = native().self_attention_forward(*arguments, threads=torch.get_num_threads())
+    return outputs
 
 
 def _fake_forward(qkv: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -182,8 +182,8 @@ def _fake_forward(qkv: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _run_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    found: tuple[Tensor, ...] = native().self_attention_backward(*arguments, threads=torch.get_num_threads())
-    return found
+    gradients: tuple[Tensor, ...] = native().self_attention_backward(*arguments, threads=torch.get_num_threads())
+    return gradients
 
 
 def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
