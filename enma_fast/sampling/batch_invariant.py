@@ -63,9 +63,9 @@ def map_rows(
 
         def computed(rung: str) -> Tensor:
             if rung == "graph" and recordings is not None:
-                made = recordings((operation, tuple(rows.shape), rows.dtype), lambda given: function(given[0]), [rows])
-                assert made is not None
-                return made
+                out = recordings((operation, tuple(rows.shape), rows.dtype), lambda given: function(given[0]), [rows])
+                assert out is not None
+                return out
             with plain(rung == "reference"):
                 return function(rows)
 
@@ -101,9 +101,9 @@ def _same_in_block(function: Callable[[Tensor], Tensor], rows: Tensor, block: in
     # Beyond the last whole vector a few values are rounded differently; a trial may miss them, so there must be none.
     sizes = []
     for part in (trial, trial[:PAIR].clone()):
-        with torch.inference_mode(), _PointwiseSizes() as found:
+        with torch.inference_mode(), _PointwiseSizes() as mode:
             function(part)
-        sizes.append(found.sizes)
+        sizes.append(mode.sizes)
     # Operations of the same size in both act on weights.
     return not any(a != b and (a % VECTORS or b % VECTORS) for a, b in zip(*sizes, strict=True))
 

@@ -131,20 +131,20 @@ class Engine:
         self.dynamics = dynamics
         self.dtype = weights_dtype(dynamics, dtype, backend=backend)
         device = next(dynamics.parameters()).device
-        found = candidates(dynamics.config, device, self.dtype)
+        problems = candidates(dynamics.config, device, self.dtype)
         if backend == "static":
-            found["static"] = static_plan.problem(dynamics.config)
+            problems["static"] = static_plan.problem(dynamics.config)
         if self.dtype != own_dtype(dynamics):
-            found["reference"] = f"samples with the model's weights as they are, not with {self.dtype}"
+            problems["reference"] = f"samples with the model's weights as they are, not with {self.dtype}"
         self._ladder: Ladder | None = None
-        if backend is None and (device.type == "cuda" or found["graph"] is None):
-            self._ladder = ladder_of("frames are sampled", rungs_of(found), dynamics.config, self.dtype, device)
+        if backend is None and (device.type == "cuda" or problems["graph"] is None):
+            self._ladder = ladder_of("frames are sampled", rungs_of(problems), dynamics.config, self.dtype, device)
         else:
-            self._chosen = choose("sampler", found, backend)
-        sampler, earlier = self._sampler_by(self.backend), None if before is None else before._made[1]
+            self._chosen = choose("sampler", problems, backend)
+        sampler, earlier = self._sampler_by(self.backend), None if before is None else before._current[1]
         if isinstance(sampler, StaticSampler) and isinstance(earlier, StaticSampler):
             sampler.take(earlier)
-        self._made: tuple[str, _Sampler] = self.backend, sampler
+        self._current: tuple[str, _Sampler] = self.backend, sampler
 
     @property
     def backend(self) -> str:
@@ -208,9 +208,9 @@ class Engine:
         given |= {"segments": list(segments), "num_latents": num_latents, "settings": settings}
 
         def begun(backend: str) -> tuple[Tensor | None, Iterator[Tensor]]:
-            if (made := self._made)[0] != backend:
-                made = self._made = backend, self._sampler_by(backend)
-            frames = made[1].trajectory(**given)
+            if (current := self._current)[0] != backend:
+                current = self._current = backend, self._sampler_by(backend)
+            frames = current[1].trajectory(**given)
             first = next(frames, None)
             if ladder is not None and not ladder.proved and backend != "reference" and first is not None and len(first):
                 self._prove(first, given)
@@ -237,16 +237,16 @@ class Engine:
 
     def apart(self) -> Engine:
         """The same packed weights, with memory of their own for what the extension reads; itself by other backends."""
-        backend, sampler = self._made
+        backend, sampler = self._current
         if not isinstance(sampler, NativeSampler):
             return self
-        made = copy.copy(self)
-        made._made = backend, sampler.apart()
-        return made
+        engine = copy.copy(self)
+        engine._current = backend, sampler.apart()
+        return engine
 
     def planned_bytes(self) -> dict[str, int]:
         """Planned memory of the last chunk in bytes, by purpose; empty before the first chunk."""
-        return self._made[1].planned_bytes()
+        return self._current[1].planned_bytes()
 
 
 def engine_for(dynamics: Dynamics, *, dtype: torch.dtype | str | None = None, backend: str | None = None) -> Engine:

@@ -53,10 +53,10 @@ class Idle(NamedTuple):
 
     def serves(self, size: Size, segments: Sequence[Tensor], *, most_rows: int, threads: int) -> bool:
         """Whether these segments go on from what it has read, and its memory is large enough for a chunk."""
-        made: Size = self.key[0]
-        fits = size.rows <= made.rows <= max(most_rows, size.rows) and size.own_frames <= made.own_frames
-        fits &= size.prefix_frames <= made.prefix_frames and set(size.slots) <= set(made.slots)
-        alike = replace(made, groups=size.groups, settings=size.settings) == made and self.key[2:] == (threads, "")
+        room: Size = self.key[0]
+        fits = size.rows <= room.rows <= max(most_rows, size.rows) and size.own_frames <= room.own_frames
+        fits &= size.prefix_frames <= room.prefix_frames and set(size.slots) <= set(room.slots)
+        alike = replace(room, groups=size.groups, settings=size.settings) == room and self.key[2:] == (threads, "")
         if not (fits and alike and len(self.read) == len(segments)):
             return False
         *others, last = zip(self.read, segments, strict=True)
@@ -103,17 +103,17 @@ class NativeSampler:
         frames, chunk = [frames_of(segment).float() for segment in segments], chunk or Chunk()
         first, config = frames[-1].shape[1], self.dynamics.config
         size = size_of(config, frames, rows=len(seeds), num_latents=num_latents, settings=settings)
-        key, session, known = self._taken(size, frames, first=first, threads=threads, chunk=chunk)
-        # What is read in part is not known.
+        key, session, seen_segments = self._taken(size, frames, first=first, threads=threads, chunk=chunk)
+        # What is read in part does not count as read.
         read: list[Tensor] = []
         try:
-            if not known:
+            if not seen_segments:
                 session.reset()
             session.reopen(len(seeds), first)
             for number, segment in enumerate(segments):
                 begin = 0
-                if number < len(known):
-                    begin = known[number].shape[1]
+                if number < len(seen_segments):
+                    begin = seen_segments[number].shape[1]
                 else:
                     session.start_segment(number)
                     if (told := drivers_of(segment)) is not None:
@@ -177,9 +177,9 @@ class NativeSampler:
 
     def apart(self) -> NativeSampler:
         """The same packed weights with sessions of their own."""
-        made = copy.copy(self)
-        made._idle = None
-        return made
+        sampler = copy.copy(self)
+        sampler._idle = None
+        return sampler
 
     def planned_bytes(self) -> dict[str, int]:
         """Memory of the last session in bytes: weights, keys_values, buffers, and the work space of the threads."""

@@ -61,11 +61,11 @@ def trajectory(
     """
     settings = settings or dynamics.config.sampling
     history = frames_of(segments[-1])
-    first, there = history.shape[1], 0 if earlier is None else earlier.shape[1]
+    first, num_earlier = history.shape[1], 0 if earlier is None else earlier.shape[1]
     read = dynamics.context.begin(segments, room=num_latents - first)
     past = first_past(history, dynamics.past)
     for t in range(first, num_latents):
-        if earlier is not None and t - first < there:
+        if earlier is not None and t - first < num_earlier:
             z = earlier[:, t - first]
         else:
             z = dynamics.decide(dynamics.context.condition(read), past, Noise(seeds, members, t), settings)

@@ -60,8 +60,8 @@ class StaticSampler:
         """As `engine.Engine.trajectory`; the step needs groups of equal size, one after the other."""
         histories = [frames_of(segment) for segment in segments]
         if chunk.earlier is not None:
-            *others, known = (history[groups] for history in histories)
-            histories = [*others, torch.cat([known, chunk.earlier], 1)]
+            *others, observed = (history[groups] for history in histories)
+            histories = [*others, torch.cat([observed, chunk.earlier], 1)]
             groups = torch.arange(len(seeds), device=seeds.device)
         G, B = histories[0].shape[0], len(seeds)
         even = B % G == 0 and torch.equal(groups, torch.arange(G, device=groups.device).repeat_interleave(B // G))
@@ -105,18 +105,18 @@ class StaticSampler:
         if chunk is None or size.rows > chunk:
             return None
         with self._lock:
-            sizes = [there for there, _ in reversed(self._idle) if there.rows == chunk]
-        for there in sizes:
-            alike = replace(size, rows=there.rows, groups=there.groups) == there
-            whole = size.groups <= there.groups and size.rows * there.groups == there.rows * size.groups
-            if alike and (there.groups == size.groups == 1 or there.groups == there.rows or whole):
-                return there
+            sizes = [other for other, _ in reversed(self._idle) if other.rows == chunk]
+        for other in sizes:
+            alike = replace(size, rows=other.rows, groups=other.groups) == other
+            whole = size.groups <= other.groups and size.rows * other.groups == other.rows * size.groups
+            if alike and (other.groups == size.groups == 1 or other.groups == other.rows or whole):
+                return other
         return None
 
     def _take(self, size: Size) -> StaticStep | CapturedStep:
         """Take a step of this size that is not in use, or else make a new one."""
         with self._lock:
-            sizes = [there for there, _ in self._idle]
+            sizes = [other for other, _ in self._idle]
             if size in sizes:
                 return self._idle.pop(sizes.index(size))[1]
         # What is not kept is freed before new memory is allocated, and all of it where this runs out.
