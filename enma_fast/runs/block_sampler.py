@@ -96,9 +96,9 @@ class BlockSampler:
             chosen = block.first_rows(chunk) if first_chunk else block
             part = chosen.part_of(self.forecast.request, chunk=chunk)
             part = part if num_frames is None else replace(part, num_frames=num_frames)
-            made = self.forecast.sample(part, stop=stop).cpu().numpy()
+            members = self.forecast.sample(part, stop=stop).cpu().numpy()
             self._check_arithmetic()
-            return made
+            return members
 
         rows = (block.b_end - block.b) * (block.k_end - block.k)
         return in_memory(sampled, self.chunk, rows=rows, independent=self.independent, halved=self._halve)

@@ -123,8 +123,8 @@ def warn_of_infinite(block: Block, samples: np.ndarray, layout: Layout) -> None:
     """Name the members `[B, K, T, *x, c]` of a block that are not finite, in a line for each trajectory."""
     finite_BK = np.isfinite(samples).all(axis=tuple(range(2, samples.ndim)))
     for b in np.flatnonzero(~finite_BK.all(axis=1)).tolist():
-        found = ", ".join(str(layout.first_member + block.k + k) for k in np.flatnonzero(~finite_BK[b]))
-        who = f"members {found} are" if "," in found else f"member {found} is"
+        numbers = ", ".join(str(layout.first_member + block.k + k) for k in np.flatnonzero(~finite_BK[b]))
+        who = f"members {numbers} are" if "," in numbers else f"member {numbers} is"
         log.warning("trajectory %d: its %s not finite", layout.trajectories[block.b + b], who)
 
 

@@ -62,12 +62,12 @@ def made_up_member(model: Model, *, settings: SamplingConfig | None, dtype: torc
 
 def settings_here(device: str) -> list[str]:
     """Settings of the arithmetic that a user can change, as they are in this process."""
-    found = [
+    settings = [
         f"float32_matmul_precision {torch.get_float32_matmul_precision()}",
         f"autocast {torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else 'off'}",
         *([] if device != "cpu" or torch.backends.mkldnn.enabled else ["oneDNN off"]),
     ]
-    return [*found, *(f"{name}={os.environ[name]}" for name in _VARIABLES if device == "cpu" and name in os.environ)]
+    return [*settings, *(f"{name}={os.environ[name]}" for name in _VARIABLES if device == "cpu" and name in os.environ)]
 
 
 def _known(model: Model) -> dict[str, np.ndarray]:

@@ -253,9 +253,9 @@ class Run:
         kinds = {"mean": fold.mean, "spread": fold.spread, "quantile": fold.quantile, "exceedance": fold.exceedance}
         kept = self.layout.kept_statistics()
         if fold.num_members == self.layout.num_members:
-            made = {kind: kinds[kind]() for kind in kept}
+            stats = {kind: kinds[kind]() for kind in kept}
             mask = self._mask
-            return made if mask is None else {kind: np.where(mask, x, np.float32(np.nan)) for kind, x in made.items()}
+            return stats if mask is None else {kind: np.where(mask, x, np.float32(np.nan)) for kind, x in stats.items()}
         return {
             kind: np.full((*(() if size is None else (size,)), *fold.shape), np.nan, np.float32)
             for kind, size in kept.items()
@@ -314,16 +314,16 @@ class Run:
     def _require_same(self) -> None:
         # Nothing more is sampled for a complete store.
         layout = self._with_fingerprint() if (self.out / LEDGER).exists() else self.layout
-        found = differences(self.out, layout, complete=self._with_hashes)
-        if found and all(text.startswith(FINGERPRINT) for text in found):
+        changes = differences(self.out, layout, complete=self._with_hashes)
+        if changes and all(text.startswith(FINGERPRINT) for text in changes):
             raise EnmaError(
-                f"{self.out}: its members were sampled by other arithmetic ({found[0]}; here: "
+                f"{self.out}: its members were sampled by other arithmetic ({changes[0]}; here: "
                 f"{', '.join(settings_here(self.sampler.device))}); continue it with the settings and on the kind of "
                 "processor that began it, choose another --out, or use --force"
             )
-        if found:
+        if changes:
             raise EnmaError(
-                f"{self.out}: belongs to another run: {'; '.join(found)}; choose another --out, or use --force"
+                f"{self.out}: belongs to another run: {'; '.join(changes)}; choose another --out, or use --force"
             )
 
     def _finish(self) -> None:

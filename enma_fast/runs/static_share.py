@@ -72,10 +72,10 @@ def require_shared_locks(target: Path, launch: Launch) -> None:
     """Raise `EnmaError` if this launch is on several machines and its file system keeps locks from the others."""
     if launch.num_ranks <= launch.num_local:
         return
-    found = _mount(target)
-    if found is None:
+    mount = _mount(target)
+    if mount is None:
         return
-    kind, options = found
+    kind, options = mount
     local = [option for option in _LOCAL.get(kind, ()) if option in options]
     if local or kind in _NEVER:
         how = f"mounted with {local[0]}" if local else "a file system without shared locks"
@@ -88,7 +88,7 @@ def require_shared_locks(target: Path, launch: Launch) -> None:
 def _mount(path: Path) -> tuple[str, set[str]] | None:
     """Kind and options of the file system that holds a path, or will."""
     real = os.path.realpath(path)
-    best, found = -1, None
+    best, mount = -1, None
     try:
         lines = os.fsdecode(_MOUNTS.read_bytes()).split("\n")
     except OSError:
@@ -102,5 +102,5 @@ def _mount(path: Path) -> tuple[str, set[str]] | None:
         inside = real == point or real.startswith(point.rstrip("/") + "/")
         # The later of two mounts at one point hides the earlier.
         if inside and len(point) >= best:
-            best, found = len(point), (kind[0], {*fields[5].split(","), *(kind[2] if len(kind) > 2 else "").split(",")})
-    return found
+            best, mount = len(point), (kind[0], {*fields[5].split(","), *(kind[2] if len(kind) > 2 else "").split(",")})
+    return mount
