@@ -28,7 +28,7 @@ class Arranged:
 
     Attributes
     ----------
-    known : axis of a field file for each axis of the array; None for one of size 1 that is none
+    axes : axis of a field file for each axis of the array; None for one of size 1 that is none
     shape : `[n, T, *x]`
     channels : names of its components, and `places` of those that are wanted
     """
@@ -36,7 +36,7 @@ class Arranged:
     path: Path
     name: str
     variable: Variable
-    known: tuple[str | None, ...]
+    axes: tuple[str | None, ...]
     shape: tuple[int, ...]
     channels: tuple[str, ...]
     places: tuple[int, ...]
@@ -51,14 +51,14 @@ class Arranged:
         first = min(self.places)
         parts = {**parts, "channel": slice(first, max(self.places) + 1)}
         whole = slice(None)
-        values = self.variable.values[tuple(whole if axis is None else parts.get(axis, whole) for axis in self.known)]
-        values = values.squeeze(tuple(i for i, axis in enumerate(self.known) if axis is None))
-        known = [axis for axis in self.known if axis is not None]
+        values = self.variable.values[tuple(whole if axis is None else parts.get(axis, whole) for axis in self.axes)]
+        values = values.squeeze(tuple(i for i, axis in enumerate(self.axes) if axis is None))
+        order = [axis for axis in self.axes if axis is not None]
         for axis in ("trajectory", "channel"):
-            if axis not in known:
-                values, known = values[..., None], [*known, axis]
+            if axis not in order:
+                values, order = values[..., None], [*order, axis]
         axes = ("trajectory", "time", *SPACE[: len(self.shape) - 2], "channel")
-        values = values.transpose([known.index(axis) for axis in axes])
+        values = values.transpose([order.index(axis) for axis in axes])
         if (places := [i - first for i in self.places]) != list(range(values.shape[-1])):
             values = values[..., places]
         return narrowed(self.path, self.wanted, values)
@@ -73,17 +73,17 @@ def arranged(source: Source, axes: Sequence[str], wanted: Sequence[str], known: 
     if not wanted:
         names = _usual(source, axes, known)
         return [_arranged(source, name, axes, alone=len(names) == 1) for name in names]
-    found: list[Arranged] = []
+    fields: list[Arranged] = []
     chosen = {name for name in wanted if name in source.fields}
     for name in wanted:
         if name in source.fields:
-            found.append(_arranged(source, name, axes, alone=len(chosen) == len(set(wanted)) == 1))
+            fields.append(_arranged(source, name, axes, alone=len(chosen) == len(set(wanted)) == 1))
         else:
-            found.append(_component(source, name, axes))
+            fields.append(_component(source, name, axes))
     twice = [name for name in wanted if list(wanted).count(name) > 1]
     if twice:
         raise EnmaError(f"{path}: --fields names {twice[0]} twice; name each field once")
-    return found
+    return fields
 
 
 def drivers_of(
@@ -100,11 +100,11 @@ def drivers_of(
     """
     path, axes = source.path, ("trajectory", "time", *SPACE[: len(field.shape) - 2])
     sizes = dict(zip(axes, field.shape, strict=True))
-    found: dict[str, np.ndarray] = {}
+    drivers: dict[str, np.ndarray] = {}
     for name in names:
         if name == TIME:
             cycles = cycles_of(placed(source, wanted, field.name).get(TIME, np.empty(0)))
-            found |= {key: driver(key, turns[None], field.shape, where=path) for key, turns in cycles.items()}
+            drivers |= {key: driver(key, turns[None], field.shape, where=path) for key, turns in cycles.items()}
             continue
         if name in source.fields:
             values, given = source.fields[name].values, source.fields[name].axes
@@ -116,7 +116,7 @@ def drivers_of(
         else:
             raise source.lacks(name)
         if given is None:
-            found[name] = driver(name, values, field.shape, where=path)
+            drivers[name] = driver(name, values, field.shape, where=path)
             continue
         own = tuple(AXES.get(axis, axis) for axis in given)
         kept = [i for i, axis in enumerate(own) if axis in sizes or values.shape[i] > 1]
@@ -127,14 +127,14 @@ def drivers_of(
                 f"{', '.join(f'{axis} {size}' for axis, size in sizes.items())}: a driver has some of these axes"
             )
         values = values.transpose([own.index(axis) for axis in axes if axis in own])
-        found[name] = values.reshape([sizes[axis] if axis in own else 1 for axis in axes]).astype(np.float32)
-    return part_of(found, [parts.get(axis, slice(None)) for axis in axes[1:]])
+        drivers[name] = values.reshape([sizes[axis] if axis in own else 1 for axis in axes]).astype(np.float32)
+    return part_of(drivers, [parts.get(axis, slice(None)) for axis in axes[1:]])
 
 
 def _usual(source: Source, axes: Sequence[str], known: Sequence[str]) -> list[str]:
     """Names of the fields that are imported where none are asked for."""
-    there = [name for name in source.fields if name not in known]
-    names = [name for name in there if name not in source.bounds] or there
+    candidates = [name for name in source.fields if name not in known]
+    names = [name for name in candidates if name not in source.bounds] or candidates
     if not names:
         raise EnmaError(f"{source.path}: holds no field but {', '.join(known)}; name fewer by --known")
     varying = [name for name in names if not _static(source.fields[name], axes)]
@@ -155,9 +155,9 @@ def _component(source: Source, name: str, axes: Sequence[str]) -> Arranged:
     alone = len(source.fields) == 1
     for field in source.fields:
         if alone or name.startswith(f"{field}_"):
-            found = _arranged(source, field, axes, alone=alone)
-            if name in found.channels:
-                return replace(found, places=(found.channels.index(name),))
+            parent = _arranged(source, field, axes, alone=alone)
+            if name in parent.channels:
+                return replace(parent, places=(parent.channels.index(name),))
     raise source.lacks(name)
 
 
@@ -184,33 +184,33 @@ def _arranged(source: Source, name: str, wanted: Sequence[str], *, alone: bool) 
                 f"{path}: {name} has an axis '{axis}' of {size}, which is none of {', '.join(NAMES)}; say what "
                 "the axes are by --axes, or choose other --fields"
             )
-    known = _without_levels(tuple(AXES.get(axis) for axis in axes), values.shape)
-    there = [axis for axis in known if axis is not None]
-    space = [axis for axis in SPACE if axis in there]
-    if "time" not in there or not space or len(set(there)) < len(there):
+    file_axes = _without_levels(tuple(AXES.get(axis) for axis in axes), values.shape)
+    present = [axis for axis in file_axes if axis is not None]
+    space = [axis for axis in SPACE if axis in present]
+    if "time" not in present or not space or len(set(present)) < len(present):
         raise EnmaError(f"{path}: {name} has the axes {', '.join(axes)}; time and x are needed, each axis once")
     if space != list(usual := SPACE[: len(space)]):
         raise EnmaError(
             f"{path}: {name} has the space axes {' and '.join(space)}; call them {', '.join(usual)} by --axes"
         )
-    sizes = {axis: size for axis, size in zip(known, values.shape, strict=True) if axis is not None}
+    sizes = {axis: size for axis, size in zip(file_axes, values.shape, strict=True) if axis is not None}
     count = sizes.get("channel", 1)
     return Arranged(
         path=path,
         name=name,
         variable=variable,
-        known=known,
+        axes=file_axes,
         shape=tuple(sizes.get(axis, 1) for axis in ("trajectory", "time", *space)),
         channels=_components(source, name, count, wanted, alone=alone),
         places=tuple(range(count)),
     )
 
 
-def _without_levels(known: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[str | None, ...]:
+def _without_levels(file_axes: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[str | None, ...]:
     """The axes of a field; one of space that has one place, such as a height, is none where others have more."""
-    if not any(axis in SPACE and size > 1 for axis, size in zip(known, shape, strict=True)):
-        return known
-    return tuple(None if axis in SPACE and size == 1 else axis for axis, size in zip(known, shape, strict=True))
+    if not any(axis in SPACE and size > 1 for axis, size in zip(file_axes, shape, strict=True)):
+        return file_axes
+    return tuple(None if axis in SPACE and size == 1 else axis for axis, size in zip(file_axes, shape, strict=True))
 
 
 def placed(source: Source, wanted: Sequence[str], name: str | None = None) -> dict[str, np.ndarray]:

@@ -78,11 +78,11 @@ def check_values(data: FieldFile) -> None:
     for c, channel in enumerate(data.channels):
         values = data.u[..., c] if mask is None else data.u[:, :, mask[..., c], c]
         if (fill := undeclared_fill(values)) is not None:
-            there = values == fill
-            row, frame = np.argwhere(there)[0, :2]
+            empty = values == fill
+            row, frame = np.argwhere(empty)[0, :2]
             raise EnmaError(
-                f"{data.path}: {channel} is {fill:g} at {counted(int(there.sum()), 'place')}, first at trajectory "
-                f"{row}, frame {frame}, and elsewhere from {values[~there].min():g} to {values[~there].max():g}: that "
+                f"{data.path}: {channel} is {fill:g} at {counted(int(empty.sum()), 'place')}, first at trajectory "
+                f"{row}, frame {frame}, and elsewhere from {values[~empty].min():g} to {values[~empty].max():g}: that "
                 f"number stands for missing values; fill them, for example by interpolation, or {_LEAVE_OUT}"
             )
 

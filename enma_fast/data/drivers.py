@@ -32,38 +32,38 @@ def rows_of(drivers: Drivers, rows: Any) -> dict[str, np.ndarray]:
 
 def part_of(drivers: Drivers, parts: Sequence[slice]) -> dict[str, np.ndarray]:
     """Drivers in a part of the times and of the places along each axis of space."""
-    found = {}
+    sections = {}
     for name, values in drivers.items():
         axes = zip(parts, values.shape[1:], strict=True)
-        found[name] = values[(slice(None), *(part if size > 1 else slice(None) for part, size in axes))]
-    return found
+        sections[name] = values[(slice(None), *(part if size > 1 else slice(None) for part, size in axes))]
+    return sections
 
 
 def windows_of(drivers: Drivers, series: np.ndarray, first: np.ndarray, window: int) -> dict[str, np.ndarray]:
     """Drivers of windows of so many frames, by the numbers of their series and of their first frames."""
-    found = {}
+    windows = {}
     for name, values in drivers.items():
         if values.shape[1] > 1:
             places = (series if len(values) > 1 else np.zeros_like(series))[:, None]
-            found[name] = values[places, first[:, None] + np.arange(window)]
+            windows[name] = values[places, first[:, None] + np.arange(window)]
         else:
-            found[name] = values if len(values) == 1 else values[series]
-    return found
+            windows[name] = values if len(values) == 1 else values[series]
+    return windows
 
 
 def joined(parts: Sequence[Drivers], counts: Sequence[int]) -> dict[str, np.ndarray]:
     """Drivers of the trajectories of several files, one after the other; those that all files have."""
     shared = [name for name in parts[0] if all(name in part for part in parts)]
-    found = {}
+    drivers = {}
     for name in shared:
         each = [part[name] for part in parts]
         if all(len(values) == 1 and np.array_equal(values, each[0], equal_nan=True) for values in each):
-            found[name] = each[0]
+            drivers[name] = each[0]
             continue
         shape = np.broadcast_shapes(*(values.shape[1:] for values in each))
         pairs = zip(each, counts, strict=True)
-        found[name] = np.concatenate([np.broadcast_to(values, (count, *shape)) for values, count in pairs])
-    return found
+        drivers[name] = np.concatenate([np.broadcast_to(values, (count, *shape)) for values, count in pairs])
+    return drivers
 
 
 def driver(name: str, given: Any, sizes: Sequence[int], *, where: str | Path = "known") -> np.ndarray:
@@ -76,15 +76,15 @@ def driver(name: str, given: Any, sizes: Sequence[int], *, where: str | Path = "
     if values.ndim == len(sizes) and all(a in (1, b) for a, b in zip(values.shape, sizes, strict=True)):
         return values
     n, T, grid = sizes[0], sizes[1], tuple(sizes[2:])
-    found = set()
+    shapes = set()
     for rows, frames, places in itertools.product(((), (1,), (n,)), ((), (T,)), ((), grid)):
         if values.shape == (*rows, *frames, *places):
-            found.add((*(rows or (1,)), *(frames or (1,)), *(places or (1,) * len(grid))))
-    if len(found) == 1:
-        return values.reshape(found.pop())
+            shapes.add((*(rows or (1,)), *(frames or (1,)), *(places or (1,) * len(grid))))
+    if len(shapes) == 1:
+        return values.reshape(shapes.pop())
     said = f"{n} trajectories, {T} frames and {times(grid)} points"
-    if found:
-        full = " or ".join(str(list(shape)) for shape in sorted(found))
+    if shapes:
+        full = " or ".join(str(list(shape)) for shape in sorted(shapes))
         raise EnmaError(f"{where}: {name} has shape {list(values.shape)}, which may mean {full}; give it in full")
     raise EnmaError(
         f"{where}: {name} has shape {list(values.shape)}; there are {said}: give a value for each trajectory, each "
@@ -122,15 +122,15 @@ def cycles_of(dates: np.ndarray) -> dict[str, np.ndarray]:
         for cycle, length in _CYCLES.items()
         if len(dates) * step >= _SPANNED * length and step <= length / _FRAMES
     ]
-    found = {name: values for name, values in turns_of(dates).items() if name.partition("_")[0] in spanned}
-    if not found:
+    cycles = {name: values for name, values in turns_of(dates).items() if name.partition("_")[0] in spanned}
+    if not cycles:
         raise EnmaError(f"{TIME}: the dates span no day and no year by {_FRAMES} frames or more; leave it out")
-    return found
+    return cycles
 
 
 def prolonged(drivers: Drivers, frames: int) -> dict[str, np.ndarray]:
     """Drivers whose cycles go on evenly to so many frames."""
-    found = dict(drivers)
+    longer = dict(drivers)
     for cycle in _CYCLES:
         names = [f"{cycle}_{turn}" for turn in _TURNS]
         if all(name in drivers for name in names) and 1 < drivers[names[0]].shape[1] < frames:
@@ -139,8 +139,8 @@ def prolonged(drivers: Drivers, frames: int) -> dict[str, np.ndarray]:
             step = (angle[:, -1:] - angle[:, :1]) / (angle.shape[1] - 1)
             more = np.arange(1, frames - angle.shape[1] + 1).reshape(1, -1, *[1] * (angle.ndim - 2))
             angle = np.concatenate([angle, angle[:, -1:] + step * more], 1)
-            found |= {names[0]: np.sin(angle).astype(np.float32), names[1]: np.cos(angle).astype(np.float32)}
-    return found
+            longer |= {names[0]: np.sin(angle).astype(np.float32), names[1]: np.cos(angle).astype(np.float32)}
+    return longer
 
 
 def differing(drivers: Drivers) -> list[str]:

@@ -24,12 +24,12 @@ def along_trajectories(
     """
     own = source.fields[field].axes or ()
     axes = {name for name, axis in zip(own, wanted or own, strict=bool(own)) if AXES.get(axis) == "trajectory"}
-    found = {
+    columns = {
         name: each.values[(slice(None),)]
         for name, each in source.columns.items()
         if each.axes is None or axes.issuperset(each.axes)
     }
-    return found, frozenset(name for name in found if name in axes and name in NAMES["trajectory"])
+    return columns, frozenset(name for name in columns if name in axes and name in NAMES["trajectory"])
 
 
 def environments(
@@ -54,22 +54,22 @@ def environments(
     # Under that name a field file holds what comes of it.
     numbers.pop("environment", None)
     if asked is None:
-        known = next((name for name in _ENVIRONMENT if name in columns), None)
-        if known is None:
+        column = next((name for name in _ENVIRONMENT if name in columns), None)
+        if column is None:
             return None, numbers, ()
-        numbers.pop(known, None)
-        return _numbered(path, {known: columns[known]}), numbers, ()
+        numbers.pop(column, None)
+        return _numbered(path, {column: columns[column]}), numbers, ()
     names = (asked,) if asked in columns else tuple(part.strip() for part in asked.split(","))
     for name in names:
         if name not in columns:
             held = ", ".join(columns) or "none"
             raise EnmaError(f"{path}: has no column '{name}' of {count} values; it has {held}")
     chosen = {name: columns[name] for name in names}
-    found = _numbered(path, chosen)
+    environment = _numbered(path, chosen)
     if names == ("environment",):
         # Numbers that the file gives its own environments.
-        return found, numbers, ()
-    return found if numbers.keys() >= set(names) else _hashed(chosen), numbers, names
+        return environment, numbers, ()
+    return environment if numbers.keys() >= set(names) else _hashed(chosen), numbers, names
 
 
 def _numbered(path: Path, columns: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -44,21 +44,21 @@ class Environments:
 
     def checked(self, numbers: np.ndarray, split: str, seed: int) -> Values:
         """The values of environments; `EnmaError` if one lies outside the ranges."""
-        found = self.values(numbers, split, seed)
+        values = self.values(numbers, split, seed)
         for name, intervals in self.ranges.items():
-            inside = np.any([(low <= found[name]) & (found[name] <= high) for low, high in intervals], axis=0)
+            inside = np.any([(low <= values[name]) & (values[name] <= high) for low, high in intervals], axis=0)
             if not inside.all():
-                wrong = found[name][np.argmin(inside)]
+                wrong = values[name][np.argmin(inside)]
                 raise EnmaError(f"{name} is {wrong:g} in the split '{split}'; its range is {intervals}")
-        return found
+        return values
 
 
 def linspaces(levels: int, **ranges: Interval) -> Environments:
     """The products of evenly spaced values, `levels` of each parameter with both ends; the last one varies fastest."""
 
     def values(numbers: np.ndarray, split: str, seed: int) -> Values:
-        found = np.unravel_index(numbers, (levels,) * len(ranges))
-        pairs = zip(ranges.items(), found, strict=True)
+        indices = np.unravel_index(numbers, (levels,) * len(ranges))
+        pairs = zip(ranges.items(), indices, strict=True)
         return {name: low + (high - low) * level / (levels - 1) for (name, (low, high)), level in pairs}
 
     intervals = {name: (interval,) for name, interval in ranges.items()}

@@ -73,8 +73,8 @@ class FieldFile:
     @property
     def mask(self) -> np.ndarray | None:
         """True where there are values, [x.., c]; None if they are everywhere."""
-        there = ~np.isnan(self.u[0, 0])
-        return None if self.points is not None or there.all() else there
+        mask = ~np.isnan(self.u[0, 0])
+        return None if self.points is not None or mask.all() else mask
 
     @property
     def domain(self) -> Domain:
@@ -214,10 +214,10 @@ class FieldSource:
 
     def num_bytes(self, num_trajectories: int) -> int:
         """Bytes of the values of so many trajectories; `EnmaError` if no machine could hold them."""
-        found = 4 * num_trajectories * len(self.times) * math.prod(self.grid) * len(self.channels)
-        if found > 1 << 50:
-            raise EnmaError(f"{self.path}: asks for {found / 1e12:,.0f} TB; the file is damaged, copy it again")
-        return found
+        num_bytes = 4 * num_trajectories * len(self.times) * math.prod(self.grid) * len(self.channels)
+        if num_bytes > 1 << 50:
+            raise EnmaError(f"{self.path}: asks for {num_bytes / 1e12:,.0f} TB; the file is damaged, copy it again")
+        return num_bytes
 
     def load(self, rows: np.ndarray, more: Limits = lambda num_bytes: None) -> FieldFile:
         """Read the trajectories `rows`; `more` gets their size in bytes first. `EnmaError` if a value is not finite."""

@@ -175,11 +175,11 @@ def _is_made(path: Path, key: str) -> bool:
     """True if a call of this key has made the file, False if there is none; `EnmaError` for another one."""
     if not os.path.lexists(path):
         return False
-    made = False
+    is_same = False
     load_extra("h5py", "data")
     with suppress(EnmaError):
-        made = hdf5.read_file(path, lambda file, _: _KEY in file.attrs and hdf5.text(file, _KEY) == key)
-    if not made:
+        is_same = hdf5.read_file(path, lambda file, _: _KEY in file.attrs and hdf5.text(file, _KEY) == key)
+    if not is_same:
         raise EnmaError(f"{path}: is there already; give another --out, or replace it by --force")
     return True
 
@@ -302,9 +302,9 @@ def _solved(problem: Equation, split: str, seed: int, chunk: list[int], values: 
     finite = np.isfinite(u).reshape(len(u), -1).all(axis=1)
     if not finite.all():
         bad = int(np.argmin(finite)) // size
-        found = ", ".join(f"{name} {value[chunk[bad]]:g}" for name, value in values.items())
+        parameters = ", ".join(f"{name} {value[chunk[bad]]:g}" for name, value in values.items())
         raise EnmaError(
-            f"equation {problem.name}: the solution of group {chunk[bad]} of '{split}' is not finite ({found}); "
+            f"equation {problem.name}: the solution of group {chunk[bad]} of '{split}' is not finite ({parameters}); "
             "the solver needs smaller steps, or the parameters other ranges"
         )
     return u

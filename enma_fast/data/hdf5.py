@@ -142,10 +142,10 @@ def attribute(parent: Any, key: str, **default: Any) -> Any:
 
 def text(parent: Any, key: str) -> str:
     """The attribute `key` as str; h5py gives bytes for strings of fixed length."""
-    found = names(parent, key)
-    if len(found) != 1:
+    texts = names(parent, key)
+    if len(texts) != 1:
         _refuse(parent, key, "one text")
-    return found[0]
+    return texts[0]
 
 
 def names(parent: Any, key: str) -> list[str]:
@@ -167,10 +167,10 @@ def number(parent: Any, key: str, *, most: int) -> int:
     value = attribute(parent, key)
     if not isinstance(value, np.ndarray | np.generic) or value.size != 1 or value.dtype.kind not in "iuf":
         _refuse(parent, key, "one whole number")
-    found = value.item() if isinstance(value, np.generic) else value.ravel().tolist()[0]
-    if not 0 <= found <= most or found != int(found):
-        _refuse(parent, key, f"a whole number, at most {most}, and not {found}")
-    return int(found)
+    scalar = value.item() if isinstance(value, np.generic) else value.ravel().tolist()[0]
+    if not 0 <= scalar <= most or scalar != int(scalar):
+        _refuse(parent, key, f"a whole number, at most {most}, and not {scalar}")
+    return int(scalar)
 
 
 def flags(parent: Any, key: str, *, default: list[bool]) -> tuple[bool, ...]:
@@ -183,10 +183,10 @@ def flags(parent: Any, key: str, *, default: list[bool]) -> tuple[bool, ...]:
 
 def flag(parent: Any, key: str, *, default: bool) -> bool:
     """The attribute `key` as a boolean."""
-    found = flags(parent, key, default=[default])
-    if len(found) != 1:
+    entries = flags(parent, key, default=[default])
+    if len(entries) != 1:
         _refuse(parent, key, "true or false")
-    return found[0]
+    return entries[0]
 
 
 def _refuse(parent: Any, key: str, wanted: str) -> NoReturn:

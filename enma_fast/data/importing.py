@@ -166,11 +166,11 @@ def known_layout(path: Path) -> bool:
     """True for files that `read` takes: The Well's, and PDEBench's 1-D ones."""
     if path.suffix.lower() not in (".h5", ".hdf5", ".hdf") or not path.is_file():
         return False
-    known: bool = hdf5.read_file(
+    is_known: bool = hdf5.read_file(
         path,
         lambda file, _: "t0_fields" in file or ("tensor" in file and hdf5.get(file, "tensor", "dataset").ndim == 3),
     )
-    return known
+    return is_known
 
 
 def _described(path: Path, options: ImportOptions) -> FieldFile:
@@ -203,10 +203,10 @@ def _told(options: ImportOptions) -> tuple[str, ...]:
 def _masked(data: FieldFile, name: str) -> FieldFile:
     """The data without values where a driver, which is none then, is 0 or missing."""
     known = dict(data.known)
-    there = np.nan_to_num(known.pop(name)) != 0
-    if there.shape[:2] != (1, 1) and not (there == there[:1, :1]).all():
+    mask = np.nan_to_num(known.pop(name)) != 0
+    if mask.shape[:2] != (1, 1) and not (mask == mask[:1, :1]).all():
         raise EnmaError(f"{data.path}: the mask {name} changes over time or trajectories; give one that stays")
-    return replace(data, u=np.where(there[:1, :1, ..., None], data.u, np.float32(np.nan)), known=known)
+    return replace(data, u=np.where(mask[:1, :1, ..., None], data.u, np.float32(np.nan)), known=known)
 
 
 def _observed(data: FieldFile) -> FieldFile:
@@ -237,15 +237,15 @@ def _assembled(source: Source, options: ImportOptions) -> FieldFile:
     if len({field.shape for field in fields}) > 1:
         shapes = ", ".join(f"{field.name} {field.variable.values.shape}" for field in fields)
         raise EnmaError(f"{path}: its fields differ in shape ({shapes}); choose those of one shape by --fields")
-    shape, first = fields[0].shape, fields[0].name
+    shape, first_field = fields[0].shape, fields[0].name
     coords, times = positions(
-        path, shape[1:], placed(source, options.axes, first), dt=options.dt, spacing=options.spacing
+        path, shape[1:], placed(source, options.axes, first_field), dt=options.dt, spacing=options.spacing
     )
     turned = descending(coords)
     coords = tuple(x[::-1] if i in turned else x for i, x in enumerate(coords))
     periodic = _boundaries(path, len(coords), options, (source.wraps,) * len(coords))
     check_space(path, coords)
-    columns, counted = along_trajectories(source, first, options.axes)
+    columns, counted = along_trajectories(source, first_field, options.axes)
     environment, parameters, by = environments(path, columns, options.environment, shape[0], counted)
     # Of a large file only the part that is kept is read.
     kept = _kept(path, shape[1:], options)
@@ -345,10 +345,10 @@ def _cropped(data: FieldFile, parts: Sequence[slice], options: ImportOptions) ->
 
 def with_drivers(data: FieldFile, known: Mapping[str, Any]) -> FieldFile:
     """The data with drivers of arrays, as `data.drivers.driver` takes them."""
-    sizes, found = data.u.shape[:-1], dict(known)
-    if TIME in found:
-        found |= cycles_of(np.asarray(found.pop(TIME)))
-    return replace(data, known=data.known | {name: driver(name, x, sizes) for name, x in found.items()})
+    sizes, arrays = data.u.shape[:-1], dict(known)
+    if TIME in arrays:
+        arrays |= cycles_of(np.asarray(arrays.pop(TIME)))
+    return replace(data, known=data.known | {name: driver(name, x, sizes) for name, x in arrays.items()})
 
 
 def windows(data: FieldFile, window: int, stride: int) -> FieldFile:

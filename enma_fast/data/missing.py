@@ -22,7 +22,7 @@ USUAL_FILLS = (-999, -9999, -99999, 9999, 99999, -32767, -32768, 1e20, -1e20, 9.
 
 def present(values: np.ndarray, marks: Iterable[Any] = ()) -> np.ndarray:
     """Mask of the values that are observations: neither NetCDF's fill value nor a number among `marks`."""
-    found = values != NETCDF_FILL
+    observed = values != NETCDF_FILL
     for mark in marks:
         number = np.asarray(mark)
         if number.dtype.kind in "fiu" and number.size == 1 and np.isfinite(number).all():
@@ -30,14 +30,14 @@ def present(values: np.ndarray, marks: Iterable[Any] = ()) -> np.ndarray:
                 absent = number.astype(values.dtype).reshape(())
             # A number that integers cannot hold becomes another one, which stands for nothing.
             if values.dtype.kind == "f" or absent == number:
-                found &= values != absent
-    return found
+                observed &= values != absent
+    return observed
 
 
-def in_place(there: np.ndarray) -> bool:
+def in_place(mask: np.ndarray) -> bool:
     """Whether `[n, T, ...]` is False at the same places in all frames of all trajectories, not at all of them."""
-    first = there[:1, :1]
-    return bool(first.any() and (there == first).all())
+    first_frame = mask[:1, :1]
+    return bool(first_frame.any() and (mask == first_frame).all())
 
 
 def undeclared_fill(values: np.ndarray) -> np.floating[Any] | None:
@@ -76,9 +76,9 @@ def require_present(name: str, values: np.ndarray, about: Mapping[str, Any]) -> 
     """Raise `EnmaError` if a value equals the fill value that the attributes name, or is outside their valid range."""
     if values.dtype.kind not in "fiu":
         return
-    found = present(values, [about.get(mark) for mark in FILL_ATTRIBUTES])
-    if not found.all():
-        at = _first(~found)
+    observed = present(values, [about.get(mark) for mark in FILL_ATTRIBUTES])
+    if not observed.all():
+        at = _first(~observed)
         raise EnmaError(
             f"{name} holds {values[at]}, the number of a missing value, first at {at}; "
             "fill such values, for example by interpolation, or leave them out"
@@ -103,9 +103,9 @@ def invalid(values: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
 
     `values` are unpacked; `about` may say by `scale_factor`, `add_offset` and `dtype` how they were packed.
     """
-    found = np.zeros(values.shape, bool)
+    outside = np.zeros(values.shape, bool)
     if values.dtype.kind not in "fiu":
-        return found
+        return outside
     ends = np.ravel(about.get("valid_range", [])).tolist()
     ends = ends if len(ends) == 2 else [about.get("valid_min"), about.get("valid_max")]
     bounds = [_unpacked(bound, values.dtype, about) for bound in ends]
@@ -114,8 +114,8 @@ def invalid(values: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
         bounds = sorted(bounds)
     for bound, beyond in zip(bounds, (np.less, np.greater), strict=True):
         if bound is not None:
-            found |= beyond(values, bound)
-    return found
+            outside |= beyond(values, bound)
+    return outside
 
 
 def _unpacked(bound: Any, dtype: np.dtype[Any], about: Mapping[str, Any]) -> Any:
@@ -130,10 +130,10 @@ def _unpacked(bound: Any, dtype: np.dtype[Any], about: Mapping[str, Any]) -> Any
     if (scale is None and offset is None) or (number.dtype.kind == "f") != (packed.kind == "f"):
         return number[()]
     # In the steps of xarray, so that a value at the bound is within.
-    found = np.array(number, dtype)
-    found *= 1 if scale is None else scale
-    found += 0 if offset is None else offset
-    return found[()]
+    unpacked = np.array(number, dtype)
+    unpacked *= 1 if scale is None else scale
+    unpacked += 0 if offset is None else offset
+    return unpacked[()]
 
 
 def _first(mask: np.ndarray) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ _MONTH = (28, 31)
 def positions(
     path: Path,
     sizes: Sequence[int],
-    known: Mapping[str, np.ndarray],
+    source_coords: Mapping[str, np.ndarray],
     *,
     dt: float | None,
     spacing: tuple[float, ...],
@@ -36,32 +36,32 @@ def positions(
     steps = dict(zip(axes, spacing * len(axes) if len(spacing) == 1 else spacing, strict=bool(spacing)))
     if dt is not None:
         steps["time"] = dt
-    found, lacking = {}, []
+    coords, lacking = {}, []
     for axis, size in zip(("time", *axes), sizes, strict=True):
-        values = known.get(axis)
+        values = source_coords.get(axis)
         if axis in steps:
-            found[axis] = np.arange(size) * steps[axis]
+            coords[axis] = np.arange(size) * steps[axis]
             if values is not None and _descends(values):
                 if axis == "time":
                     raise EnmaError(f"{path}: its times descend, so --dt would run them backwards; sort its frames")
-                found[axis] = found[axis][::-1]
+                coords[axis] = coords[axis][::-1]
         elif values is None:
             lacking.append(axis)
         else:
-            found[axis] = _numbers(path, axis, values, size)
+            coords[axis] = _numbers(path, axis, values, size)
     if lacking:
         fixes = (["--dt 0.05"] if "time" in lacking else []) + (["--spacing 0.1"] if set(lacking) - {"time"} else [])
         raise EnmaError(
             f"{path}: says nothing of the positions along {', '.join(lacking)}; add {' '.join(fixes)} with the steps "
             "between frames and points (1 to count them)"
         )
-    if len(found["time"]) == 1 and dt is None:
+    if len(coords["time"]) == 1 and dt is None:
         raise EnmaError(
             f"{path}: holds one frame, so the time between frames is not known; add --dt 0.05 with that of the model, "
             "or import a longer series"
         )
-    _check_axis(path, "time", found["time"], fix="--dt to count the frames as even", fewest=1)
-    return tuple(_evened(found[axis]) for axis in axes), _evened(found["time"], _off(found["time"]))
+    _check_axis(path, "time", coords["time"], fix="--dt to count the frames as even", fewest=1)
+    return tuple(_evened(coords[axis]) for axis in axes), _evened(coords["time"], _off(coords["time"]))
 
 
 def _evened(values: np.ndarray, off: float = _EVEN) -> np.ndarray:
@@ -95,9 +95,9 @@ def _descends(values: np.ndarray) -> bool:
     """True for positions of a source that descend, also where some are missing or repeated."""
     if values.dtype.kind not in "fiuMm":
         return False
-    there = values[~np.isnat(values) if values.dtype.kind in "Mm" else np.isfinite(values)]
+    finite = values[~np.isnat(values) if values.dtype.kind in "Mm" else np.isfinite(values)]
     # Differences of unsigned numbers have no sign.
-    return len(there) > 1 and bool((there[1:] <= there[:-1]).all() and there[-1] < there[0])
+    return len(finite) > 1 and bool((finite[1:] <= finite[:-1]).all() and finite[-1] < finite[0])
 
 
 def descending(coords: Sequence[np.ndarray]) -> tuple[int, ...]:

@@ -207,11 +207,11 @@ def _packed(
     table: _Table, trajectory: np.ndarray, frame: np.ndarray, axes: tuple[str, ...], channels: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Points ``[n, L, P, d]`` and values ``[n, L, P, c]``; a frame with fewer readings repeats its first value."""
-    there = np.unique(trajectory)
-    if there[-1] >= len(there):
-        gap = int((there != np.arange(len(there))).argmax())
+    trajectories = np.unique(trajectory)
+    if trajectories[-1] >= len(trajectories):
+        gap = int((trajectories != np.arange(len(trajectories))).argmax())
         raise EnmaError(f"{table.path}: trajectory {gap} has no reading; number trajectories from 0, without a gap")
-    n, L = len(there), int(frame.max()) + 1
+    n, L = len(trajectories), int(frame.max()) + 1
     place = trajectory * L + frame
     seen = np.unique(place)
     if len(seen) < n * L:

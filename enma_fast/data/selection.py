@@ -28,8 +28,8 @@ def fields_of(
         return rows
 
     # The file is opened once: that takes a process of its own.
-    found = read_numbered(path, chosen, contexts=contexts)
-    return found, range(found.num_trajectories) if select is None else list(select)
+    fields = read_numbered(path, chosen, contexts=contexts)
+    return fields, range(fields.num_trajectories) if select is None else list(select)
 
 
 def context_of(path: Path, rows: Sequence[int]) -> FieldFile:

@@ -39,8 +39,8 @@ LEAVING = {
 
 def shipped_paths(pattern: str) -> Iterator[Path]:
     """Shipped files and folders by their path in the folder of shipped files, which may hold `*`."""
-    found = importlib.util.find_spec(MODELS.replace("-", "_"))
-    folders = [PRETRAINED, *map(Path, (found and found.submodule_search_locations) or ())]
+    spec = importlib.util.find_spec(MODELS.replace("-", "_"))
+    folders = [PRETRAINED, *map(Path, (spec and spec.submodule_search_locations) or ())]
     for folder in folders:
         yield from sorted(folder.glob(pattern))
 
@@ -62,11 +62,11 @@ def shipped_file(dataset: str, split: str) -> Path:
     """A shipped test file, or an `EnmaError` that lists them."""
     name = f"{dataset}-{split}.h5"
     # A name is no pattern.
-    found = [path for path in shipped_paths("*.h5") if path.name == name]
-    if not found:
-        known = ", ".join(path.stem for path in shipped_paths("*.h5")) or "none"
-        raise EnmaError(f"{name.removesuffix('.h5')}: no such test file (shipped: {known}){remedy_for(name)}")
-    return found[0]
+    paths = [path for path in shipped_paths("*.h5") if path.name == name]
+    if not paths:
+        shipped = ", ".join(path.stem for path in shipped_paths("*.h5")) or "none"
+        raise EnmaError(f"{name.removesuffix('.h5')}: no such test file (shipped: {shipped}){remedy_for(name)}")
+    return paths[0]
 
 
 def example(dataset: str = "combined", *, trajectory: int = 0, frames: int = 3) -> np.ndarray:

@@ -115,14 +115,14 @@ def open_source(path: Path, names: Sequence[str]) -> Source:
         raise EnmaError(f"{path}: no such file; check the path")
     ending = path.suffix.lower()
     if ending in (".npy", ".npz"):
-        found = _arrays(path, _numpy(path), {})
+        source = _arrays(path, _numpy(path), {})
     elif ending in _HDF5:
-        found = _hdf5(path, names)
+        source = _hdf5(path, names)
     elif ending in _NETCDF or ending == ".zarr" or any((path / mark).is_file() for mark in ("zarr.json", ".zgroup")):
-        found = _labelled(path, xarray_files.variables(path), functools.partial(xarray_files.values, path))
+        source = _labelled(path, xarray_files.variables(path), functools.partial(xarray_files.values, path))
     else:
         raise EnmaError(f"{path}: is of no known kind; give a file {KINDS}")
-    return _with_fields(found, names)
+    return _with_fields(source, names)
 
 
 def in_memory(data: Any) -> Source:
@@ -134,22 +134,22 @@ def in_memory(data: Any) -> Source:
         raise EnmaError(
             f"data is a {type(data).__name__}; give a file, a folder, what read_fields gives, or a Dataset of xarray"
         )
-    found = [xarray_files.Labelled(**about) for about in xarray_files.described(data)]
+    variables = [xarray_files.Labelled(**about) for about in xarray_files.described(data)]
 
     def part(name: str, key: tuple[slice, ...]) -> np.ndarray:
         return xarray_files.valid_part(f"{IN_MEMORY}: {name}", data.variables[name], key)
 
-    return _with_fields(_labelled(IN_MEMORY, found, part), ())
+    return _with_fields(_labelled(IN_MEMORY, variables, part), ())
 
 
-def _with_fields(found: Source, names: Sequence[str]) -> Source:
+def _with_fields(source: Source, names: Sequence[str]) -> Source:
     """A source that has fields; `EnmaError` where it has none."""
-    if not found.fields:
+    if not source.fields:
         if names:
-            raise found.lacks(names[0])
-        held = ", ".join(dict.fromkeys([*found.others, *found.columns, *found.coords])) or "nothing"
-        raise EnmaError(f"{found.path}: has no field of two axes or more that are real numbers; it holds {held}")
-    return found
+            raise source.lacks(names[0])
+        held = ", ".join(dict.fromkeys([*source.others, *source.columns, *source.coords])) or "nothing"
+        raise EnmaError(f"{source.path}: has no field of two axes or more that are real numbers; it holds {held}")
+    return source
 
 
 def _numpy(path: Path) -> dict[str, np.ndarray]:
@@ -194,10 +194,10 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
     def work(file: Any, more: Limits) -> dict[str, dict[str, Any]]:
         runs = [key for key in file if key.isdigit() and "data" in hdf5.get(file, key, "group")]
         if runs:
-            first = hdf5.get(file, min(runs, key=int), "group")
-            require_memory(path, size := len(runs) * hdf5.get(first, "data", "dataset").nbytes)
+            first_run = hdf5.get(file, min(runs, key=int), "group")
+            require_memory(path, size := len(runs) * hdf5.get(first_run, "data", "dataset").nbytes)
             more(size)
-            grid = hdf5.get(first, "grid", "group")
+            grid = hdf5.get(first_run, "grid", "group")
             axes = {key: hdf5.get(grid, key, "dataset")[()] for key in ("t", *SPACE) if key in grid}
             parts = [hdf5.get(hdf5.get(file, key, "group"), "data", "dataset")[()] for key in sorted(runs, key=int)]
             if len({part.shape for part in parts}) > 1:
@@ -241,12 +241,12 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
 
     read = hdf5.read_file(path, work)
     arrays = read["arrays"]
-    found = replace(_arrays(path, arrays, read["units"]), others=tuple(read["others"]))
-    whole = "u" in arrays and "t" in arrays and arrays["u"].ndim == len(found.coords) + 2
+    source = replace(_arrays(path, arrays, read["units"]), others=tuple(read["others"]))
+    whole = "u" in arrays and "t" in arrays and arrays["u"].ndim == len(source.coords) + 2
     if whole and set(arrays) <= {"u", "t", *SPACE}:
-        axes = ("trajectory", "time", *(name for name in SPACE if name in found.coords), "channel")
-        return replace(found, fields={"u": replace(found.fields["u"], axes=axes)})
-    return found
+        axes = ("trajectory", "time", *(name for name in SPACE if name in source.coords), "channel")
+        return replace(source, fields={"u": replace(source.fields["u"], axes=axes)})
+    return source
 
 
 def _labelled(

@@ -64,9 +64,9 @@ def _strong(environment: np.ndarray | None, faint: np.ndarray, wanted: int) -> l
     assert environment is not None
     rows: list[int] = []
     for group in dict.fromkeys(environment.tolist()):
-        there = np.flatnonzero(environment == group)
+        group_rows = np.flatnonzero(environment == group)
         # A stable sort: in the order of the file, first those that are not faint.
-        rows += sorted(there[np.argsort(faint[there], kind="stable")][:wanted].tolist())
+        rows += sorted(group_rows[np.argsort(faint[group_rows], kind="stable")][:wanted].tolist())
     return rows
 
 
@@ -86,21 +86,21 @@ def _rows(
     if environment is None:
         raise EnmaError(f"{path}: lacks scalars/environment; add one integer per trajectory, its group")
     # In the order of the file, not of their numbers.
-    there, first = np.unique(environment, return_index=True)
-    there = there[np.argsort(first)]
+    groups, first_rows = np.unique(environment, return_index=True)
+    groups = groups[np.argsort(first_rows)]
     if environments is None:
         held = _MOST_BYTES // (num_bytes * wanted)
-        environments = min(max(held, 1), _MOST_ENVIRONMENTS, len(there))
-    if len(there) < environments:
-        raise EnmaError(f"{path}: holds {len(there)} environments, {environments} are asked for; ask for fewer")
+        environments = min(max(held, 1), _MOST_ENVIRONMENTS, len(groups))
+    if len(groups) < environments:
+        raise EnmaError(f"{path}: holds {len(groups)} environments, {environments} are asked for; ask for fewer")
     rows = []
-    for group in there[spread_rows(len(there), environments)]:
-        found = np.flatnonzero(environment == group)[: wanted + spare]
-        if each is not None and len(found) < each:
+    for group in groups[spread_rows(len(groups), environments)]:
+        group_rows = np.flatnonzero(environment == group)[: wanted + spare]
+        if each is not None and len(group_rows) < each:
             raise EnmaError(
-                f"{path}: environment {group} has {len(found)} trajectories, {each} are asked for; ask for fewer"
+                f"{path}: environment {group} has {len(group_rows)} trajectories, {each} are asked for; ask for fewer"
             )
-        rows += found.tolist()
+        rows += group_rows.tolist()
     return rows
 
 

@@ -72,8 +72,8 @@ def read(
 def count(path: str | Path) -> int:
     """Number of trajectories of a field file; reads no values. Raises as `read`."""
     path = Path(path)
-    found: int = hdf5.read_file(path, lambda file, _: _source(file, path, None).num_trajectories)
-    return found
+    total: int = hdf5.read_file(path, lambda file, _: _source(file, path, None).num_trajectories)
+    return total
 
 
 def channels_of(path: str | Path) -> dict[str, tuple[str, ...]]:
@@ -84,8 +84,8 @@ def channels_of(path: str | Path) -> dict[str, tuple[str, ...]]:
         arrays = _source(file, path, None).arrays
         return {a.where.rpartition("/")[2] if "/" in a.where else a.channels[0]: a.channels for a in arrays}
 
-    found: dict[str, tuple[str, ...]] = hdf5.read_file(path, work)
-    return found
+    channels: dict[str, tuple[str, ...]] = hdf5.read_file(path, work)
+    return channels
 
 
 def read_numbered(
@@ -106,8 +106,8 @@ def read_numbered(
         source = _source(file, path, None, known)
         chosen = numbers(source.num_trajectories) if callable(numbers) else numbers
         every, rows = np.arange(source.num_trajectories), select_rows(chosen, source.num_trajectories, path)
-        found = {context_number(path, source.environment, int(i), every) for i in rows if contexts}
-        rows = np.union1d(rows, sorted(found)).astype(np.int64)
+        context_rows = {context_number(path, source.environment, int(i), every) for i in rows if contexts}
+        rows = np.union1d(rows, sorted(context_rows)).astype(np.int64)
         return replace(source.load(rows, more), numbers=rows, total=source.num_trajectories).parts()
 
     return FieldFile(path=path, **hdf5.read_file(path, work))
@@ -132,8 +132,8 @@ def describe(path: str | Path) -> dict[str, Any]:
         As `read`.
     """
     path = Path(path)
-    found: dict[str, Any] = hdf5.read_file(path, lambda file, more: _description(_source(file, path, None), more))
-    return found
+    description: dict[str, Any] = hdf5.read_file(path, lambda file, more: _description(_source(file, path, None), more))
+    return description
 
 
 def _description(source: FieldSource, more: Limits) -> dict[str, Any]:
@@ -147,8 +147,8 @@ def _description(source: FieldSource, more: Limits) -> dict[str, Any]:
         mask = np.isfinite(u[0, 0]) if mask is None else mask
         squares += np.nansum(np.square(u, dtype=np.float64).reshape(-1, u.shape[-1]), axis=0)
     assert mask is not None
-    there = mask.reshape(-1, mask.shape[-1]).mean(axis=0)
-    rms = np.sqrt(squares / (source.num_trajectories * values_each * there))
+    shares = mask.reshape(-1, mask.shape[-1]).mean(axis=0)
+    rms = np.sqrt(squares / (source.num_trajectories * values_each * shares))
     groups = None if source.environment is None else len(np.unique(source.environment))
     return {
         "file": str(source.path),
@@ -167,7 +167,7 @@ def _description(source: FieldSource, more: Limits) -> dict[str, Any]:
         "rms": dict(zip(source.channels, rms.tolist(), strict=True)),
         "parameters": {key: [float(v.min()), float(v.max())] for key, v in source.parameters.items()},
         "known": [*source.told, *(name for array in source.known for name in array.channels)],
-        "masked": float(1 - there.min()),
+        "masked": float(1 - shares.min()),
     }
 
 
@@ -197,11 +197,11 @@ def _source(file: Any, path: Path, fields: Sequence[str] | None, known: Sequence
         if np.ndim(value) == 0 and isinstance(value, np.number) and np.isfinite(value)
     }
     environment = scalars.pop("environment", None)
-    series, found = _series(groups["scalars"], dims), _arrays(groups, dims, path)
+    series, arrays = _series(groups["scalars"], dims), _arrays(groups, dims, path)
     told = _told(groups["scalars"], scalars, known)
-    drivers = _drivers({**series, **found}, known)
+    drivers = _drivers({**series, **arrays}, known)
     if lacking := [key for key in known if key not in {*told, *drivers}]:
-        held = ", ".join([*constants, *scalars, *series, *found]) or "nothing"
+        held = ", ".join([*constants, *scalars, *series, *arrays]) or "nothing"
         raise EnmaError(f"{path}: has no '{lacking[0]}' that a model could be told; it holds {held}")
     columns: tuple[str, ...] = ()
     if environment is not None and "columns" in groups["scalars"]["environment"].attrs:
@@ -217,7 +217,7 @@ def _source(file: Any, path: Path, fields: Sequence[str] | None, known: Sequence
         parameters={**constants, **scalars},
         environment=environment,
         environment_by=columns,
-        arrays=_chosen(path, found, [key for key in found if key not in drivers] if fields is None else fields),
+        arrays=_chosen(path, arrays, [key for key in arrays if key not in drivers] if fields is None else fields),
         known=tuple(drivers.values()),
         told=told,
     )
@@ -235,28 +235,28 @@ def _drivers(arrays: Mapping[str, FieldArray], known: Sequence[str]) -> dict[str
     return {key: arrays[key] for key in dict.fromkeys([*marked, *known]) if key in arrays}
 
 
-def _chosen(path: Path, found: Mapping[str, FieldArray], wanted: Sequence[str]) -> tuple[FieldArray, ...]:
+def _chosen(path: Path, arrays: Mapping[str, FieldArray], wanted: Sequence[str]) -> tuple[FieldArray, ...]:
     """The fields that are channels."""
     for key in wanted:
-        if key not in found:
-            raise EnmaError(f"{path}: has no field '{key}'; it holds {', '.join(found) or 'none'}")
-    return tuple(found[key] for key in wanted)
+        if key not in arrays:
+            raise EnmaError(f"{path}: has no field '{key}'; it holds {', '.join(arrays) or 'none'}")
+    return tuple(arrays[key] for key in wanted)
 
 
 def _series(group: Any, dims: Sequence[str]) -> dict[str, FieldArray]:
     """Scalars that vary in time."""
-    found = {}
+    series = {}
     for key in hdf5.names(group, "field_names"):
         dataset = hdf5.get(group, key, "dataset")
         if hdf5.flag(dataset, "time_varying", default=False):
-            found[key] = FieldArray(
+            series[key] = FieldArray(
                 dataset=dataset,
                 where=f"scalars/{key}",
                 channels=(key,),
                 sample_varying=hdf5.flag(dataset, "sample_varying", default=True),
                 dim_varying=(False,) * len(dims),
             )
-    return found
+    return series
 
 
 def _periodic_dims(boundaries: Any) -> set[str]:
@@ -299,7 +299,7 @@ def _scalars(group: Any, num_trajectories: int, path: Path) -> dict[str, np.ndar
 
 def _arrays(groups: Mapping[str, Any], dims: list[str], path: Path) -> dict[str, FieldArray]:
     """All scalar and vector fields."""
-    found = {}
+    arrays = {}
     for rank in (0, 1):
         group = groups[f"t{rank}_fields"]
         for key in hdf5.names(group, "field_names"):
@@ -318,7 +318,7 @@ def _arrays(groups: Mapping[str, Any], dims: list[str], path: Path) -> dict[str,
                     f"{path}: {where}@dim_varying has {len(dim_varying)} flags for {len(dims)} dimensions; "
                     "write one for each"
                 )
-            found[key] = FieldArray(
+            arrays[key] = FieldArray(
                 dataset=dataset,
                 where=where,
                 channels=channels,
@@ -328,4 +328,4 @@ def _arrays(groups: Mapping[str, Any], dims: list[str], path: Path) -> dict[str,
                 dim_varying=dim_varying,
                 unit=hdf5.text(dataset, "units") if "units" in dataset.attrs else "1",
             )
-    return found
+    return arrays

@@ -86,8 +86,8 @@ def values(path: Path, name: str, key: tuple[slice, ...]) -> np.ndarray:
         more(data.dtype.itemsize * math.prod(touched))
         return valid_part(f"{path}: {name}", data, key)
 
-    found: np.ndarray = _read(path, work)
-    return found
+    array: np.ndarray = _read(path, work)
+    return array
 
 
 def valid_part(where: str, data: Any, key: tuple[slice, ...]) -> np.ndarray:
@@ -104,9 +104,9 @@ def described(dataset: Any) -> list[dict[str, Any]]:
 
 def _chunks(data: Any) -> tuple[int, ...]:
     """Sizes of the pieces of a variable that are decoded as a whole, along its axes."""
-    known = data.encoding.get("preferred_chunks")
-    known = known if isinstance(known, Mapping) else {}
-    sizes = [known.get(axis) for axis in data.dims]
+    preferred = data.encoding.get("preferred_chunks")
+    preferred = preferred if isinstance(preferred, Mapping) else {}
+    sizes = [preferred.get(axis) for axis in data.dims]
     return tuple(c if isinstance(c, int) and c > 0 else 1 for c in sizes)
 
 
@@ -160,8 +160,8 @@ def _read(path: Path, work: Callable[[Any, Limits], _T]) -> _T:
             # Engines of xarray raise nearly anything for damaged files.
             raise EnmaError(f"{path}: xarray cannot read it ({first_line(error)}); check the file") from error
 
-    found: _T = isolated(path, read)
-    return found
+    result: _T = isolated(path, read)
+    return result
 
 
 def _store(xarray: Any, path: Path, **options: Any) -> Any:

@@ -17,10 +17,10 @@ class _Folder(Mapping[str, Equation]):
     def __getitem__(self, name: str) -> Equation:
         if name not in _names(*__path__):
             raise KeyError(name)
-        found: Equation = importlib.import_module(f"{__name__}.{name}").EQUATION
-        if found.name != name:
-            raise EnmaError(f"equations/{name}.py: its EQUATION is named '{found.name}'; give it the name of the file")
-        return found
+        entry: Equation = importlib.import_module(f"{__name__}.{name}").EQUATION
+        if entry.name != name:
+            raise EnmaError(f"equations/{name}.py: its EQUATION is named '{entry.name}'; give it the name of the file")
+        return entry
 
     def __iter__(self) -> Iterator[str]:
         return iter(_names(*__path__))
