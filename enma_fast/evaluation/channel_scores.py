@@ -75,27 +75,27 @@ class ChannelScores:
         """The contents as plain arrays, for `restore` in another process."""
         if not self.channels:
             return {}
-        found = {"moments": self._moments.copy()}
+        arrays = {"moments": self._moments.copy()}
         for c, scores in enumerate(self._scores):
-            found |= {f"{c}.{name}": values for name, values in scores.state().items()}
-        return found
+            arrays |= {f"{c}.{name}": values for name, values in scores.state().items()}
+        return arrays
 
     @classmethod
     def restore(cls, state: Mapping[str, Array], channels: Sequence[str]) -> ChannelScores:
         """Rebuild it from its state; `EnmaError` if that is of other channels."""
-        made = cls(channels)
-        parts: list[dict[str, Array]] = [{} for _ in made.channels]
+        scores = cls(channels)
+        parts: list[dict[str, Array]] = [{} for _ in scores.channels]
         rest: dict[str, Array] = {}
         for name, values in state.items():
             c, dot, key = name.partition(".")
             (parts[int(c)] if dot and c.isdecimal() and int(c) < len(parts) else rest)[key or name] = values
         shapes = {name: tuple(values.shape) for name, values in rest.items()}
-        if shapes != ({"moments": made._moments.shape} if made.channels else {}):
-            raise EnmaError(f"state holds {shapes}, not the scores of {len(made.channels)} channels; score again")
-        made._scores = [Scores.restore(part) for part in parts]
-        if made.channels:
-            made._moments = np.asarray(torch.as_tensor(rest["moments"]), np.float64).copy()
-        return made
+        if shapes != ({"moments": scores._moments.shape} if scores.channels else {}):
+            raise EnmaError(f"state holds {shapes}, not the scores of {len(scores.channels)} channels; score again")
+        scores._scores = [Scores.restore(part) for part in parts]
+        if scores.channels:
+            scores._moments = np.asarray(torch.as_tensor(rest["moments"]), np.float64).copy()
+        return scores
 
     def result(self, units: Mapping[str, str], *, has_truth: bool = True) -> dict[str, dict[str, Any]] | None:
         """Channel -> its scores, as `Scores.result` has them but for `per_frame`; None for a field of one channel.
@@ -103,17 +103,17 @@ class ChannelScores:
         Before them stand its `unit`, and `truth_mean` and `truth_std`, over all that was scored. In a channel whose
         truth is zero throughout all scores are None.
         """
-        found: dict[str, dict[str, Any]] = {}
+        rows: dict[str, dict[str, Any]] = {}
         for name, scores, (count, mean, squares) in zip(self.channels, self._scores, self._moments, strict=True):
             row: dict[str, Any] = dict.fromkeys([*SCORES, "num_members", "num_trajectories"])
             if scores.num_trajectories:
                 row = scores.result()
                 del row["per_frame"]
             if not has_truth:
-                row |= {score: None for score, made in SCORES.items() if made.needs_truth}
+                row |= {score: None for score, definition in SCORES.items() if definition.needs_truth}
             moments = {"truth_mean": float(mean), "truth_std": float((squares / count) ** 0.5)}
-            found[name] = {"unit": units.get(name, "1"), **moments, **row, "num_trajectories": scores.num_trajectories}
-        return found or None
+            rows[name] = {"unit": units.get(name, "1"), **moments, **row, "num_trajectories": scores.num_trajectories}
+        return rows or None
 
 
 def hidden_changes(name: str, mean: float, changes: float) -> str | None:

@@ -33,8 +33,8 @@ def paper_scores(dataset: str, task: str, split: str) -> dict[str, float]:
     """
     table = paper_figures()[_lookup(_TASKS, task, "task")]
     column = _lookup(SPLITS, split, "split")
-    known = {name.replace("_", "-"): name for name in next(iter(table.values()))}
-    key = _lookup(known, dataset.replace("_", "-"), "dataset")
+    datasets = {name.replace("_", "-"): name for name in next(iter(table.values()))}
+    key = _lookup(datasets, dataset.replace("_", "-"), "dataset")
     return {model: float(scores[key][column]) for model, scores in table.items()}
 
 
@@ -45,8 +45,8 @@ def paper_uncertainty() -> dict[str, dict[str, float]]:
 
 def _lookup(table: dict[str, str], name: str, what: str) -> str:
     if name not in table:
-        known = ", ".join(repr(other) for other in table)
-        raise EnmaError(f"the paper has no {what} {name!r}: choose one of {known}")
+        choices = ", ".join(repr(other) for other in table)
+        raise EnmaError(f"the paper has no {what} {name!r}: choose one of {choices}")
     return table[name]
 
 

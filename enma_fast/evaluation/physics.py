@@ -40,13 +40,13 @@ class Physics:
     """
 
     def __init__(self, equation: str, domain: Domain | Sequence[int], num_channels: int) -> None:
-        known, grid = EQUATIONS.get(equation), tuple(domain.grid if isinstance(domain, Domain) else domain)
-        if known is not None and (len(known.grid), len(known.channels)) != (len(grid), num_channels):
-            known = None
-        self.quantities: tuple[Quantity, ...] = () if known is None else known.quantities
+        problem, grid = EQUATIONS.get(equation), tuple(domain.grid if isinstance(domain, Domain) else domain)
+        if problem is not None and (len(problem.grid), len(problem.channels)) != (len(grid), num_channels):
+            problem = None
+        self.quantities: tuple[Quantity, ...] = () if problem is None else problem.quantities
         if not isinstance(domain, Domain):
             cube = ((1.0,) * len(grid), (False,) * len(grid))
-            domain = Domain(grid, *(cube if known is None else (known.lengths, known.periodic)))
+            domain = Domain(grid, *(cube if problem is None else (problem.lengths, problem.periodic)))
         self._dims, self._periodic = len(grid), domain.periodic
         periods = _periods(domain)
         self._shell, self.wave_numbers = _shells(periods)
@@ -102,11 +102,11 @@ class Physics:
         """
         if not self.num_trajectories:
             return None
-        found, expected = self._spectra / self.num_trajectories
+        spectrum, expected = self._spectra / self.num_trajectories
         kept = expected >= _FAINT * expected.max()
         # A member without a wave that the truth has is as wrong as the faintest that is counted.
         floor = _FAINT * expected.max()
-        error = np.abs(np.log10(np.maximum(found[kept], floor) / expected[kept])).mean()
+        error = np.abs(np.log10(np.maximum(spectrum[kept], floor) / expected[kept])).mean()
         members, truth = self._violations / self.num_trajectories
         return {
             "spectrum_error": _finite(error),
@@ -119,16 +119,16 @@ class Physics:
 
     def spectra(self) -> dict[str, list[float]]:
         """Spectra over all trajectories: `wave_number`, `members`, `truth`, without those that are faint."""
-        found, expected = self._spectra / max(1, self.num_trajectories)
+        spectrum, expected = self._spectra / max(1, self.num_trajectories)
         kept = expected >= _FAINT * expected.max()
-        rows = {"wave_number": self.wave_numbers, "members": found, "truth": expected}
+        rows = {"wave_number": self.wave_numbers, "members": spectrum, "truth": expected}
         return {name: values[kept].tolist() for name, values in rows.items()}
 
     def values(self, fields: np.ndarray) -> np.ndarray:
         """The quantities `[..., Q]` of fields `[..., *x, c]`."""
         axes = tuple(range(-self._dims, 0))
-        found = [quantity.density(fields).mean(axis=axes) for quantity in self.quantities]
-        return np.stack(found, -1) if found else np.zeros((*fields.shape[: -self._dims - 1], 0))
+        means = [quantity.density(fields).mean(axis=axes) for quantity in self.quantities]
+        return np.stack(means, -1) if means else np.zeros((*fields.shape[: -self._dims - 1], 0))
 
     def _of(
         self, fields_kTX: np.ndarray, last_1X: np.ndarray | None, amplitude: float
@@ -136,8 +136,8 @@ class Physics:
         """Sums over k of spectra `[S]` and violations `[Q]`, and mean squares `[k, T]`, in units of the amplitude."""
         values_kTQ = self.values(fields_kTX)
         if last_1X is not None:
-            first = np.broadcast_to(self.values(last_1X), (len(values_kTQ), 1, len(self.quantities)))
-            values_kTQ = np.concatenate([first, values_kTQ], 1)
+            last_k1Q = np.broadcast_to(self.values(last_1X), (len(values_kTQ), 1, len(self.quantities)))
+            values_kTQ = np.concatenate([last_k1Q, values_kTQ], 1)
         values_kTQ = values_kTQ / amplitude ** np.array([quantity.degree for quantity in self.quantities], float)
         drift = np.sqrt(np.square(values_kTQ - values_kTQ[:, :1]).sum(1) / max(1, values_kTQ.shape[1] - 1))
         growth = np.maximum(0, np.diff(values_kTQ, axis=1)).sum(1)

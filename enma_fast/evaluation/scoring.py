@@ -164,8 +164,8 @@ def paper_table(result: dict[str, Any]) -> list[dict[str, Any]]:
         if result["history"] != usual or result["history"] + frames != problem.num_frames:
             return []
     if task == "generation":
-        known = dataset == "combined" and split == "test-in"
-        return [{"model": "ENMA", "solver_fidelity": SOLVER_FIDELITY}] if known else []
+        is_reported = dataset == "combined" and split == "test-in"
+        return [{"model": "ENMA", "solver_fidelity": SOLVER_FIDELITY}] if is_reported else []
     try:
         errors = paper_scores(dataset, task, split or "none")
     except EnmaError:

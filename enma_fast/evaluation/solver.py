@@ -70,8 +70,8 @@ def _is_of(equation: Equation, data: FieldFile, generated: np.ndarray) -> bool:
         and domain.periodic == data.periodic
         and data.domain.same_size(domain)
         and all(
-            full % there == 0 if wraps else full == there
-            for full, there, wraps in zip(domain.grid, points, domain.periodic, strict=True)
+            full % size == 0 if wraps else full == size
+            for full, size, wraps in zip(domain.grid, points, domain.periodic, strict=True)
         )
         and generated.shape[1] <= equation.num_frames
         and np.allclose(np.diff(data.times), equation.frame_spacing, rtol=SPACING_TOLERANCE)

@@ -215,13 +215,13 @@ def check_truth_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int
     return digest
 
 
-def _same_places(found: np.ndarray, expected: np.ndarray, *, axis: np.ndarray) -> bool:
+def _same_places(places: np.ndarray, expected: np.ndarray, *, axis: np.ndarray) -> bool:
     """True if places on an axis, such as times, are equal to a thousandth of its spacing, or to rounding in float32."""
     size = np.abs(expected).max()
     spacing = np.abs(np.diff(axis)).min() if len(axis) > 1 else size
     # Far from zero the spacing is lost in float32, and no rounding explains a shift.
     rounding = min(np.finfo(np.float32).eps / 2 * size, spacing / 4)
-    return np.allclose(found, expected, rtol=0.0, atol=max(1e-3 * spacing, rounding))
+    return np.allclose(places, expected, rtol=0.0, atol=max(1e-3 * spacing, rounding))
 
 
 def _close(values: np.ndarray, expected: np.ndarray) -> bool:
@@ -245,14 +245,14 @@ def _near_readings(path: Path, dataset: Any, data: FieldFile, place: int) -> boo
     """True if the file's one trajectory has, at the grid points nearest to the store's readings, about their values."""
     number, axes = int(dataset["trajectory"][place]), "xy"[: len(data.coords)]
     points = [_values(path, number, dataset[f"{axis}_observed"][place]) for axis in axes]
-    there, nearest = ~np.isnan(points[0]), []
+    valid, nearest = ~np.isnan(points[0]), []
     for where, x, length, ring in zip(points, data.coords, data.lengths, data.periodic, strict=True):
         distance = np.abs(where[..., None] - x)
         nearest.append((np.minimum(distance, length - distance) if ring else distance).argmin(-1))
-    frames = np.broadcast_to(np.arange(len(there))[:, None], there.shape)
+    frames = np.broadcast_to(np.arange(len(valid))[:, None], valid.shape)
     for c, name in enumerate(data.channels):
-        seen = _values(path, number, dataset[f"{name}_observed"][place])[there]
-        if np.square(data.u[(0, frames, *nearest, c)][there] - seen).mean() > _NEAR**2 * np.square(seen).mean():
+        seen = _values(path, number, dataset[f"{name}_observed"][place])[valid]
+        if np.square(data.u[(0, frames, *nearest, c)][valid] - seen).mean() > _NEAR**2 * np.square(seen).mean():
             return False
     return True
 
@@ -267,8 +267,8 @@ def _parts(path: Path, dataset: Any, place: int, truth_of: _Truth) -> Iterator[C
             block_KTP = block_KTP.reshape(*block_KTP.shape[:2], -1)
             block_TP = _values(path, number, truth_TX[frames, rows]).reshape(block_KTP.shape[1:])
             if MASKED in dataset.attrs:
-                there = ~np.isnan(block_TP[0])
-                block_KTP, block_TP = block_KTP[..., there], block_TP[:, there]
+                mask_P = ~np.isnan(block_TP[0])
+                block_KTP, block_TP = block_KTP[..., mask_P], block_TP[:, mask_P]
             _require_finite(path, dataset, name, place, block_KTP)
             if not np.isfinite(block_TP).all():
                 raise EnmaError(f"{path}: {name}_truth of trajectory {number} is not finite; give the truth by --truth")
@@ -329,9 +329,9 @@ def _require_finite(path: Path, dataset: Any, name: str, place: int, block_KTX: 
     if finite.all():
         return
     bad_K = ~finite.all(axis=tuple(range(1, finite.ndim)))
-    first = int(bad_K.argmax())
-    what = f"member {int(dataset['realization'][first])} of trajectory {int(dataset['trajectory'][place])}"
-    if is_missing(path, dataset, name, place, first):
+    first_bad = int(bad_K.argmax())
+    what = f"member {int(dataset['realization'][first_bad])} of trajectory {int(dataset['trajectory'][place])}"
+    if is_missing(path, dataset, name, place, first_bad):
         raise EnmaError(f"{path}: {what} is missing ({name} is NaN there); run: enma-fast verify {path}")
     raise EnmaError(f"{path}: {what} is not finite in {name}; forecast it again with other --precision or settings")
 

@@ -46,11 +46,11 @@ class TaskScores:
 
     def result(self, units: Mapping[str, str], *, has_truth: bool) -> dict[str, Any]:
         """Scores as plain data: those of `Scores.result`, `channels`, `physics` and `rank_histogram`."""
-        found = self.all.result()
+        scores = self.all.result()
         if not has_truth:
-            leave_out_errors(found)
+            leave_out_errors(scores)
         return {
-            **found,
+            **scores,
             "channels": self.of_channels.result(units, has_truth=has_truth),
             "physics": None if self.physics is None else self.physics.result(has_truth=has_truth),
             "rank_histogram": self.all.rank_histogram().tolist() if self.all.num_members > 1 else None,
@@ -88,6 +88,6 @@ class FileScores(TaskScores):
 
 def leave_out_errors(result: dict[str, Any]) -> None:
     """Set the errors against a truth to None, those of each frame too: generated trajectories have none."""
-    errors, per_frame = [name for name, made in SCORES.items() if made.needs_truth], result["per_frame"]
+    errors, per_frame = [name for name, score in SCORES.items() if score.needs_truth], result["per_frame"]
     result |= dict.fromkeys(errors)
     per_frame |= {name: [None] * len(values) for name, values in per_frame.items() if name in errors}

@@ -94,10 +94,10 @@ class Scores:
         amplitude
             RMS of the observed frames; without it that of the truth is the unit of `crps_relative`.
         """
-        made = PartSums(self, num_frames)
+        sums = PartSums(self, num_frames)
         for part in parts:
-            made.add(*part)
-        self.add_sums(made, amplitude=amplitude)
+            sums.add(*part)
+        self.add_sums(sums, amplitude=amplitude)
 
     def add_sums(self, parts: PartSums, *, amplitude: float | None = None) -> None:
         """Add one trajectory, all of whose parts were added to `parts`; as `update_in_parts`."""
@@ -128,20 +128,20 @@ class Scores:
         `EnmaError` if an array is missing, unknown or of another shape.
         """
         arrays = {name: torch.as_tensor(value).clone() for name, value in state.items()}
-        made = cls()
+        scores = cls()
         counts = arrays.pop("counts", torch.zeros(0))
         if counts.numel() == 2:
-            made.num_members, made.num_trajectories = counts.tolist()
-        expected = made._shapes(len(arrays[POINTS.name]) if POINTS.name in arrays else 0)
-        found = {name: tuple(value.shape) for name, value in arrays.items()}
-        if counts.numel() != 2 or found != expected:
+            scores.num_members, scores.num_trajectories = counts.tolist()
+        expected = scores._shapes(len(arrays[POINTS.name]) if POINTS.name in arrays else 0)
+        shapes = {name: tuple(value.shape) for name, value in arrays.items()}
+        if counts.numel() != 2 or shapes != expected:
             raise EnmaError(
-                f"state holds {found or 'no sums'}, expected are {expected or 'counts alone'}; it is of another "
+                f"state holds {shapes or 'no sums'}, expected are {expected or 'counts alone'}; it is of another "
                 "version or damaged, so score again"
             )
-        made._values = {name: arrays.pop(name, torch.zeros(0)).tolist() for name in made._values}
-        made._sums = {name: value.to(torch.float64) for name, value in arrays.items()}
-        return made
+        scores._values = {name: arrays.pop(name, torch.zeros(0)).tolist() for name in scores._values}
+        scores._sums = {name: value.to(torch.float64) for name, value in arrays.items()}
+        return scores
 
     def merge(self, other: Scores) -> None:
         """Add all trajectories of another accumulator, for example of another rank.
@@ -215,7 +215,7 @@ class Scores:
 
     def _sums_of(self, ensemble_1KTP: Tensor, truth_1TP: Tensor) -> dict[str, Tensor]:
         """Every sum over the points of one trajectory or a part of it."""
-        return {name: made.function(ensemble_1KTP, truth_1TP).cpu() for name, made in self._point_sums.items()}
+        return {name: term.function(ensemble_1KTP, truth_1TP).cpu() for name, term in self._point_sums.items()}
 
     def _add_one(self, sums: dict[str, Tensor], amplitude: float) -> None:
         """Add one trajectory, from the sums over its points."""
@@ -244,7 +244,7 @@ class Scores:
             **dict.fromkeys(self._values, (self.num_trajectories,)),
             **dict.fromkeys(averaged, ()),
             **{_frames(name): (num_frames,) for name in averaged},
-            **{name: (num_frames, *made.width(self.num_members)) for name, made in self._pooled.items()},
+            **{name: (num_frames, *term.width(self.num_members)) for name, term in self._pooled.items()},
         }
 
     def _require_same_shape(self, num_members: int, num_frames: int) -> None:
