@@ -86,13 +86,13 @@ def check_model(config: Any) -> None:
 def _check_counts(name: str, config: Any, place: str = "") -> None:
     """Raise `EnmaError` for a whole number in a config, such as a width, that is too small."""
     for entry in dataclasses.fields(config):
-        value, there = getattr(config, entry.name), f"{place}.{entry.name}".lstrip(".")
+        value, where = getattr(config, entry.name), f"{place}.{entry.name}".lstrip(".")
         if dataclasses.is_dataclass(value):
-            _check_counts(name, value, there)
+            _check_counts(name, value, where)
         elif isinstance(value, int) and not isinstance(value, bool) and entry.type in ("int", "int | None"):
             least = int(entry.name not in _FROM_ZERO)
             if value < least:
-                raise EnmaError(f"{name}: {there} is {value}; at least {least} is needed")
+                raise EnmaError(f"{name}: {where} is {value}; at least {least} is needed")
 
 
 def require(config: Any, names: tuple[str, ...], fits: Callable[[Any], bool], needed: str, place: str = "") -> None:
@@ -100,10 +100,10 @@ def require(config: Any, names: tuple[str, ...], fits: Callable[[Any], bool], ne
     for name in names:
         value = getattr(config, name)
         try:
-            found = fits(value)
+            is_fitting = fits(value)
         except TypeError:
-            found = False
-        if not found:
+            is_fitting = False
+        if not is_fitting:
             # Quotes alone tell the text '1' from the number 1.
             said = f"{shown(value)} (text)" if isinstance(value, str) else value
             raise EnmaError(f"{place}{name} is {list(said) if isinstance(said, tuple) else said}; {needed}")
@@ -133,13 +133,13 @@ def check_numbers(name: str, config: Any, place: str = "") -> None:
 def check_choices(name: str, config: Any, place: str = "") -> None:
     """Raise `EnmaError` for an entry of a model's config that is none of the choices of its type (`Literal`)."""
     for entry in dataclasses.fields(config):
-        value, there = getattr(config, entry.name), f"{place}.{entry.name}".lstrip(".")
+        value, where = getattr(config, entry.name), f"{place}.{entry.name}".lstrip(".")
         kind: Any = type(config)
         choices = _choices(kind).get(entry.name)
         if dataclasses.is_dataclass(value):
-            check_choices(name, value, there)
+            check_choices(name, value, where)
         elif choices is not None and value not in choices:
-            raise EnmaError(f"{name}: {there} is {value!r}; use one of {', '.join(map(repr, choices))}")
+            raise EnmaError(f"{name}: {where} is {value!r}; use one of {', '.join(map(repr, choices))}")
 
 
 @functools.cache

@@ -29,12 +29,12 @@ def differences(path: Path, layout: Layout, *, complete: Callable[[], Layout] | 
     that are marked as damaged are not read. `EnmaError` if there is no forecast store at `path`, or it cannot be read.
     """
     load_extra("zarr", "store")
-    found, damaged = read_metadata(path)["attributes"], damaged_files(path)
+    stored, damaged = read_metadata(path)["attributes"], damaged_files(path)
     own = json.loads(json.dumps(store_attributes(layout)))
-    differing = _attributes_differ(found, own)
-    if is_protected(found) and found.get(DIGEST) != digest_of(found):
+    differing = _attributes_differ(stored, own)
+    if is_protected(stored) and stored.get(DIGEST) != digest_of(stored):
         whole = store_attributes(complete() if complete is not None else layout)
-        if whole[DIGEST] != found.get(DIGEST) and differing:
+        if whole[DIGEST] != stored.get(DIGEST) and differing:
             raise EnmaError(
                 f"{path}: its attributes are damaged, and this may not be the command that began it "
                 f"({'; '.join(differing)}); repeat that command, or start again with --force"
@@ -50,23 +50,23 @@ def differences(path: Path, layout: Layout, *, complete: Callable[[], Layout] | 
     return [text for text in differing if len(differing) == 1 or not text.startswith("input_sha256")]
 
 
-def _attributes_differ(found: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+def _attributes_differ(stored: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     # The used part of the files has a hash of its own; the trajectories outside the training data follow from it and
     # the model, and the frames of a latent from the model alone.
     ignored = {"command", "history", "title", "references", "further_versions", "data_sha256", "context_sha256"}
     ignored |= {OUTSIDE, TOGETHER}
-    keys = own.keys() | found.keys()
-    there = str(found.get(FINGERPRINT))
+    keys = own.keys() | stored.keys()
+    fingerprint = str(stored.get(FINGERPRINT))
     # A complete store is compared without a fingerprint of this process.
-    if _PROBE.fullmatch(there) and _PROBE.fullmatch(str(own.get(FINGERPRINT, there))):
+    if _PROBE.fullmatch(fingerprint) and _PROBE.fullmatch(str(own.get(FINGERPRINT, fingerprint))):
         # Fingerprints of sampled bits are compared, so the release of this package need not be.
-        found, own = _without_release(found), _without_release(own)
+        stored, own = _without_release(stored), _without_release(own)
     # Older stores have no fingerprint; their attribute `arithmetic` names the instruction set and is compared.
-    old = set() if FINGERPRINT in found and FINGERPRINT in own else {FINGERPRINT}
+    old = set() if FINGERPRINT in stored and FINGERPRINT in own else {FINGERPRINT}
     return [
-        f"{key} is {_text(found.get(key))} there, {_text(own.get(key))} here"
+        f"{key} is {_text(stored.get(key))} there, {_text(own.get(key))} here"
         for key in sorted(keys - ignored - {DIGEST} - old)
-        if found.get(key) != own.get(key)
+        if stored.get(key) != own.get(key)
     ]
 
 

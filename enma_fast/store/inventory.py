@@ -26,8 +26,8 @@ class StoredFile:
 
     def problem(self, recorded: int = 0) -> str | None:
         """Describe the damage of the file, or a checksum that is not the recorded one (0: none recorded); else None."""
-        wrong, found = self._checked()
-        if wrong is None and recorded and found != recorded:
+        wrong, checksum = self._checked()
+        if wrong is None and recorded and checksum != recorded:
             return "another file: its checksum is not the one recorded"
         return wrong
 

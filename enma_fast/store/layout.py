@@ -168,7 +168,7 @@ def statistic_file(store: Path, channel: str, kind: str, layout: Layout, traject
 
 def store_attributes(layout: Layout) -> dict[str, Any]:
     """Attributes of the whole store; the last one is a digest of the others."""
-    found = {
+    attributes = {
         "Conventions": "CF-1.11",
         "title": "Ensemble forecast",
         "references": "https://arxiv.org/abs/2506.06158",
@@ -183,4 +183,4 @@ def store_attributes(layout: Layout) -> dict[str, Any]:
         "thresholds": [float(t) for t in layout.thresholds],
         **layout.attributes,
     }
-    return {**found, DIGEST: digest_of(found)}
+    return {**attributes, DIGEST: digest_of(attributes)}

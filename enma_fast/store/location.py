@@ -98,5 +98,5 @@ def _gigabytes(size: int) -> str:
 
 def _free_inodes(folder: Path) -> int | None:
     """Number of files that can still be created; None if the file system sets no limit."""
-    found = os.statvfs(folder)
-    return found.f_favail if found.f_files else None
+    limits = os.statvfs(folder)
+    return limits.f_favail if limits.f_files else None

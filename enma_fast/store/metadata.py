@@ -158,10 +158,10 @@ def _check(path: Path, root: Mapping[str, Any]) -> None:
     if set(root) != _ROOT or root["node_type"] != "group" or not (_is_int(version) and version == 3):
         refuse("its metadata are not those of a group of Zarr v3")
     _check_attributes(root["attributes"], refuse)
-    found = root["consolidated_metadata"]
-    if not isinstance(found, dict) or {**found, "metadata": None} != _CONSOLIDATED:
+    consolidated = root["consolidated_metadata"]
+    if not isinstance(consolidated, dict) or {**consolidated, "metadata": None} != _CONSOLIDATED:
         refuse("its metadata are not consolidated")
-    arrays = found["metadata"]
+    arrays = consolidated["metadata"]
     if not isinstance(arrays, dict):
         refuse("its metadata are not consolidated")
     for kind, names in (("channel", root["attributes"]["channels"]), ("array", arrays)):

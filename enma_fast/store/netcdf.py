@@ -108,14 +108,14 @@ def export_netcdf(
 
 def _places(path: Path, dataset: Any, axis: str, numbers: Sequence[int] | None) -> np.ndarray:
     """Indices of these numbers along an axis of the store, in the order of the axis."""
-    there = dataset[axis].to_numpy()
+    stored = dataset[axis].to_numpy()
     if numbers is None:
-        return np.arange(len(there))
-    lacking = sorted(set(numbers) - set(there.tolist()))
+        return np.arange(len(stored))
+    lacking = sorted(set(numbers) - set(stored.tolist()))
     if lacking or not len(numbers):
         what = lacking[0] if lacking else "chosen"
-        raise EnmaError(f"{path}: has no {axis} {what}; it holds {there.min()} to {there.max()}")
-    return np.flatnonzero(np.isin(there, np.asarray(numbers)))
+        raise EnmaError(f"{path}: has no {axis} {what}; it holds {stored.min()} to {stored.max()}")
+    return np.flatnonzero(np.isin(stored, np.asarray(numbers)))
 
 
 def _is_large(array: Any) -> bool:

@@ -73,17 +73,17 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
     root = read_unchecked_metadata(path)
     require_format(path, root["attributes"])
     try:
-        noted, found = damaged_files(path), []
+        noted, damages = damaged_files(path), []
     except EnmaError:
-        noted, found = [], [Damage(DAMAGED, "cannot be read", "names of damaged files", range(0))]
-    found += [replace(damage, marked=damage.file in noted) for damage in _damaged_metadata(path, root)]
+        noted, damages = [], [Damage(DAMAGED, "cannot be read", "names of damaged files", range(0))]
+    damages += [replace(damage, marked=damage.file in noted) for damage in _damaged_metadata(path, root)]
     try:
         root = read_metadata(path)
         layout = read_layout(path, root)
     except EnmaError:
         # No run has written such metadata, and none can repair them; what other files hold is not known.
-        if found:
-            return found
+        if damages:
+            return damages
         raise
     done = np.ones(layout.num_units, bool)
     marked = np.zeros(layout.num_units, bool)
@@ -96,9 +96,9 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
     recorded, lost = _recorded(path, root, layout)
     outside = [*_damaged_outside_ledger(path, root, recorded)]
     outside += [Damage(CHECKSUMS, problem, "checksums of all files", range(0)) for problem in lost]
-    found += [replace(damage, marked=damage.file in noted) for damage in outside]
-    if not set(noted) <= {damage.file for damage in found}:
-        found.append(Damage(DAMAGED, "names files that are whole", "names of damaged files", range(0)))
+    damages += [replace(damage, marked=damage.file in noted) for damage in outside]
+    if not set(noted) <= {damage.file for damage in damages}:
+        damages.append(Damage(DAMAGED, "names files that are whole", "names of damaged files", range(0)))
     count = layout.num_files()
     for i, part in enumerate(files_of(path, layout)):
         is_marked = bool(marked[part.units.start : part.units.stop].any())
@@ -108,20 +108,20 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
                 wrong = "its checksum was not recorded"
             if wrong is not None or is_marked:
                 file = str(part.file.relative_to(path))
-                found.append(Damage(file, wrong or "marked, and whole", part.holds, part.units, is_marked))
+                damages.append(Damage(file, wrong or "marked, and whole", part.holds, part.units, is_marked))
         if progress is not None:
             progress(i + 1, count)
-    return found
+    return damages
 
 
-def mark_damaged(path: str | Path, found: list[Damage]) -> None:
+def mark_damaged(path: str | Path, damages: list[Damage]) -> None:
     """Mark damaged files, so that the command that wrote the store repairs them.
 
     Files are checked once more, since the store may have been repaired or written again after they were found.
     `EnmaError` if a run is writing the store, if it cannot be written, or if its metadata are such as no run writes.
     """
     path = real_path(path)
-    names = {damage.file for damage in found if damage.units}
+    names = {damage.file for damage in damages if damage.units}
     with RunLock(path, f"verify {uuid.uuid4().hex}"):
         try:
             with synced(path):

@@ -37,11 +37,11 @@ def from_json(cls: type[_T], text: str, *, source: str = "config") -> _T:
         config: _T = _adapter(cls).validate_json(text, strict=True)
         return config
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(_without_tags(first["loc"], _tags_by_field(cls)))
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(_without_tags(problem["loc"], _tags_by_field(cls)))
         # Messages of pydantic begin with a capital; those of this package begin with the name of the model.
-        message = first["msg"][0].lower() + first["msg"][1:]
-        if first["type"] == "unexpected_keyword_argument":
+        message = problem["msg"][0].lower() + problem["msg"][1:]
+        if problem["type"] == "unexpected_keyword_argument":
             message = "unknown key; take it out, or use the version of enma_fast that wrote it"
         where = f"{source}: {place}" if place else source
         raise EnmaError(f"{where}: {message.removeprefix('value error, ')}") from None

@@ -49,5 +49,5 @@ class Slot:
         if isinstance(cls.module, type):
             return cls.module
         module, name = cls.module.split(":")
-        found: type[Any] = getattr(import_module(module), name)
-        return found
+        implementation: type[Any] = getattr(import_module(module), name)
+        return implementation

@@ -69,20 +69,20 @@ class Launch:
 
     def threads(self, environ: Mapping[str, str] | None = None) -> int | None:
         """Number of threads, so that the processes of a machine share its cores; None to leave it unchanged."""
-        found = os.environ if environ is None else environ
-        if self.num_local == 1 or "OMP_NUM_THREADS" in found:
+        variables = os.environ if environ is None else environ
+        if self.num_local == 1 or "OMP_NUM_THREADS" in variables:
             return None
         # Some launchers bind a rank to its own cores, others let all ranks use all cores of the job: the smaller wins.
-        cores = _number(found, "SLURM_CPUS_ON_NODE") or os.cpu_count() or 1
+        cores = _number(variables, "SLURM_CPUS_ON_NODE") or os.cpu_count() or 1
         return min(usable_cores(), max(1, cores // self.num_local))
 
 
 def detect(environ: Mapping[str, str] | None = None) -> Launch:
     """Read the launch from the environment variables of this process; senseless values are ignored."""
-    found = os.environ if environ is None else environ
+    variables = os.environ if environ is None else environ
     launch = Launch(launcher="alone", rank=0, num_ranks=1, local_rank=0, num_local=1, run=uuid.uuid4().hex)
     for launcher, names in _VARIABLES.items():
-        rank, size, local_rank, local_size = (_number(found, name) for name in names)
+        rank, size, local_rank, local_size = (_number(variables, name) for name in names)
         if rank is None or size is None or rank >= size or (local_rank is None and names[0] == "PMI_RANK"):
             continue
         local = local_rank or 0
@@ -92,36 +92,36 @@ def detect(environ: Mapping[str, str] | None = None) -> Launch:
             num_ranks=size,
             local_rank=local,
             num_local=max(local + 1, local_size or 1),
-            run=_run(launcher, size, found),
+            run=_run(launcher, size, variables),
             is_reporter=rank == 0,
         )
         break
-    return _array_task(launch, found)
+    return _array_task(launch, variables)
 
 
-def _run(launcher: str, num_ranks: int, found: Mapping[str, str]) -> str:
+def _run(launcher: str, num_ranks: int, variables: Mapping[str, str]) -> str:
     """Name that all processes of a launch share on all machines, and that other launches do not have if possible."""
-    own = [found.get(name, "") for name in _NAMES[launcher]]
-    if launcher == "torchrun" and own[0] in ("", "none") and found.get("GROUP_WORLD_SIZE") == "1":
+    own = [variables.get(name, "") for name in _NAMES[launcher]]
+    if launcher == "torchrun" and own[0] in ("", "none") and variables.get("GROUP_WORLD_SIZE") == "1":
         # Then the address is a local one, which is the same on every machine.
         own.append(socket.gethostname())
     if any(own):
         return " ".join([launcher, *own])
     # If two launches have the same name, their processes share the work, which does no harm.
-    job = [found[name] for name in _JOBS if name in found]
+    job = [variables[name] for name in _JOBS if name in variables]
     return " ".join([launcher, str(num_ranks), "ranks", *job])
 
 
-def _array_task(launch: Launch, found: Mapping[str, str]) -> Launch:
+def _array_task(launch: Launch, variables: Mapping[str, str]) -> Launch:
     """Make the tasks of a SLURM job array ranks of one run, whatever launched each of them."""
-    task, array = _number(found, "SLURM_ARRAY_TASK_ID"), found.get("SLURM_ARRAY_JOB_ID")
+    task, array = _number(variables, "SLURM_ARRAY_TASK_ID"), variables.get("SLURM_ARRAY_JOB_ID")
     if task is None or array is None:
         return launch
-    first = _number(found, "SLURM_ARRAY_TASK_MIN") or 0
-    step = _number(found, "SLURM_ARRAY_TASK_STEP") or 1
-    count = _number(found, "SLURM_ARRAY_TASK_COUNT") or 1
+    first_task = _number(variables, "SLURM_ARRAY_TASK_MIN") or 0
+    step = _number(variables, "SLURM_ARRAY_TASK_STEP") or 1
+    count = _number(variables, "SLURM_ARRAY_TASK_COUNT") or 1
     # The tasks of an array may have any numbers, such as 0,3,7-9.
-    place = max(0, task - first) // step % count
+    place = max(0, task - first_task) // step % count
     return replace(
         launch,
         launcher="SLURM array" if launch.launcher in ("alone", "SLURM") else f"SLURM array, {launch.launcher}",
@@ -131,10 +131,10 @@ def _array_task(launch: Launch, found: Mapping[str, str]) -> Launch:
     )
 
 
-def _number(found: Mapping[str, str], name: str) -> int | None:
-    text = found.get(name, "")
+def _number(variables: Mapping[str, str], name: str) -> int | None:
+    text = variables.get(name, "")
     if name == "SLURM_STEP_TASKS_PER_NODE":
-        return _of_this_node(text, _number(found, "SLURM_NODEID") or 0)
+        return _of_this_node(text, _number(variables, "SLURM_NODEID") or 0)
     return int(text) if text.isascii() and text.isdecimal() else None
 
 

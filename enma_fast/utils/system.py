@@ -32,13 +32,13 @@ def versions() -> dict[str, str | None]:
 
 @cache
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info[:3]))}
+    releases: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            releases[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            releases[name] = None
+    return releases
 
 
 def commit() -> str | None:

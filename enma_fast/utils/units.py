@@ -56,7 +56,7 @@ def _factors(text: str) -> object:
     if has_no_unit(text):
         return {}
     plain = re.sub(r"[{}$\\]", "", text.translate(_RAISED)).replace("**", "^")
-    plain = _DEGREES.sub(lambda found: f" deg{found[1].upper()} ", plain)
+    plain = _DEGREES.sub(lambda match: f" deg{match[1].upper()} ", plain)
     plain = re.sub(r"\bper\b", "/", re.sub(r"[*·⋅×_]|\.(?!\d)", " ", plain)).strip()
     powers: Counter[str] = Counter()
     # A slash inverts what follows it: one factor, or what stands in brackets.

@@ -113,10 +113,10 @@ def _isolated_arrays(path: Path) -> dict[str, np.ndarray]:
         except Exception as error:
             return {"problem": first_line(error)}
 
-    found: dict[str, Any] = isolated(path, work)
-    if "problem" in found:
-        raise ValueError(found["problem"])
-    arrays: dict[str, np.ndarray] = found["arrays"]
+    outcome: dict[str, Any] = isolated(path, work)
+    if "problem" in outcome:
+        raise ValueError(outcome["problem"])
+    arrays: dict[str, np.ndarray] = outcome["arrays"]
     return arrays
 
 
