@@ -72,8 +72,8 @@ class Forecast:
         for name in ("members", "quantiles", "mean", "spread", "truth"):
             values, stack = getattr(self, name), name in ("members", "quantiles")
             if values is not None and values.shape[stack:] != shape:
-                first = {"members": "K, ", "quantiles": "Q, "}.get(name, "")
-                raise EnmaError(f"{name} has shape {values.shape}; [{first}{', '.join(map(str, shape))}] is expected")
+                axis = {"members": "K, ", "quantiles": "Q, "}.get(name, "")
+                raise EnmaError(f"{name} has shape {values.shape}; [{axis}{', '.join(map(str, shape))}] is expected")
         if self.members is not None:
             self.num_members = len(self.members)
             self.mean = self.members.mean(0)
@@ -144,12 +144,12 @@ class Forecast:
 
 def central_intervals(levels: Sequence[float]) -> list[tuple[float, int, int]]:
     """Central intervals between quantile levels, widest first: (probability, index of lower, index of upper level)."""
-    found = []
+    intervals = []
     for i, low in enumerate(levels):
         for j, high in enumerate(levels):
             if low < high and abs(low + high - 1) < 1e-6:
-                found.append((float(high - low), i, j))
-    return sorted(found, reverse=True)
+                intervals.append((float(high - low), i, j))
+    return sorted(intervals, reverse=True)
 
 
 def values_at(values: np.ndarray, where: tuple[int, ...]) -> np.ndarray:

@@ -68,8 +68,8 @@ class Maps:
             # On a narrow page there is no room for the part of a title in brackets.
             shown = title.partition(" (")[0] if grid.nrows > 1 else title
             # The truth has whole frames before it, the mean what the model saw of them.
-            known = before if title == "truth" or np.isnan(before).all() else self.forecast.observed_part
-            self._map(grid[row, column], shown, values, known, scale, first=column == 0)
+            observed = before if title == "truth" or np.isnan(before).all() else self.forecast.observed_part
+            self._map(grid[row, column], shown, values, observed, scale, leftmost=column == 0)
         if group:
             height = min(map_height(self.forecast), 1.0)
             self.figure.colorbar(
@@ -77,14 +77,14 @@ class Maps:
             )
 
     def _map(
-        self, place: Any, title: str, values: np.ndarray, before: np.ndarray, scale: dict[str, Any], *, first: bool
+        self, place: Any, title: str, values: np.ndarray, before: np.ndarray, scale: dict[str, Any], *, leftmost: bool
     ) -> None:
         forecast, shared = self.forecast, self.axes[0] if self.axes else None
         axes = self.figure.add_subplot(place, sharex=shared, sharey=shared)
         self.axes.append(axes)
         axes.spines[:].set_visible(True)
         axes.set_xlabel(forecast.axis_label("x"))
-        axes.tick_params(labelleft=first)
+        axes.tick_params(labelleft=leftmost)
         if len(forecast.coords) == 2:
             x, y = forecast.coords
             image = axes.pcolormesh(x, y, values[-1].T, shading="nearest", rasterized=True, **scale)
@@ -92,7 +92,7 @@ class Maps:
             axes.set_aspect("equal")
             # A map shows one of many frames; the title of a movie gives its time.
             time = f", time {forecast.times[-1]:.3g}" if shared is None and self.where is not None else ""
-            axes.set(title=title + time, ylabel=forecast.axis_label("y") if first else "")
+            axes.set(title=title + time, ylabel=forecast.axis_label("y") if leftmost else "")
             if self.where is not None:
                 axes.plot(x[self.where[0]], y[self.where[1]], "x", color=ON_MAP, ms=6)
             return
@@ -112,7 +112,7 @@ class Maps:
         # Time runs downward, as frames are listed; the first frame is on top.
         step = np.diff(every) if len(every) > 1 else np.ones(1)
         axes.set_ylim(every[-1] + step[-1] / 2, every[0] - step[0] / 2)
-        axes.set(title=title, ylabel=forecast.axis_label("time") if first else "")
+        axes.set(title=title, ylabel=forecast.axis_label("time") if leftmost else "")
 
     def _draw_readings(self, axes: Any, scale: dict[str, Any]) -> bool:
         """Draw the readings of a line as points at their places and times; False if there are none."""
@@ -121,9 +121,9 @@ class Maps:
             return False
         _, seen_times = forecast.seen
         when = np.broadcast_to(seen_times[:, None], forecast.readings.shape)
-        there = np.isfinite(forecast.readings)
-        x, values = forecast.reading_points[..., 0][there], forecast.readings[there]
-        axes.scatter(x, when[there], c=values, marker="|", s=30, rasterized=True, **scale)
+        valid = np.isfinite(forecast.readings)
+        x, values = forecast.reading_points[..., 0][valid], forecast.readings[valid]
+        axes.scatter(x, when[valid], c=values, marker="|", s=30, rasterized=True, **scale)
         return True
 
 

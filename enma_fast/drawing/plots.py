@@ -84,9 +84,9 @@ def forecast_panels(forecast: Forecast, *, scores: dict[str, Any] | None = None)
 def require_picture(path: Path) -> None:
     """Raise `EnmaError` for a file that is neither a picture nor a movie by its suffix, before any work is done."""
     kinds = load_extra("matplotlib.backend_bases", "plots").FigureCanvasBase.get_supported_filetypes()
-    known = sorted({*kinds, MOVIE.lstrip(".")})
-    if path.suffix.lstrip(".") not in known:
-        raise EnmaError(f"{path}: unknown kind of picture; end --out in one of {', '.join(known)}")
+    suffixes = sorted({*kinds, MOVIE.lstrip(".")})
+    if path.suffix.lstrip(".") not in suffixes:
+        raise EnmaError(f"{path}: unknown kind of picture; end --out in one of {', '.join(suffixes)}")
 
 
 def save_figure(figure: Any, path: str | Path) -> Path:

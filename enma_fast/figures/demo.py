@@ -89,8 +89,8 @@ def run(
     if unlike_training is not None:
         attributes[OUTSIDE] = unlike_training
     with create_store(out / STORE, layout_of(main, attributes), force=True) as store:
-        first, *others = forecasts
-        run_one(first, store)
+        first_label, *others = forecasts
+        run_one(first_label, store)
     for label in others:
         run_one(label)
     reader = StoreReader(out / STORE)

@@ -103,9 +103,9 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
         if place in thinning.places:
             series.append([thinning.encode(reader.forecast(trajectory, c)) for c in range(thinning.channels)])
     results = {channel: pooled.result() for channel, pooled in pools.items()}
-    first = reader.trajectory(thinning.places[0])
+    case = reader.trajectory(thinning.places[0])
     figures = [
-        _figures(reader.forecast(first, c), results[c if many else None], reader) for c in range(thinning.channels)
+        _figures(reader.forecast(case, c), results[c if many else None], reader) for c in range(thinning.channels)
     ]
     if said := physics.result(has_truth=reader.has_truth):
         figure = spectrum_figure(physics.spectra(), said["spectrum_error"], mirrored=physics.mirrored)
@@ -118,7 +118,7 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
         "scores": _outside(reader)
         + _score_tables(reader, results, rows, left_out)
         + _physics_table(physics, has_truth=reader.has_truth),
-        "figures_of": f"Maps and fan charts are of trajectory {first.number}. Scores are of all trajectories.",
+        "figures_of": f"Maps and fan charts are of trajectory {case.number}. Scores are of all trajectories.",
         "figures": "".join(figures),
         "provenance": _provenance(reader),
         "data": _script_json(thinning.document(reader, series)),
@@ -170,13 +170,13 @@ def _summary(reader: StoreReader) -> str:
 
 def _outside(reader: StoreReader) -> str:
     """Warning that observed frames of some trajectories lie outside the training data of the model, if they do."""
-    found = reader.attributes.get(OUTSIDE)
-    there = [number for number in reader.numbers if number in found] if isinstance(found, list) else []
-    if not there:
+    outside = reader.attributes.get(OUTSIDE)
+    numbers = [number for number in reader.numbers if number in outside] if isinstance(outside, list) else []
+    if not numbers:
         return ""
-    listed = ", ".join(map(str, there[:_MOST_ROWS])) + (", ..." if len(there) > _MOST_ROWS else "")
+    listed = ", ".join(map(str, numbers[:_MOST_ROWS])) + (", ..." if len(numbers) > _MOST_ROWS else "")
     return (
-        f'<p role="note"><strong>Outside the training data:</strong> the observed frames of {len(there)} of '
+        f'<p role="note"><strong>Outside the training data:</strong> the observed frames of {len(numbers)} of '
         f"{counted(len(reader), 'trajectory')} ({html.escape(listed)}). There the spread of the members does not tell "
         "their error.</p>"
     )
@@ -219,15 +219,15 @@ def _score_tables(
 
 def _physics_table(physics: Physics, *, has_truth: bool) -> str:
     """Table of the members' physics beside the truth's; nothing without members or truth."""
-    found = physics.result(has_truth=has_truth)
-    if found is None:
+    scores = physics.result(has_truth=has_truth)
+    if scores is None:
         return ""
     rows = [
-        [f"{q['name']} ({_LAWS[q['law']]})", _number(q["violation"]), _number(q["truth"])] for q in found["quantities"]
+        [f"{q['name']} ({_LAWS[q['law']]})", _number(q["violation"]), _number(q["truth"])] for q in scores["quantities"]
     ]
-    rows.append(["spectrum, in decades from the truth's", _number(found["spectrum_error"]), "0"])
+    rows.append(["spectrum, in decades from the truth's", _number(scores["spectrum_error"]), "0"])
     if has_truth:
-        rows.append(["mean square, distance from the truth's", _number(found["energy_error"]), "0"])
+        rows.append(["mean square, distance from the truth's", _number(scores["energy_error"]), "0"])
     return _table("Physics, relative to the observed amplitude", ["", "members", "truth"], rows)
 
 
@@ -256,12 +256,12 @@ def _number(value: Any) -> str:
 
 def _provenance(reader: StoreReader) -> str:
     attrs = reader.attributes
-    known = [name for name in _ATTRIBUTES if name in attrs]
+    standard = [name for name in _ATTRIBUTES if name in attrs]
     others = [name for name in attrs if name not in (*_ATTRIBUTES, "channels", "num_members")]
     entries = [("store", reader.path.name), ("channels", ", ".join(reader.channels))]
     if reader.num_members:
         entries.append(("members", str(reader.num_members)))
-    for name in (*known, *others)[:_MOST_ROWS]:
+    for name in (*standard, *others)[:_MOST_ROWS]:
         value = attrs[name]
         entries.append(
             (_ATTRIBUTES.get(name, name), value if isinstance(value, str) else json.dumps(value, default=str))

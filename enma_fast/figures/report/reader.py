@@ -106,10 +106,10 @@ class StoreReader:
         kept = ("",) if self.channels[0] in self.dataset else ("_mean", "_spread", "_quantile")
         names = [name + kind for name in self.channels for kind in (*kept, "_truth", "_observed")]
         values = sum(math.prod(self.dataset[name].shape[1:]) for name in names if name in self.dataset)
-        if (needed := _COPIES * 4 * values) > (there := memory()):
+        if (needed := _COPIES * 4 * values) > (available := memory()):
             raise EnmaError(
                 f"{self.path}: one trajectory of its members takes {needed / 1e9:,.0f} GB, this machine has "
-                f"{there / 1e9:,.0f} GB; score it by enma-fast score, or forecast again with --statistics-only"
+                f"{available / 1e9:,.0f} GB; score it by enma-fast score, or forecast again with --statistics-only"
             )
 
     def __len__(self) -> int:
@@ -159,10 +159,10 @@ class StoreReader:
     def axis_units(self) -> dict[str, str]:
         """Units of time and space, where they are known."""
         name, _ = dataset_split(str(self.attributes.get("data_name")))
-        found = {axis: self._unit(axis) for axis in ("time", "x", "y") if axis in self.dataset.variables}
+        units = {axis: self._unit(axis) for axis in ("time", "x", "y") if axis in self.dataset.variables}
         # Stores of older versions said "1" of all axes.
         wrong = "data_name" in self.attributes and name not in EQUATIONS
-        return {axis: unit for axis, unit in found.items() if unit is not None and not (wrong and unit == "1")}
+        return {axis: unit for axis, unit in units.items() if unit is not None and not (wrong and unit == "1")}
 
     def label(self, channel: int) -> str:
         """The channel, and its unit if it has one."""
@@ -175,8 +175,8 @@ class StoreReader:
         return next(name for kind in kinds if (name := self.channels[channel] + kind) in self.dataset.variables)
 
     def _unit(self, variable: str) -> str | None:
-        found = self.dataset[variable].attrs.get("units")
-        return None if found is None else str(found)
+        unit = self.dataset[variable].attrs.get("units")
+        return None if unit is None else str(unit)
 
     def _observed_places(self, trajectory: Trajectory) -> np.ndarray | None:
         """Where the model saw the observed frames, `[L, *x]`; None where it saw all of them."""
@@ -318,13 +318,13 @@ class PooledScores:
         try:
             seen = None if trajectory.observed is None else trajectory.observed[None, ..., self._channels]
             if trajectory.readings is not None:
-                there = ~np.isnan(trajectory.readings).any(-1)
-                seen = trajectory.readings[there][None, None, ..., self._channels]
-            made, came = wide[..., self._channels], truth[..., self._channels]
-            if in_place(~np.isnan(came[None])) and not (mask := ~np.isnan(came[0])).all():
-                made, came = where_there(made, mask), where_there(came, mask)
+                valid = ~np.isnan(trajectory.readings).any(-1)
+                seen = trajectory.readings[valid][None, None, ..., self._channels]
+            forecast, outcome = wide[..., self._channels], truth[..., self._channels]
+            if in_place(~np.isnan(outcome[None])) and not (mask := ~np.isnan(outcome[0])).all():
+                forecast, outcome = where_there(forecast, mask), where_there(outcome, mask)
                 seen = None if seen is None else where_there(seen, mask)
-            _score(single, made, came, seen)
+            _score(single, forecast, outcome, seen)
         except EnmaError as error:
             self.left_out[trajectory.number] = str(error)
             return None
