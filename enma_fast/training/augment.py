@@ -113,10 +113,10 @@ class _Symmetry(Augmentation):
     """A symmetry that the equation declares under the tag: solutions carried to solutions with other parameters."""
 
     def refused_by(self, data: FieldFile, config: ModelConfig) -> str | None:
-        known = EQUATIONS[config.dataset].symmetries if config.dataset in EQUATIONS else {}
-        if self.kind in known:
+        symmetries = EQUATIONS[config.dataset].symmetries if config.dataset in EQUATIONS else {}
+        if self.kind in symmetries:
             return None
-        return f"the equation of {config.dataset} declares no such symmetry (it has: {', '.join(known) or 'none'})"
+        return f"the equation of {config.dataset} declares no such symmetry (it has: {', '.join(symmetries) or 'none'})"
 
     def amounts(self, count: int, rng: torch.Generator) -> Tensor:
         """How far each of `count` trajectories is carried."""
@@ -181,14 +181,14 @@ class Boost(_Symmetry):
     def with_copies(self, data: FieldFile, config: ModelConfig, *, seed: int) -> FieldFile:
         """The data, and each environment once more, carried by a flow of its own."""
         assert data.environment is not None
-        there, place = np.unique(data.environment, return_inverse=True)
-        amounts = self.amounts(len(there), torch.Generator().manual_seed(seed)).double().numpy()[place]
+        environments, place = np.unique(data.environment, return_inverse=True)
+        amounts = self.amounts(len(environments), torch.Generator().manual_seed(seed)).double().numpy()[place]
         u, parameters = self.carried(config, data.u, data.parameters, amounts)
         return dataclasses.replace(
             data,
             u=np.concatenate([data.u, u]),
             parameters={name: np.concatenate([data.parameters[name], parameters[name]]) for name in parameters},
-            environment=np.concatenate([data.environment, data.environment + there.max() + 1]),
+            environment=np.concatenate([data.environment, data.environment + environments.max() + 1]),
             numbers=None,
             total=None,
         )
@@ -381,15 +381,15 @@ def check_augmentations(
     known: Sequence[type[Augmentation]],
 ) -> None:
     """Raise `EnmaError` for an augmentation that a stage does not have, or that the data do not allow; it names it."""
-    there: set[str] = set()
+    kinds: set[str] = set()
     tags = [tag for tag, kind in Augmentation.kinds.items() if kind in known]
     for each in augment:
         reason = f"it is no augmentation of this stage (use {', '.join(tags)})"
         if isinstance(each, tuple(known)):
-            reason = "it is there twice" if each.kind in there else each.refused_by(data, config) or ""
+            reason = "it is there twice" if each.kind in kinds else each.refused_by(data, config) or ""
         if reason:
             raise EnmaError(f"stage {stage}: augmentation {each.kind}: {reason}; take it out")
-        there.add(each.kind)
+        kinds.add(each.kind)
 
 
 def found(augment: Iterable[Augmentation], kind: type[_T]) -> _T | None:

@@ -155,11 +155,11 @@ def train_recipe(
     if model is not None and join_ranks().is_first and not (out / IN_RUN / MANIFEST).is_file():
         tell_training(model, data_file(data_dir or out / DATA, recipe.model.dataset, "train"))
         assert model.envelope is not None
-        found: dict[str, Any] = {
+        metrics: dict[str, Any] = {
             "training": account(out, recipe),
             "equation": equation_of(model, model.envelope.channels),
         }
-        card = "\n\n".join([*_about(model.config, found), "## Training", training_text(found["training"])])
+        card = "\n\n".join([*_about(model.config, metrics), "## Training", training_text(metrics["training"])])
         save_model(model, out / IN_RUN, card=f"{card}\n")
     return {"checkpoint": None if model is None else str(out / IN_RUN), "training": account(out, recipe)}
 
@@ -182,14 +182,14 @@ def equation_of(model: Model, channels: Sequence[str]) -> list[str]:
 
 def _learned(config: ModelConfig) -> dict[str, Any] | None:
     """Name and errors of the best shipped model of a data set that has no floor."""
-    found: list[dict[str, Any]] = []
+    models: list[dict[str, Any]] = []
     for name in available():
         other, metrics = load_config(name), read_metrics(locate(name))
         if other.dataset == config.dataset and getattr(other.context, "floor", None) is None and metrics is not None:
             rows = [row for row in metrics["rows"] if row["split"] == "test-in" and row["num_members"] == _MEMBERS]
             errors = {row["task"]: row["rel_l2"] for row in rows if not row["packed"] and row["rel_l2"] is not None}
-            found.append({"name": name, "rel_l2": errors})
-    return min(found, key=lambda each: each["rel_l2"]["temporal"], default=None)
+            models.append({"name": name, "rel_l2": errors})
+    return min(models, key=lambda each: each["rel_l2"]["temporal"], default=None)
 
 
 def tell_training(model: Model, path: Path) -> None:
@@ -353,11 +353,11 @@ def _cases(
     seen = set()
     for split in SPLITS:
         for task, members, most, small in CASES:
-            there = len((packed if small else files)[split])
-            rows = min(n for n in (there, most, limit) if n is not None)
+            total = len((packed if small else files)[split])
+            rows = min(n for n in (total, most, limit) if n is not None)
             if (split, task, members, rows, small) not in seen:
                 seen.add((split, task, members, rows, small))
-                yield split, task, members, None if rows == there else rows, small
+                yield split, task, members, None if rows == total else rows, small
 
 
 def _decoders(config: ModelConfig) -> str:
@@ -421,7 +421,7 @@ def training_text(training: Mapping[str, Any]) -> str:
     ]
     used = training["versions"]
     package = f"enma-fast {used.get('enma-fast', '')}".strip()
-    package += f" of commit {known}" if (known := training.get("commit")) else ""
+    package += f" of commit {commit}" if (commit := training.get("commit")) else ""
     files = ", ".join(f"`{file}` {digest[:16]}..." for file, digest in training["data"].items())
     begun = f" It began with the weights {training['start'][:16]}..." if training["start"] else ""
     if closed := is_closed_form(training):

@@ -57,16 +57,16 @@ def is_faster(compiled: Forward, module: Forward, trial: Trial, device: torch.de
     """True if a trial takes less time by the compiled module and gives the same loss up to rounding; says which."""
     expected, eager = _timed(module, trial, device)
     try:
-        found, quick = _timed(compiled, trial, device)
+        loss, quick = _timed(compiled, trial, device)
     # Dynamo's errors, and those of the compilers that it calls, have no class in common.
     except Exception as error:
         log.warning("steps are not compiled: %s: %s", type(error).__name__, first_line(error))
         return False
-    same = abs(found - expected) <= _ROUNDING * abs(expected)
+    same = abs(loss - expected) <= _ROUNDING * abs(expected)
     chosen = "compiled" if same and quick < eager else "not compiled"
     log.info("steps are %s: %.1f ms compiled, %.1f ms without", chosen, 1e3 * quick, 1e3 * eager)
     if not same:
-        log.warning("steps are not compiled: the loss would be %.6g instead of %.6g", found, expected)
+        log.warning("steps are not compiled: the loss would be %.6g instead of %.6g", loss, expected)
     return chosen == "compiled"
 
 

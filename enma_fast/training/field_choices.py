@@ -96,7 +96,7 @@ class Choices:
             given.append({"history": val[:, :1], "context": material.val_contexts[rows]})
         errors = torch.zeros(len(rows))
         for one in given:
-            made = shared_forecasts(
+            forecasts = shared_forecasts(
                 self.model,
                 **one,
                 known=rows_of(material.val_known, rows),
@@ -104,8 +104,8 @@ class Choices:
                 num_members=1,
                 rank=self.rank,
             )
-            if made is not None:
-                errors += relative_errors(codec, made[:, 0], val[:, one["history"].shape[1] :])
+            if forecasts is not None:
+                errors += relative_errors(codec, forecasts[:, 0], val[:, one["history"].shape[1] :])
         return self.rank.from_first(errors)
 
     def calibrate(self, count: int) -> float:
@@ -134,9 +134,9 @@ class Choices:
         rows = spread_rows(len(self.val), len(residuals))
         val, known = self.val[rows], rows_of(self.material.val_known, rows)
         still = replace(self.model.config.sampling, temperature=0.0)
-        made = sample_fields(self.model, history=val[:, :PAST], known=known, num_members=1, settings=still)[:, 0]
+        forecasts = sample_fields(self.model, history=val[:, :PAST], known=known, num_members=1, settings=still)[:, 0]
         codec = self.model.codec
-        off = codec.standardised(val[:, PAST].to(codec.device)) - codec.standardised(made[:, 0])
+        off = codec.standardised(val[:, PAST].to(codec.device)) - codec.standardised(forecasts[:, 0])
         off = self.rank.from_first(off.cpu() / len(val) ** 0.5)
         scores = self.scores(count, _CALIBRATED)
         tried, factor = [_Tried.of(0.0, scores)], 1.0
@@ -211,10 +211,10 @@ def _next_factor(tried: Sequence[_Tried]) -> float:
     return (last.factor * chosen.factor) ** 0.5 if chosen.factor and math.isfinite(chosen.crps) else last.factor / 2
 
 
-def relative_errors(codec: Codec, made: Tensor, truth: Tensor) -> Tensor:
+def relative_errors(codec: Codec, forecasts: Tensor, truth: Tensor) -> Tensor:
     """Relative errors `[n]` of standardised forecasts of fields `[n, T, *x, c]`; infinite where one is lost."""
-    made, truth = (codec.standardised(fields.to(codec.device)).flatten(1) for fields in (made, truth))
-    return ((made - truth).norm(dim=1) / truth.norm(dim=1).clamp_min(_TINY)).nan_to_num(math.inf).cpu()
+    forecasts, truth = (codec.standardised(fields.to(codec.device)).flatten(1) for fields in (forecasts, truth))
+    return ((forecasts - truth).norm(dim=1) / truth.norm(dim=1).clamp_min(_TINY)).nan_to_num(math.inf).cpu()
 
 
 def independent(codec: Codec, fields: Tensor) -> int:

@@ -128,7 +128,7 @@ class FieldTask(Task):
         shared = environments if len(environments.unique()) < len(environments) else None
         self.companions = _companions(shared)
         # By trajectory, of its own windows or as a companion.
-        self._known: dict[bool, dict[int, tuple[Any, Tensor]]] = {True: {}, False: {}}
+        self._inferences: dict[bool, dict[int, tuple[Any, Tensor]]] = {True: {}, False: {}}
         self._learn_floor(material, shared)
         edges = self.context.fields.edges
         moves = self.floor.moves and found(stage.augment, Shift) is not None
@@ -212,7 +212,7 @@ class FieldTask(Task):
         """Learn the floor, or read what was learned in the folder of the stage."""
         path = material.folder / FLOOR
 
-        def found() -> None:
+        def learn_or_read() -> None:
             if path.exists():
                 load_tensors(self.floor, read_tensors(path)[0], source=str(path))
                 return
@@ -222,7 +222,7 @@ class FieldTask(Task):
             self.floor.to(self.fields.device)
             write_tensors(path, self.floor.state_dict())
 
-        material.rank.by_first(found)
+        material.rank.by_first(learn_or_read)
         material.rank.align(self.floor)
 
     @torch.no_grad()
@@ -300,14 +300,14 @@ class FieldTask(Task):
 
     def _inferred(self, rows: Tensor, own: bool) -> tuple[Any, Tensor]:
         """What the floor infers from the windows of trajectories, and its numbers; inferred once for each."""
-        known = self._known[own]
-        for part in torch.tensor([row for row in set(rows.tolist()) if row not in known]).split(_AT_ONCE):
+        inferred = self._inferences[own]
+        for part in torch.tensor([row for row in set(rows.tolist()) if row not in inferred]).split(_AT_ONCE):
             if len(part):
                 windows = self._windows(part, own)
                 state = self.floor.infer(windows, own=own)
                 numbers = self.floor.features(state, windows)
-                known |= {row: (state[i : i + 1], numbers[i : i + 1]) for i, row in enumerate(part.tolist())}
-        states, features = zip(*(known[row] for row in rows.tolist()), strict=True)
+                inferred |= {row: (state[i : i + 1], numbers[i : i + 1]) for i, row in enumerate(part.tolist())}
+        states, features = zip(*(inferred[row] for row in rows.tolist()), strict=True)
         return type(states[0]).join(states), torch.cat(features)
 
     def _loss(self, batch: _Batch, *, members: bool, draws: BatchDraws) -> Tensor:
@@ -325,14 +325,14 @@ class FieldTask(Task):
                 return spread * draws.normal(2, *shape).flatten(0, 1)
 
             condition = self.step.condition(condition, draw(self.step.config.member).to(past.device))
-        made = self.step.roll(
+        forecasts = self.step.roll(
             past, condition, truth.shape[1], floor=forecaster(self.floor, state), draw=draw, told=told
         )
         size = ((truth - scales.mean) / scales.std).square().flatten(1).mean(1).sqrt() + _LEAST_SIZE
         if members:
-            score = fair_score((made / scales.std).unflatten(0, (-1, 2)), truth / scales.std, torch.abs)
+            score = fair_score((forecasts / scales.std).unflatten(0, (-1, 2)), truth / scales.std, torch.abs)
             return (score.flatten(1).mean(1) / size).mean()
-        error = ((made - truth) / scales.std).square().flatten(1).mean(1)
+        error = ((forecasts - truth) / scales.std).square().flatten(1).mean(1)
         return ((error + _TINY).sqrt() / size).mean()
 
     def disturbed(self, past: Tensor, draws: BatchDraws) -> Tensor:

@@ -147,13 +147,13 @@ class Forecasts(nn.Module):
         members_BK: Tensor,
         history: int,
         num_frames: int,
-        first: SegmentDraws | None,
+        draws_0: SegmentDraws | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted score of forecasts of the latent frames ``[history, history + num_frames)``.
 
-        With the draws ``first`` the loss of frame 0 is added.
+        With the draws ``draws_0`` the loss of frame 0 is added.
         """
-        made, h_BND = rollout(
+        forecasts, h_BND = rollout(
             self.dynamics,
             z_BTNC[:, :history],
             num_frames=num_frames,
@@ -164,14 +164,14 @@ class Forecasts(nn.Module):
         )
         truth = z_BTNC[:, history : history + num_frames]
         channels = self.dynamics.score_weight
-        crps_B = scores(made * channels, truth * channels)
+        crps_B = scores(forecasts * channels, truth * channels)
         loss = (weight_B * crps_B).mean()
         terms = {"crps": crps_B.mean()}
-        if first is not None:
-            known, noise, times = (x[0].flatten(0, 1) for x in (first.known, first.noise, first.times))
-            z, h = (x.repeat_interleave(first.known[0].shape[1], 0) for x in (z_BTNC[:, 0], h_BND))
+        if draws_0 is not None:
+            known, noise, times = (x[0].flatten(0, 1) for x in (draws_0.known, draws_0.noise, draws_0.times))
+            z, h = (x.repeat_interleave(draws_0.known[0].shape[1], 0) for x in (z_BTNC[:, 0], h_BND))
             decoder = self.dynamics.decoder(self.dynamics.config.slot(0))
-            draws = Draws(noise, times, known, first.masked, channels)
+            draws = Draws(noise, times, known, draws_0.masked, channels)
             score, _ = decoder.loss(h, first_past(z[:, None][:, :0], decoder.past), z, draws)
             loss, terms["first_frame"] = loss + self.first_frame * score, score
         return loss, {name: value.detach() for name, value in terms.items()}
@@ -229,7 +229,7 @@ class ForecastTask(Task):
         history = drawn_history((low, high), latents, generator)
         left = latents - history if stage.frames is None else min(latents - history, stage.frames)
         seeds = torch.randint(2**32, (B, 1), generator=generator).expand(-1, MEMBERS)[mine]
-        first: SegmentDraws | None = None
+        draws_0: SegmentDraws | None = None
         if paired and stage.first_frame and not model.draws_fields:
             draws = draw(
                 model.config,
@@ -238,7 +238,7 @@ class ForecastTask(Task):
                 mask_ratio=_MASK_RATIO,
                 generator=generator,
             )
-            first = draws.share(mine, ranks=rank.count, device=device)
+            draws_0 = draws.share(mine, ranks=rank.count, device=device)
         return module(
             tokens[-1],
             tokens[0] if paired else None,
@@ -247,7 +247,7 @@ class ForecastTask(Task):
             torch.arange(MEMBERS, device=device).expand_as(seeds),
             history,
             left,
-            first,
+            draws_0,
         )
 
     def tokens(

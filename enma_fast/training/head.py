@@ -58,10 +58,10 @@ class HeadAlone(nn.Module):
         step, channels = self.dynamics.step, self.dynamics.score_weight
         past, errors = first_past(z_BTNC[:, :history], step.past), []
         for truth in z_BTNC[:, history:].unbind(1):
-            made = step.from_past(past)
-            off, size = ((x * channels).flatten(1).norm(dim=1) for x in (made - truth, truth))
+            forecast = step.from_past(past)
+            off, size = ((x * channels).flatten(1).norm(dim=1) for x in (forecast - truth, truth))
             errors.append(off / size.clamp_min(1e-6))
-            past = next_past(past, made)
+            past = next_past(past, forecast)
         loss = torch.stack(errors).mean(0).clamp_min(1e-6).log().mean()
         return loss, {"relative": loss.detach().exp()}
 

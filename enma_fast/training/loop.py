@@ -201,9 +201,9 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
                 log.warning("step %d: the loss is not finite; the weights of the best validation are taken", done)
                 validated = done
                 break
-            there = f"; {best.path} has the best weights before it" if best.scores else ""
+            hint = f"; {best.path} has the best weights before it" if best.scores else ""
             raise TrainingError(
-                f"step {done}: loss {loss.item():.3g} or its gradient is not finite{there}; train again in an empty"
+                f"step {done}: loss {loss.item():.3g} or its gradient is not finite{hint}; train again in an empty"
                 " folder with a lower learning_rate"
             )
         if logs:

@@ -34,7 +34,7 @@ def shift_axes(fields: Tensor, edges: Sequence[Edge], mask: Tensor | None = None
     A `mask [*x, c]` has to be the same along them too.
     """
     means = fields[: _MOST * 5].mean(1).double()
-    found = []
+    axes = []
     for axis, edge in enumerate(edges):
         if edge is not Edge.PERIODIC or len(means) < 2 or not _stays(mask, torch.roll, 1, axis):
             continue
@@ -43,8 +43,8 @@ def shift_axes(fields: Tensor, edges: Sequence[Edge], mask: Tensor | None = None
         along = along - along.mean(1, keepdim=True)
         chance = along.var(0).mean(0) / len(along)
         if bool((along.mean(0).square().mean(0) <= _BEYOND_CHANCE * chance + _TINY).all()):
-            found.append(axis)
-    return found
+            axes.append(axis)
+    return axes
 
 
 def apart(data: FieldFile) -> np.ndarray:
@@ -77,7 +77,7 @@ def mirrors(fields: Tensor, edges: Sequence[Edge], told: Drivers | None = None) 
     held = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     weights = torch.linalg.solve(gram + held, x.T @ y)
     plain = _unexplained(half[1], of_half[1], edges, weights)
-    channels, found = fields.shape[-1], {}
+    channels, signs_by_axis = fields.shape[-1], {}
     for axis in range(len(edges)):
         if not _stays(None if told is None else told.mask, torch.flip, (axis,)):
             continue
@@ -86,9 +86,9 @@ def mirrors(fields: Tensor, edges: Sequence[Edge], told: Drivers | None = None) 
             image = half[1].flip(2 + axis) * fields.new_tensor(signs[:channels])
             of_image = of_half[1] and of_half[1].mirrored(axis, signs[channels:])
             if _unexplained(image, of_image, edges, weights) <= (1 + _WITHIN) * plain + _OF_STEP:
-                found[axis] = signs
+                signs_by_axis[axis] = signs
                 break
-    return found
+    return signs_by_axis
 
 
 def _stays(mask: Tensor | None, move: Callable[..., Tensor], *how: Any) -> bool:

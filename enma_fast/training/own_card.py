@@ -78,9 +78,9 @@ def notes(plan: Plan, metrics: dict[str, Any]) -> list[str]:
     if metrics.get("alone"):
         said.append(f"{plan.best} alone forecasts validation data better than the network, so the model is that.")
     for row in metrics["rows"]:
-        scored, there = row["num_trajectories"], plan.trajectories[TEST]
-        if scored < min(there, SCORED):
-            said.append(f"Task {row['task']}: scored on {scored} of {there} trajectories, since the time was over.")
+        scored, total = row["num_trajectories"], plan.trajectories[TEST]
+        if scored < min(total, SCORED):
+            said.append(f"Task {row['task']}: scored on {scored} of {total} trajectories, since the time was over.")
         best = min(row["methods"], key=lambda name: row["methods"][name]["rel_l2"])
         ratio = row["methods"][best]["rel_l2"] / row["rel_l2"]
         if ratio < _CLOSE:

@@ -94,14 +94,14 @@ def load_splits(source: Path, options: ImportOptions | None = None) -> dict[str,
     frames = min(len(data.times) for data in parts[TRAIN])
     if count + len(parts) <= len(SPLITS) and frames >= len(SPLITS) * FEWEST_FRAMES:
         parts[TRAIN] = [_cut(data, count * frames // _WINDOWS) for data in parts[TRAIN]]
-    shortest = min(len(data.times) for found in parts.values() for data in found)
-    parts = {split: [_cut(data, shortest) for data in found] for split, found in parts.items()}
+    shortest = min(len(data.times) for files in parts.values() for data in files)
+    parts = {split: [_cut(data, shortest) for data in files] for split, files in parts.items()}
     first = parts[TRAIN][0]
-    for data in (data for found in parts.values() for data in found):
+    for data in (data for files in parts.values() for data in files):
         _agree(first, data)
         _note_other_places(first, data)
         check_values(data)
-    whole = {split: _joined(found) for split, found in parts.items()}
+    whole = {split: _joined(files) for split, files in parts.items()}
     lacking = [split for split in SPLITS if split not in whole]
     if lacking:
         divided = divide(whole[TRAIN], lacking)
@@ -192,8 +192,8 @@ def _held_out(
             f"{data.path}: holds {counted(count, 'trajectory')}; training, validation and test need at least "
             f"{len(lacking) + 1}, so give more, or cut them into shorter ones: enma-fast data import --window"
         )
-    found = {split: np.flatnonzero(np.isin(units, order[i * each :][:each])) for i, split in enumerate(lacking)}
-    return {TRAIN: np.flatnonzero(np.isin(units, order[len(lacking) * each :])), **found}
+    rows = {split: np.flatnonzero(np.isin(units, order[i * each :][:each])) for i, split in enumerate(lacking)}
+    return {TRAIN: np.flatnonzero(np.isin(units, order[len(lacking) * each :])), **rows}
 
 
 def _by_time(data: FieldFile, lacking: Sequence[str]) -> dict[str, np.ndarray]:
@@ -201,7 +201,7 @@ def _by_time(data: FieldFile, lacking: Sequence[str]) -> dict[str, np.ndarray]:
     first = data.parameters[FIRST_FRAME]
     starts = np.unique(first)
     each = share_of(len(starts), _SHARE)
-    end, found = np.inf, {}
+    end, rows = np.inf, {}
     for split in reversed([TRAIN, *lacking]):
         free = starts[starts + len(data.times) <= end]
         if not len(free):
@@ -210,9 +210,9 @@ def _by_time(data: FieldFile, lacking: Sequence[str]) -> dict[str, np.ndarray]:
                 "not overlap the others; import the series with a shorter --window"
             )
         kept = free if split == TRAIN else free[-each:]
-        found[split] = np.flatnonzero(np.isin(first, kept))
+        rows[split] = np.flatnonzero(np.isin(first, kept))
         end = kept[0]
-    return found
+    return rows
 
 
 def distinct_frames(splits: dict[str, FieldFile]) -> dict[str, int]:
@@ -221,16 +221,16 @@ def distinct_frames(splits: dict[str, FieldFile]) -> dict[str, int]:
     `EnmaError` if training shows all frames of a trajectory that is held out.
     """
     digests = {split: _digests(data) for split, data in splits.items()}
-    counts = {split: len(set(found)) for split, found in digests.items()}
+    counts = {split: len(set(of_split)) for split, of_split in digests.items()}
     seen = set(digests[TRAIN])
     for split in (VAL, TEST):
         data = splits[split]
         frames = np.array([digest in seen for digest in digests[split]]).reshape(len(data), -1)
-        known = np.flatnonzero(frames.all(axis=1))
-        if len(known):
+        rows = np.flatnonzero(frames.all(axis=1))
+        if len(rows):
             raise EnmaError(
-                f"{data.path}: {len(known)} of its {counted(len(data), 'trajectory')} for {split} are in the training "
-                f"data too, from {known[0]} to {known[-1]}; leave them out, part of a series by enma-fast data import "
+                f"{data.path}: {len(rows)} of its {counted(len(data), 'trajectory')} for {split} are in the training "
+                f"data too, from {rows[0]} to {rows[-1]}; leave them out, part of a series by enma-fast data import "
                 "--crop time=A:B"
             )
     return counts
@@ -321,27 +321,27 @@ def _environments(parts: Sequence[FieldFile], shared: Sequence[str]) -> tuple[np
     """
     named = {data.environment_by: data for data in parts if data.environment_by}
     if len(named) > 1:
-        (one, known), (other, data) = list(named.items())[:2]
+        (one, first_file), (other, data) = list(named.items())[:2]
         raise EnmaError(
-            f"{data.path}: its environments are those of {','.join(other)}, and of {known.path.name} those of "
+            f"{data.path}: its environments are those of {','.join(other)}, and of {first_file.path.name} those of "
             f"{','.join(one)}; import them with the same --environment"
         )
     own = [np.arange(len(data)) if data.environment is None else data.environment for data in parts]
     each = list(zip(parts, own, strict=True))
     columns = next(iter(named), tuple(name for name in shared if all(_follows(*one, [name]) for one in each)))
     numbers: dict[tuple[Any, ...], int] = {}
-    found = []
+    environments = []
     for i, (data, alone) in enumerate(each):
-        there, first, place = np.unique(alone, return_index=True, return_inverse=True)
-        keys: list[tuple[Any, ...]] = [(i, number) for number in there.tolist()]
+        values, first, place = np.unique(alone, return_index=True, return_inverse=True)
+        keys: list[tuple[Any, ...]] = [(i, number) for number in values.tolist()]
         if columns and all(name in data.parameters for name in columns):
             if data.environment_by or _follows(data, alone, columns, distinct=True):
                 keys = list(zip(*(data.parameters[name][first].tolist() for name in columns), strict=True))
         elif data.environment_by:
             # Of columns of text the numbers are the same in every file.
-            keys = [(None, number) for number in there.tolist()]
-        found.append(np.array([numbers.setdefault(key, len(numbers)) for key in keys])[place])
-    return np.concatenate(found), columns if all(data.environment_by for data in parts) else ()
+            keys = [(None, number) for number in values.tolist()]
+        environments.append(np.array([numbers.setdefault(key, len(numbers)) for key in keys])[place])
+    return np.concatenate(environments), columns if all(data.environment_by for data in parts) else ()
 
 
 def _follows(data: FieldFile, environment: np.ndarray, columns: Sequence[str], *, distinct: bool = False) -> bool:
@@ -354,8 +354,8 @@ def _follows(data: FieldFile, environment: np.ndarray, columns: Sequence[str], *
 
 def _numbered(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Numbers from 0 on for the values of each part, those of a later part after those of the parts before."""
-    found, most = [], 0
+    numbers, most = [], 0
     for values in parts:
-        found.append(np.unique(values, return_inverse=True)[1] + most)
-        most = int(found[-1].max()) + 1
-    return np.concatenate(found)
+        numbers.append(np.unique(values, return_inverse=True)[1] + most)
+        most = int(numbers[-1].max()) + 1
+    return np.concatenate(numbers)

@@ -183,9 +183,9 @@ def train_own(
     validation data. `EnmaError` if the disk is full.
     """
     done, rank = out / IN_RUN / METRICS, join_ranks()
-    found: dict[str, Any] | None = rank.by_first(lambda: json.loads(done.read_text()) if done.is_file() else None)
-    if found is not None:
-        return found
+    metrics: dict[str, Any] | None = rank.by_first(lambda: json.loads(done.read_text()) if done.is_file() else None)
+    if metrics is not None:
+        return metrics
     try:
         return _trained(plan, out, command, device, progress, rank)
     except OSError as error:
@@ -232,7 +232,7 @@ def _trained(plan: Plan, out: Path, command: str, device: str, progress: Progres
         tell_training(model, data_of(TRAIN))
         tasks = ("temporal", "initial-value") if plan.contexts else ("temporal",)
         step: Any = model.dynamics.step
-        found = {
+        metrics = {
             "rows": [_scores(model, test_data, methods, task, _SCORING * total / len(tasks)) for task in tasks],
             "training": account(out, plan.recipe),
             "floor": plan.best if alone else cast(PhysicsConfig, plan.recipe.model.context).floor,
@@ -241,8 +241,8 @@ def _trained(plan: Plan, out: Path, command: str, device: str, progress: Progres
             "size": float(step.model.size),
             "spread": step.model.spread.tolist(),
         }
-        save_model(model, out / IN_RUN, card=own_card(plan, found, command), metrics=found)
-        return found
+        save_model(model, out / IN_RUN, card=own_card(plan, metrics, command), metrics=metrics)
+        return metrics
 
     return rank.by_first(scored)
 
@@ -258,7 +258,7 @@ def _behind(model: Model, plan: Plan, floor: Method, val_data: FieldFile) -> boo
     val, codec = torch.from_numpy(val_data.u[rows]), model.codec
     known, frames = rows_of(val_data.known, rows), val.shape[1] - KNOWN
     still = replace(model.config.sampling, temperature=0.0)
-    made = sample_fields(model, val[:, :KNOWN], known=known, num_members=1, settings=still, warn=False)[:, 0]
+    of_model = sample_fields(model, val[:, :KNOWN], known=known, num_members=1, settings=still, warn=False)[:, 0]
     given = Observations(
         history=val[:, :KNOWN].numpy(),
         context=None,
@@ -268,7 +268,7 @@ def _behind(model: Model, plan: Plan, floor: Method, val_data: FieldFile) -> boo
         seed=0,
     )
     forecasts = torch.as_tensor(floor(given))[:, 0]
-    errors, others = (relative_errors(codec, each, val[:, KNOWN:]) for each in (forecasts, made))
+    errors, others = (relative_errors(codec, each, val[:, KNOWN:]) for each in (forecasts, of_model))
     return surely_less(errors, others, independent(codec, val))
 
 
@@ -281,7 +281,7 @@ def floor_methods(plan: Plan, train: FieldFile, model: Model | None = None) -> d
     codec, own = Model(config).codec, config.context
     codec.take_mask(train.mask)
     fields, environments = training_fields(plan.recipe, train)
-    made = kinds(config.codec)
+    floors = kinds(config.codec)
 
     def method(floor: Floor) -> Method:
         @torch.no_grad()
@@ -303,7 +303,7 @@ def floor_methods(plan: Plan, train: FieldFile, model: Model | None = None) -> d
     def floor_of(kind: str) -> Floor:
         if model is not None and isinstance(own, PhysicsConfig) and kind == own.floor:
             return cast(PhysicsContext, model.dynamics.context).floor
-        return learn(made[kind](), fields, environments)
+        return learn(floors[kind](), fields, environments)
 
     named = {SIMPLE[1]: SIMPLE[1], LINEAR: plan.linear}
     if plan.floors and plan.best == EQUATION:
@@ -336,14 +336,14 @@ def _scores(model: Model, data: FieldFile, methods: dict[str, Method], task: str
         trajectories=numbers,
         seed=0,
     )
-    made = {name: np.asarray(method(given)) for name, method in methods.items()}
+    by_method = {name: np.asarray(method(given)) for name, method in methods.items()}
 
     def errors(forecasts: np.ndarray) -> np.ndarray:
         axes = tuple(range(truth.ndim - 1))
         return np.sqrt(np.nanmean(np.square(forecasts - truth, dtype=np.float64), axis=axes))
 
     each_method = {"rmse": errors(torch.stack(means).numpy())}
-    each_method |= {f"{name}_rmse": errors(forecasts[:, 0]) for name, forecasts in made.items()}
+    each_method |= {f"{name}_rmse": errors(forecasts[:, 0]) for name, forecasts in by_method.items()}
     channels = {
         channel: {
             "unit": data.units.get(channel, "1"),
@@ -354,7 +354,7 @@ def _scores(model: Model, data: FieldFile, methods: dict[str, Method], task: str
     kept = {key: value for key, value in row.items() if key not in ("per_frame", "rank_histogram")}
     return {
         **kept,
-        "methods": {name: _summary(forecasts, truth) for name, forecasts in made.items()},
+        "methods": {name: _summary(forecasts, truth) for name, forecasts in by_method.items()},
         "channels": channels,
     }
 
@@ -366,12 +366,12 @@ def _forecast(model: Model, data: FieldFile, task: str, count: int) -> FileForec
 
 def _summary(forecasts: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Errors of one forecast of each trajectory; its CRPS is the mean of its absolute error."""
-    if not (there := ~np.isnan(truth[0, 0])).all():
-        forecasts, truth = where_there(forecasts, there), where_there(truth, there)
+    if not (mask := ~np.isnan(truth[0, 0])).all():
+        forecasts, truth = where_there(forecasts, mask), where_there(truth, mask)
     scores = Scores()
     scores.update(forecasts, truth)
-    found = scores.result()
+    result = scores.result()
     return {
-        **{key: found[key] for key in ("rel_l2", "rel_l2_median", "rmse")},
+        **{key: result[key] for key in ("rel_l2", "rel_l2_median", "rmse")},
         "crps": float(np.abs(forecasts[:, 0] - truth).mean(dtype=np.float64)),
     }

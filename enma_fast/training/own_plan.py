@@ -152,11 +152,11 @@ def saved_plan(source: Path, out: Path, request: Request) -> Plan | None:
             f"{path}: this run was begun with another version of enma_fast, or its plan is damaged ({where}); finish "
             "it with that version, or choose another --out to begin again"
         ) from None
-    for name, known in dataclasses.asdict(plan.request).items():
+    for name, saved in dataclasses.asdict(plan.request).items():
         asked = getattr(request, name)
-        if known != asked:
+        if saved != asked:
             raise EnmaError(
-                f"{path}: this run was begun with {name} {known}, not {asked}; choose another --out or the same options"
+                f"{path}: this run was begun with {name} {saved}, not {asked}; choose another --out or the same options"
             )
     if plan.data != _hashes(source):
         raise EnmaError(f"{path}: this run was begun with other data than {source}; choose another --out")
@@ -277,13 +277,13 @@ def training_fields(recipe: Recipe, train: FieldFile) -> tuple[Tensor, Tensor | 
 def _moments(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel in fp64, without a copy of all fields ``[n, T, *grid, c]``."""
     axes = tuple(range(u.ndim - 1))
-    there = 1 - np.isnan(u[0, 0]).mean(axis=tuple(range(u.ndim - 3)))
-    if (there == 1).all():
+    share = 1 - np.isnan(u[0, 0]).mean(axis=tuple(range(u.ndim - 3)))
+    if (share == 1).all():
         mean = u.mean(axis=axes, dtype=np.float64)
     else:
         mean = np.nanmean(u, axis=axes, dtype=np.float64)
     squares = [np.nansum(np.square(part - mean), axis=axes) for part in np.array_split(u, -(-len(u) // _AT_ONCE))]
-    return mean, np.sqrt(sum(squares) / (u.size / u.shape[-1]) / there)
+    return mean, np.sqrt(sum(squares) / (u.size / u.shape[-1]) / share)
 
 
 def _hashes(source: Path) -> dict[str, str]:

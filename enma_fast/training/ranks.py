@@ -67,19 +67,19 @@ class Rank:
         """What the first rank makes while the others wait, on every rank, or its `EnmaError`."""
         if self.count == 1:
             return make()
-        made: _T | None = None
+        result: _T | None = None
         if self.is_first:
             try:
-                made = make()
+                result = make()
             except BaseException as error:
-                known = error if isinstance(error, EnmaError) else EnmaError(_ENDED)
+                failure = error if isinstance(error, EnmaError) else EnmaError(_ENDED)
                 with contextlib.suppress(EnmaError):
-                    self.from_first((made, known))
+                    self.from_first((result, failure))
                 raise
-        made, failed = self.from_first((made, None))
+        result, failed = self.from_first((result, None))
         if failed is not None:
             raise failed
-        return made  # type: ignore[return-value]
+        return result  # type: ignore[return-value]
 
     def align(self, module: nn.Module) -> None:
         """Give the module of every rank the parameters and buffers that it has at the first one."""

@@ -61,11 +61,11 @@ class Recipe:
 
     def folders(self) -> dict[str, Stage]:
         """The stages by the names of their folders: that of the kind, numbered from its second on."""
-        found: dict[str, Stage] = {}
+        stages: dict[str, Stage] = {}
         for stage in self.stage:
-            count = 1 + sum(other.kind == stage.kind for other in found.values())
-            found[stage.kind if count == 1 else f"{stage.kind}-{count}"] = stage
-        return found
+            count = 1 + sum(other.kind == stage.kind for other in stages.values())
+            stages[stage.kind if count == 1 else f"{stage.kind}-{count}"] = stage
+        return stages
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -85,10 +85,10 @@ class _Recipes(MutableMapping[str, Recipe]):
         self._read: dict[str, Recipe | None] = dict.fromkeys(sorted(path.stem for path in folder.glob("*.toml")))
 
     def __getitem__(self, name: str) -> Recipe:
-        found = self._read[name]
-        if found is None:
-            found = self._read[name] = read_recipe(self._folder / f"{name}.toml")
-        return found
+        recipe = self._read[name]
+        if recipe is None:
+            recipe = self._read[name] = read_recipe(self._folder / f"{name}.toml")
+        return recipe
 
     def __setitem__(self, name: str, recipe: Recipe) -> None:
         self._read[name] = recipe
@@ -145,14 +145,14 @@ def _set(config: Any) -> Any:
         return [_set(value) for value in config]
     if not dataclasses.is_dataclass(config):
         return config
-    found = {}
+    entries = {}
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
         # TOML has no null; what is none beside a kind of another part is so without being said.
         if entry.name == "kind" or (value != default and value is not None):
-            found[entry.name] = _set(value)
-    return found
+            entries[entry.name] = _set(value)
+    return entries
 
 
 def _is_table(value: Any) -> bool:

@@ -215,11 +215,11 @@ def begin_run(options: RunOptions, ranks: int, recipe: Recipe, *, files: list[Pa
     path = options.out / RUN
     # One that has computed nothing yet binds nobody.
     if path.is_file() and any(entry for name in recipe.folders() for entry in (options.out / name).glob("*")):
-        known = read_record(options.out)
+        on_disk = read_record(options.out)
         for key in _FIXED:
-            if known[key] != record[key]:
+            if on_disk[key] != record[key]:
                 raise EnmaError(
-                    f"{path}: this run was begun with {_difference(known[key], record[key], key)}; choose an empty "
+                    f"{path}: this run was begun with {_difference(on_disk[key], record[key], key)}; choose an empty "
                     "--out, or go on with the same"
                 )
         return
