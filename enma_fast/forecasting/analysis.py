@@ -100,8 +100,8 @@ def _analyse_native(
     frames, shared = len(values), points.ndim == 2
     rows = [values.shape[1]] * frames
     if not shared:
-        there = ~points.isnan().any(-1)
-        rows, values, points = there.sum(-1).tolist(), values[there], points[there]
+        mask = ~points.isnan().any(-1)
+        rows, values, points = mask.sum(-1).tolist(), values[mask], points[mask]
     fields, size = native().analyse(
         **covariance.tensors(),
         grid=covariance.grid,
@@ -138,11 +138,11 @@ class _Channel:
         prior_SM = self._normals(self.kept, frame=0) * self.power.sqrt()
         seen_LP = values_LP - self.mean
         if points.ndim == 2 and not self.error:
-            found = self._from_same_points(seen_LP, points, prior_SM)
+            estimate = self._from_same_points(seen_LP, points, prior_SM)
         else:
             points_LPd = points.expand(len(values_LP), *points.shape[-2:])
-            found = self._from_own_points(seen_LP, points_LPd, prior_SM)
-        amplitudes_LM, of_prior_LSM, size_L, count_L = found
+            estimate = self._from_own_points(seen_LP, points_LPd, prior_SM)
+        amplitudes_LM, of_prior_LSM, size_L, count_L = estimate
         amplitudes_SLM = amplitudes_LM[None]
         if self.draw is not None:
             # A few observations say little of the size.
@@ -167,11 +167,11 @@ class _Channel:
 
     def _from_own_points(self, seen_LP: Tensor, points_LPd: Tensor, prior_SM: Tensor) -> tuple[Tensor, ...]:
         """The same where each frame has points of its own, or values have errors, which neighbours in time reduce."""
-        there = ~points_LPd.isnan().any(-1)
-        waves = [self._waves(x[ok]) for x, ok in zip(points_LPd, there, strict=True)]
+        mask_LP = ~points_LPd.isnan().any(-1)
+        waves = [self._waves(x[ok]) for x, ok in zip(points_LPd, mask_LP, strict=True)]
         seen = [
             torch.cat([u[ok][None], self._seen(prior_SM, waves[t], t)])
-            for t, (u, ok) in enumerate(zip(seen_LP, there, strict=True))
+            for t, (u, ok) in enumerate(zip(seen_LP, mask_LP, strict=True))
         ]
         analyses_LNM = prior_SM.new_zeros(len(seen), 1 + len(prior_SM), len(self.kept))
         size_L, count_L = prior_SM.new_zeros(2, len(seen))
@@ -238,11 +238,11 @@ def _size(seen_P: Tensor, weights_P: Tensor) -> Tensor:
 
 def _windows(counts: list[int]) -> dict[tuple[int, ...], list[int]]:
     """Which frames are estimated from which, by their numbers of points: from themselves, and neighbours in time."""
-    found: dict[tuple[int, ...], list[int]] = {}
+    windows: dict[tuple[int, ...], list[int]] = {}
     for t in range(len(counts)):
         first = max(0, min(t - _FRAMES // 2, len(counts) - _FRAMES))
         window = tuple(range(first, min(first + _FRAMES, len(counts))))
         if sum(counts[s] for s in window) > _MOST:
             window = (t,)
-        found.setdefault(window, []).append(t)
-    return found
+        windows.setdefault(window, []).append(t)
+    return windows

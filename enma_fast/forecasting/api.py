@@ -254,15 +254,15 @@ def read_request(model: Model, request: ForecastRequest) -> tuple[ForecastReques
     expected = Channels.of_model(model)
 
     def read(argument: str, given: Fields, expected: Channels) -> LabelledField:
-        found = replace(read_field(argument, given.values, space=space), points=given.points, known=given.known)
-        names = _channel_names(found)
-        return found.ordered(expected.places(argument, names, found.units, strict=request.strict))
+        fields = replace(read_field(argument, given.values, space=space), points=given.points, known=given.known)
+        names = _channel_names(fields)
+        return fields.ordered(expected.places(argument, names, fields.units, strict=request.strict))
 
-    known = None if history is None else read("history", history, expected)
-    if known is not None and context is not None:
-        expected = expected.of_context("history", _channel_names(known), known.units)
+    observed = None if history is None else read("history", history, expected)
+    if observed is not None and context is not None:
+        expected = expected.of_context("history", _channel_names(observed), observed.units)
     other = None if context is None else read("context", context, expected)
-    leading = known or other
+    leading = observed or other
     if leading is None:
         raise EnmaError("history and context are both None; give one of them")
     batched = leading.values.ndim == len(space) + 3
@@ -272,7 +272,7 @@ def read_request(model: Model, request: ForecastRequest) -> tuple[ForecastReques
     own = ("points", points)
     if history is not None and context is not None and context.points is not None:
         own = ("context_points", context.points)
-    for argument, source, (name, where) in (("history", known, ("points", points)), ("context", other, own)):
+    for argument, source, (name, where) in (("history", observed, ("points", points)), ("context", other, own)):
         if where is not None:
             _require_points(argument, source, name, coordinates(name, where, model, of_frames=True), grid)
         elif source is not None:
@@ -289,8 +289,8 @@ def read_request(model: Model, request: ForecastRequest) -> tuple[ForecastReques
         trajectories=tuple(request.trajectories or ()),
         batched=batched,
         interval=config.frame_interval,
-        start=first_time(known, other, interval=config.frame_interval),
-        first_times=leading.times if known is None and leading.times is not None and leading.times.size else None,
+        start=first_time(observed, other, interval=config.frame_interval),
+        first_times=leading.times if observed is None and leading.times is not None and leading.times.size else None,
         space=grid if queried is None else ("point",),
         coords=dict(leading.further) | coords,
         attributes=leading.attributes,
@@ -300,7 +300,7 @@ def read_request(model: Model, request: ForecastRequest) -> tuple[ForecastReques
         has_channel=leading.has_channel,
         name=leading.name,
     )
-    return replace(request, observed=known, context=other, query=queried), labels
+    return replace(request, observed=observed, context=other, query=queried), labels
 
 
 def _channel_names(field: LabelledField) -> tuple[str, ...] | None:
@@ -312,8 +312,8 @@ def _require_points(
     argument: str, source: LabelledField | None, name: str, points: Tensor, axes: tuple[str, ...]
 ) -> None:
     """Raise `EnmaError` if the coordinates of a field differ from the points ``[..., P, d]`` that are given."""
-    known = {} if source is None else {axis: x for axis, x in source.places.items() if axis in axes}
-    for axis, x in known.items():
+    coords = {} if source is None else {axis: x for axis, x in source.places.items() if axis in axes}
+    for axis, x in coords.items():
         given = points[..., axes.index(axis)].numpy(force=True)
         given = np.where(np.isnan(given), x, given) if len(x) == given.shape[-1] else given
         if len(x) == given.shape[-1] and not np.allclose(x, given, rtol=1e-5, atol=1e-5 * np.ptp(x)):
@@ -333,8 +333,8 @@ def _on_tensors(stop: Stop | None, labels: Labels) -> Stop | None:
             return answer
         dims = labels.dims("realization")
         if set(answer.dims) != set(dims):
-            found = ", ".join(map(str, answer.dims))
-            raise EnmaError(f"stop returned the dims ({found}); expected are {', '.join(dims)}")
+            answer_dims = ", ".join(map(str, answer.dims))
+            raise EnmaError(f"stop returned the dims ({answer_dims}); expected are {', '.join(dims)}")
         return answer.transpose(*dims).to_numpy()
 
     return on_tensors

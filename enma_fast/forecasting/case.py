@@ -138,8 +138,8 @@ def _require_alike(old: LabelledField, new: LabelledField, *, dims: int) -> None
         raise EnmaError(f"frames are of {new.kind}, those before of {old.kind}; give the same kind of array")
     shapes = [(*x.values.shape[: -2 - dims], *x.values.shape[-1 - dims :]) for x in (old, new)]
     if shapes[0] != shapes[1] or old.values.ndim != new.values.ndim:
-        found, before = ([*x.values.shape] for x in (new, old))
-        raise EnmaError(f"frames has shape {found}, those before have {before}; only the number of frames may differ")
+        shape, before = ([*x.values.shape] for x in (new, old))
+        raise EnmaError(f"frames has shape {shape}, those before have {before}; only the number of frames may differ")
     for what in ("channels", "numbers", "units"):
         if getattr(old, what) != getattr(new, what):
             raise EnmaError(f"frames: its {what} are {getattr(new, what)}, those before {getattr(old, what)}")

@@ -38,11 +38,11 @@ def report_outside(
     model: Model, numbers: Sequence[int], reasons: Sequence[str], *, strict: bool, where: str = ""
 ) -> None:
     """Warn which trajectories lie outside the training data, or refuse them."""
-    found = [(number, reason) for number, reason in zip(numbers, reasons, strict=False) if reason]
-    if not found:
+    outliers = [(number, reason) for number, reason in zip(numbers, reasons, strict=False) if reason]
+    if not outliers:
         return
-    number, reason = found[0]
-    more = f" (and of {len(found) - 1} more)" if len(found) > 1 else ""
+    number, reason = outliers[0]
+    more = f" (and of {len(outliers) - 1} more)" if len(outliers) > 1 else ""
     text = (
         f"{where}the observed frames of trajectory {number}{more} lie outside what {model.config.name} was trained on: "
         f"{reason}"

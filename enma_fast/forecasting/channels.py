@@ -78,8 +78,8 @@ class Channels:
         """Those of a context of `what`: its names, and its units where the expected ones are not known."""
         count = max(map(len, (self.names, self.units, names or (), units or ())))
         given = ["" if has_no_unit(unit) else unit for unit in _each(units, None, count)]
-        both = (list(known) + [""] * (count - len(known)) for known in (self.units, given))
-        joined = replace(self, units=tuple(first or second for first, second in zip(*both, strict=True)))
+        both = (list(each) + [""] * (count - len(each)) for each in (self.units, given))
+        joined = replace(self, units=tuple(own or other for own, other in zip(*both, strict=True)))
         if not names:
             return joined
         of = self.of if tuple(names) == self.names else str(what)

@@ -120,14 +120,14 @@ def encode_inputs(
     leading = history or context
     if leading is None:
         raise EnmaError("history and context are both None; give one of them")
-    where, there = _points(model, history, context)
+    where, context_at = _points(model, history, context)
     space = 1 if where is not None else config.codec.dims
     batched = leading.values.ndim == space + 3
     known = None if history is None else checked_field("history", history.values, model, where, batched)
     other = (
         None
         if context is None
-        else checked_field("context", context.values, model, there, context.values.ndim == space + 3)
+        else checked_field("context", context.values, model, context_at, context.values.ndim == space + 3)
     )
     if known is not None and other is not None and len(other) not in (1, len(known)):
         raise EnmaError(
@@ -138,7 +138,7 @@ def encode_inputs(
             warn_of_context(config, "context", other.shape[1])
         length = config.context_frames(other.shape[1])
         other = other[:, :length]
-        there = there if there is None or there.ndim == 2 else there[..., :length, :, :]
+        context_at = context_at if context_at is None or context_at.ndim == 2 else context_at[..., :length, :, :]
     num_observed = 0 if known is None else known.shape[1]
     num_frames = num_observed + _frames_to_forecast(config, request, num_observed, has_context=other is not None)
     B = len(leading.values) if batched else 1
@@ -184,10 +184,10 @@ def encode_inputs(
         """Latents of each trajectory in each shift that is used, [B * len(used), T, N, C]."""
         if where is not None and drawn:
             draws = [Draw(seed, torch.tensor(used), use) for seed in seeds]
-            made, sizes = _drawn_fields(model, fields, where, draws, errors=request.errors)
+            analyses, sizes = _drawn_fields(model, fields, where, draws, errors=request.errors)
             if warn or request.strict:
                 _report_sizes("history" if use == HISTORY else "context", sizes, model, strict=request.strict)
-            seen = [shifted(made[:, i], shown[s], ring) for i, s in enumerate(used)]
+            seen = [shifted(analyses[:, i], shown[s], ring) for i, s in enumerate(used)]
             return latents(torch.stack(seen, 1).flatten(0, 1))
         if where is not None:
             seen = [latents(fields, moved(where, shown[s], config.codec)) for s in used]
@@ -207,7 +207,7 @@ def encode_inputs(
         if drawn:
             # What a context leaves open is drawn for each trajectory.
             other = other.expand(B, *other.shape[1:])
-        context_BTNC = encoded(other, there, CONTEXT).unflatten(0, (-1, len(used)))
+        context_BTNC = encoded(other, context_at, CONTEXT).unflatten(0, (-1, len(used)))
         context_BTNC = context_BTNC.expand(B, -1, -1, -1, -1).flatten(0, 1)
     first_frames, encode_earlier, continues = None, None, None
     if earlier is not None:
@@ -224,10 +224,10 @@ def encode_inputs(
             return latents(torch.cat([known_fields(row) for row in rows]))[:, of_history:whole]
 
     if known is None and model.draws_fields:
-        first = None if other is None or there is not None else other[:, 0].expand(B, *other.shape[2:])
+        first_frame = None if other is None or context_at is not None else other[:, 0].expand(B, *other.shape[2:])
 
         def drawn_field(row: tuple[int, int]) -> Tensor:
-            (b, k), seen = row, None if first is None else first[row[0], None]
+            (b, k), seen = row, None if first_frame is None else first_frame[row[0], None]
             u = model.first_fields(seen, torch.tensor([seeds[b]]), torch.tensor([k])).to(model.latent_mean.device)
             return shifted(u[:, None], shown[k % len(shown)], ring)
 
@@ -311,13 +311,13 @@ def _drawn_fields(
     each = points.expand(len(values), *points.shape[-3:]) if points.ndim > 2 else [points] * len(values)
     rows = list(zip(values, each, draws, strict=True))
     at_once = len(rows) if points.shape[-2] <= _FEW_POINTS else 1
-    made: list[tuple[Tensor, float]] = []
+    analyses: list[tuple[Tensor, float]] = []
     for first in range(0, len(rows), at_once):
-        made += map_alone(lambda row: analyse(covariance, *row, errors=errors), rows[first : first + at_once])
-    sizes = [size for _, size in made]
-    if not all(math.isfinite(size) and fields.isfinite().all() for fields, size in made):
+        analyses += map_alone(lambda row: analyse(covariance, *row, errors=errors), rows[first : first + at_once])
+    sizes = [size for _, size in analyses]
+    if not all(math.isfinite(size) and fields.isfinite().all() for fields, size in analyses):
         raise EnmaError("points: no field of finite values fits the values; check their unit")
-    return torch.stack([fields for fields, _ in made]).to(model.latent_mean.device), sizes
+    return torch.stack([fields for fields, _ in analyses]).to(model.latent_mean.device), sizes
 
 
 def _report_sizes(name: str, sizes: Sequence[float], model: Model, *, strict: bool) -> None:

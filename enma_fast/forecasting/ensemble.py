@@ -93,9 +93,9 @@ class Ensemble:
         missing = (self.data != self.data).any(self._axis)
 
         def share(level: float) -> Any:
-            found = _wide(sum(_wide(member) > level for member in self._each())) / self.num_members
-            found[missing] = np.nan
-            return found
+            shares = _wide(sum(_wide(member) > level for member in self._each())) / self.num_members
+            shares[missing] = np.nan
+            return shares
 
         return self._several("threshold", levels, share)
 
@@ -223,13 +223,13 @@ class Ensemble:
 
     def _several(self, name: str, levels: np.ndarray, one: Callable[[float], Any]) -> Any:
         """A statistic at one level, or at several along an axis of that name."""
-        found = [_narrow(one(float(level)), self.data) for level in np.atleast_1d(levels)]
+        statistics = [_narrow(one(float(level)), self.data) for level in np.atleast_1d(levels)]
         label = "exceedance probability" if name == "threshold" else name
         coords = {"realization": None, "time": self.times, name: levels if levels.ndim else float(levels)}
         if not levels.ndim:
-            return self.labels.wrap(found[0], self.labels.dims("time"), label, **coords)
-        stack: Any = np.stack if isinstance(found[0], np.ndarray) else sys.modules["torch"].stack
-        return self.labels.wrap(stack(found, self._axis), self.labels.dims(name, "time"), label, **coords)
+            return self.labels.wrap(statistics[0], self.labels.dims("time"), label, **coords)
+        stack: Any = np.stack if isinstance(statistics[0], np.ndarray) else sys.modules["torch"].stack
+        return self.labels.wrap(stack(statistics, self._axis), self.labels.dims(name, "time"), label, **coords)
 
 
 def _plain(x: Any) -> np.ndarray:
@@ -253,9 +253,9 @@ def _quantile(x: Any, q: float, axis: int) -> Any:
     place = q * (x.shape[axis] - 1)
     low = int(place)
     high = min(low + 1, x.shape[axis] - 1)
-    found = ordered.select(axis, low).lerp(ordered.select(axis, high), place - low)
+    quantile = ordered.select(axis, low).lerp(ordered.select(axis, high), place - low)
     last = ordered.select(axis, -1)
-    return last.where(last.isnan(), found)
+    return last.where(last.isnan(), quantile)
 
 
 def _levels(what: str, value: Any) -> np.ndarray:
@@ -266,21 +266,21 @@ def _levels(what: str, value: Any) -> np.ndarray:
 
 
 def _places(
-    what: str, wanted: Any, there: tuple[int, ...], names: tuple[Any, ...] = ()
+    what: str, wanted: Any, numbers: tuple[int, ...], names: tuple[Any, ...] = ()
 ) -> tuple[list[int], tuple[int, ...]]:
     """Places, and numbers, of what is asked for by its numbers or names."""
     asked = np.atleast_1d(np.asarray(wanted)).tolist()
     if not asked:
-        raise EnmaError(f"{what} is an empty list; there are {_listed(there)}")
+        raise EnmaError(f"{what} is an empty list; there are {_listed(numbers)}")
     places = []
     for one in asked:
-        known = there if isinstance(one, int) and not isinstance(one, bool) else names
-        if one not in known:
-            raise EnmaError(f"{what} {one} is not in this ensemble; there are {_listed(names or there)}")
-        places.append(known.index(one))
+        choices = numbers if isinstance(one, int) and not isinstance(one, bool) else names
+        if one not in choices:
+            raise EnmaError(f"{what} {one} is not in this ensemble; there are {_listed(names or numbers)}")
+        places.append(choices.index(one))
     if len(set(places)) != len(places):
         raise EnmaError(f"{what} names one twice; give each once")
-    return places, tuple(there[place] for place in places)
+    return places, tuple(numbers[place] for place in places)
 
 
 def _listed(numbers: tuple[Any, ...]) -> str:

@@ -54,8 +54,8 @@ class StoredMembers:
                     f"{self.path}: its {name} is {store.attrs.get(name)}, that of the longer forecast "
                     f"{attributes.get(name)}; give the same"
                 )
-        there = set(store["trajectory"].values.tolist()), set(store["realization"].values.tolist())
-        for what, wanted, held in zip(("trajectory", "member"), (trajectories, members), there, strict=True):
+        stored = set(store["trajectory"].values.tolist()), set(store["realization"].values.tolist())
+        for what, wanted, held in zip(("trajectory", "member"), (trajectories, members), stored, strict=True):
             if lacking := sorted(set(wanted) - held):
                 raise EnmaError(f"{self.path}: holds no {what} {lacking[0]}; forecast it from the beginning")
         held = store.attrs.get(BESIDE)
@@ -73,8 +73,8 @@ class StoredMembers:
         places = self._places(trajectories)
         for c, name in enumerate(data.channels if seen else ()):
             with zarr_errors(self.path, f"{name}_observed"):
-                known = store[f"{name}_observed"].values[places]
-            if not np.array_equal(known, data.u[data.places(trajectories), :seen, ..., c], equal_nan=True):
+                observed = store[f"{name}_observed"].values[places]
+            if not np.array_equal(observed, data.u[data.places(trajectories), :seen, ..., c], equal_nan=True):
                 raise EnmaError(f"{self.path}: its observed frames of {name} are not those of {data.path}")
 
     def frames(self, trajectories: Sequence[int], members: range) -> np.ndarray:

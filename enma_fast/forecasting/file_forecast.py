@@ -92,9 +92,9 @@ class FileForecast:
         if self.request.num_frames is not None:
             return self.request.num_frames
         longest = self.model.config.num_frames
-        there = min(len(self.data.times), longest) - self.num_observed
+        rest = min(len(self.data.times), longest) - self.num_observed
         # One frame alone is an initial condition in every task.
-        return there if there > 0 and len(self.data.times) > 1 else longest - self.num_observed
+        return rest if rest > 0 and len(self.data.times) > 1 else longest - self.num_observed
 
     @property
     def num_total(self) -> int:
@@ -197,9 +197,9 @@ class FileForecast:
         if self.request.task != INITIAL_VALUE:
             return
         source, index = self.context_places(self.trajectories)
-        first = zip(self.trajectories, self.data.places(self.trajectories), index, strict=True)
+        places = zip(self.trajectories, self.data.places(self.trajectories), index, strict=True)
         u, others = self.data.u, source.u
-        own = [row for row, place, other in first if np.array_equal(u[place, 0], others[other, 0], equal_nan=True)]
+        own = [row for row, place, other in places if np.array_equal(u[place, 0], others[other, 0], equal_nan=True)]
         if own:
             several = f" (and those of {len(own) - 1} more)" if len(own) > 1 else ""
             log.warning(
@@ -308,8 +308,8 @@ class FileForecast:
     def known(self, data: FieldFile, places: Sequence[int]) -> dict[str, np.ndarray]:
         """What a file says of the drivers that the model is told, of trajectories by their places."""
         names = [driver.name for driver in self.model.config.known]
-        found = {name: data.parameters[name][list(places)] for name in names if name in data.parameters}
-        return found | rows_of({name: data.known[name] for name in names if name in data.known}, list(places))
+        constants = {name: data.parameters[name][list(places)] for name in names if name in data.parameters}
+        return constants | rows_of({name: data.known[name] for name in names if name in data.known}, list(places))
 
     def _as_seen(self, fields: np.ndarray, trajectories: Sequence[int], *, context: bool = False) -> Fields:
         """Fields `[B, L, *x, c]` whole, or `[B, L, P, c]` at the points `[B, L, P, d]` that the request draws."""

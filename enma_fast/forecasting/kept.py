@@ -39,25 +39,25 @@ class KeptFrames:
         `causal` says that `encode` gives a latent frame the same bits whatever comes after it, and before its reach.
         """
         before = self._latents.pop(key, None)
-        made = None
+        all_latents = None
         if before is not None and torch.equal(before[0], fields[:, : before[0].shape[1]]):
             known, latents = before
             whole = codec.whole_latents(known.shape[1])
             first = whole - codec.reach
             if known.shape == fields.shape:
-                made = latents
+                all_latents = latents
             elif causal and first > 0:
                 # The first latent frames of this part lack what comes before them.
                 later = encode(fields[:, first * codec.time_factor :])[:, codec.reach :]
-                made = torch.cat([latents[:, :whole], later], 1)
-        if made is None:
-            made = encode(fields)
-        self._latents[key] = fields, made
-        return made
+                all_latents = torch.cat([latents[:, :whole], later], 1)
+        if all_latents is None:
+            all_latents = encode(fields)
+        self._latents[key] = fields, all_latents
+        return all_latents
 
     def engine(self, engine: Engine, histories: tuple[int, ...]) -> Engine:
         """The engine for rows of these histories, with memory of its own."""
-        found = self._engines.get(histories)
-        if found is None or found[0] is not engine:
-            found = self._engines[histories] = engine, engine.apart()
-        return found[1]
+        pair = self._engines.get(histories)
+        if pair is None or pair[0] is not engine:
+            pair = self._engines[histories] = engine, engine.apart()
+        return pair[1]

@@ -102,11 +102,11 @@ def _check(model: Model, driver: KnownInput, values: np.ndarray, *, count: int, 
 
 def check_mask(model: Model, data: FieldFile) -> None:
     """Raise `EnmaError` if a file has no values where the model forecasts some."""
-    if (there := data.mask) is None:
+    if (mask := data.mask) is None:
         return
-    needed = np.ones_like(there) if model.codec.mask is None else model.codec.mask.numpy(force=True)
-    if (needed & ~there).any():
+    needed = np.ones_like(mask) if model.codec.mask is None else model.codec.mask.numpy(force=True)
+    if (needed & ~mask).any():
         raise EnmaError(
-            f"{data.path}: has no values at {int((needed & ~there).sum()):,} places where {model.config.name} has "
+            f"{data.path}: has no values at {int((needed & ~mask).sum()):,} places where {model.config.name} has "
             "some; fill them, for example by interpolation"
         )

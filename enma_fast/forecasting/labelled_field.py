@@ -75,11 +75,11 @@ class LabelledField(Fields):
                     "to even positions"
                 )
             # The cell that closes a ring counts; positions of an open axis are those of cells or reach from end to end.
-            found = steps.sum() * x.size / (x.size - 1)
-            sizes = (found,) if wraps else (found, steps.sum())
+            extent = steps.sum() * x.size / (x.size - 1)
+            sizes = (extent,) if wraps else (extent, steps.sum())
             if not any(math.isclose(size, length, rel_tol=SPACING_TOLERANCE) for size in sizes):
                 raise EnmaError(
-                    f"{argument}: the coordinate {name} spans {found:.6g}; the model expects a domain of {length:.6g} "
+                    f"{argument}: the coordinate {name} spans {extent:.6g}; the model expects a domain of {length:.6g} "
                     "(if it is given in another unit, drop the coordinate)"
                 )
 
@@ -117,7 +117,7 @@ def read_field(argument: str, value: Any, *, space: tuple[str, ...]) -> Labelled
     coords = {name: parts[0].coords[name] for name in ("time", *space) if name in parts[0].coords}
     numbers = _numbers(parts[0])
     further = _further(value, space, {*_TAKEN, *(channels or ())})
-    known = {"time", "trajectory", *space, *further}
+    axes = {"time", "trajectory", *space, *further}
     if numbers is not None:
         further.pop("trajectory", None)
     return LabelledField(
@@ -128,7 +128,7 @@ def read_field(argument: str, value: Any, *, space: tuple[str, ...]) -> Labelled
         coords={name: x.to_numpy() for name, x in coords.items() if name != "time"},
         further=further,
         places={name: x.to_numpy() for name, x in value.coords.items() if name in SPACE and x.dims == ("point",)},
-        attributes={str(name): dict(x.attrs) for name, x in value.coords.items() if name in known and x.attrs},
+        attributes={str(name): dict(x.attrs) for name, x in value.coords.items() if name in axes and x.attrs},
         channels=channels,
         units=tuple(str(attributes.get("units") or "1") for attributes in about),
         has_channel=named,

@@ -62,9 +62,9 @@ class Labels:
         """Times of forecast frames, numbered from 0; None if they are unknown."""
         if self.start is None:
             return None
-        known, frames = self.first_times, np.asarray(frames)
+        given, frames = self.first_times, np.asarray(frames)
         times = later(self.start, frames, interval=self.interval)
-        return times if known is None else np.where(frames < len(known), known.take(frames, mode="clip"), times)
+        return times if given is None else np.where(frames < len(given), given.take(frames, mode="clip"), times)
 
     def wrap(self, data: Any, dims: Sequence[str], label: str = "forecast", **coords: Any) -> Any:
         """Give plain values ``[*dims, *grid, c]`` their labels; `coords` are values of further coordinates."""
@@ -72,15 +72,15 @@ class Labels:
             return data
         xarray = load_extra("xarray", "store")
         named = {"realization": self.members, "trajectory": self.trajectories if self.batched else self.trajectories[0]}
-        found = {
+        own_coords = {
             name: ((name,) if np.ndim(value) else (), np.asarray(value))
             for name, value in (named | coords).items()
             if value is not None
         }
         dims = (*dims, *self.space)
-        known: dict[str, Any] = {
+        coordinates: dict[str, Any] = {
             name: (axes, value, self._about(name))
-            for name, (axes, value) in (found | dict(self.coords)).items()
+            for name, (axes, value) in (own_coords | dict(self.coords)).items()
             if set(axes) <= set(dims)
         }
         channels = self.channel_names(data.shape[-1])
@@ -90,13 +90,13 @@ class Labels:
                 name: (dims, data[..., c], {"long_name": f"{label} of {name}", "units": units[c]})
                 for c, name in enumerate(channels)
             }
-            return xarray.Dataset(variables, known, attrs={"Conventions": "CF-1.11", "channels": list(channels)})
+            return xarray.Dataset(variables, coordinates, attrs={"Conventions": "CF-1.11", "channels": list(channels)})
         about = {"long_name": f"{label} of {self.name or ', '.join(channels)}", "units": units[0]}
         if not self.has_channel:
-            return xarray.DataArray(data[..., 0], known, dims, name=self.name, attrs=about)
+            return xarray.DataArray(data[..., 0], coordinates, dims, name=self.name, attrs=about)
         if self.channels is not None:
-            known["channel"] = ("channel", list(channels), {})
-        return xarray.DataArray(data, known, (*dims, "channel"), name=self.name, attrs=about)
+            coordinates["channel"] = ("channel", list(channels), {})
+        return xarray.DataArray(data, coordinates, (*dims, "channel"), name=self.name, attrs=about)
 
     def dims(self, *further: str) -> tuple[str, ...]:
         """Names of the leading axes: that of the trajectories if there is one, then `further`."""
@@ -118,8 +118,8 @@ class Labels:
 
     def unit_of(self, axis: str) -> str | None:
         """The unit of time or of an axis of space; None if it is not known."""
-        found = self._about(axis).get("units")
-        return None if found is None else str(found)
+        unit = self._about(axis).get("units")
+        return None if unit is None else str(unit)
 
     def _about(self, name: str) -> dict[str, Any]:
         """Attributes of a coordinate."""

@@ -66,9 +66,9 @@ def drawn(
         when = labels.interval * (num_seen + np.arange(shape[0]))
     coords, units = [], {"time": labels.unit_of("time")}
     for name, size in zip(labels.space, shape[1:-1], strict=True):
-        known = name in labels.coords
-        coords.append(labels.coords[name][1] if known else np.arange(size))
-        units[name] = labels.unit_of(name) if known else "grid point"
+        has_coord = name in labels.coords
+        coords.append(labels.coords[name][1] if has_coord else np.arange(size))
+        units[name] = labels.unit_of(name) if has_coord else "grid point"
     return Forecast(
         times=when,
         coords=coords,
@@ -84,11 +84,11 @@ def drawn(
 
 def _of_place(argument: str, given: Any, labels: Labels, place: int, shape: tuple[int, ...]) -> np.ndarray:
     """Frames ``[L, *x, c]`` of the trajectory at a place of the ensemble."""
-    found = read_field(argument, given, space=labels.space)
+    frames = read_field(argument, given, space=labels.space)
     if labels.channels is not None:
         wanted = Channels(of="the ensemble", names=labels.channels, required=True)
-        found = found.ordered(wanted.places(argument, found.channels, None))
-    data = found.values if isinstance(found.values, np.ndarray) else found.values.numpy(force=True)
+        frames = frames.ordered(wanted.places(argument, frames.channels, None))
+    data = frames.values if isinstance(frames.values, np.ndarray) else frames.values.numpy(force=True)
     if data.ndim == len(shape) + 1:
         if len(data) != len(labels.trajectories):
             raise EnmaError(
@@ -104,5 +104,5 @@ def _of_place(argument: str, given: Any, labels: Labels, place: int, shape: tupl
 
 def _rms(x: np.ndarray) -> str:
     """Root mean square without frames in which a member was stopped, or a dash where there are no others."""
-    there = x[~np.isnan(x)]
-    return f"{np.sqrt(np.square(there, dtype=np.float64).mean()):.3g}" if there.size else "-"
+    values = x[~np.isnan(x)]
+    return f"{np.sqrt(np.square(values, dtype=np.float64).mean()):.3g}" if values.size else "-"

@@ -175,8 +175,8 @@ class ForecastRequest:
                 check(name)
         # A module that was never imported has no instances.
         loaded = sys.modules.get("torch")
-        known = self.dtype == AUTO if isinstance(self.dtype, str) else loaded and isinstance(self.dtype, loaded.dtype)
-        if self.dtype is not None and not known:
+        valid = self.dtype == AUTO if isinstance(self.dtype, str) else loaded and isinstance(self.dtype, loaded.dtype)
+        if self.dtype is not None and not valid:
             raise EnmaError(f"dtype is {self.dtype!r}; a torch.dtype or 'auto' is expected")
         if self.trajectories is not None:
             object.__setattr__(self, "trajectories", _numbers(self.trajectories))
@@ -293,12 +293,12 @@ class ForecastRequest:
         keys_values = read_latents * config.context.values_kept(config.num_tokens)
         held = 4 * max(values, _ROW_VALUES) + getattr(self.dtype, "itemsize", 4) * keys_values
         on_gpu = device is not None and device.type == "cuda"
-        each, there = held / 1e9, (gpu_memory(device) if on_gpu else memory()) / 1e9
-        if rows * each > there:
-            remedy = "fewer at a time" if each <= there else "fewer frames"
+        each, room = held / 1e9, (gpu_memory(device) if on_gpu else memory()) / 1e9
+        if rows * each > room:
+            remedy = "fewer at a time" if each <= room else "fewer frames"
             raise EnmaError(
                 f"forecasts of {rows:,} x {num_frames:,} frames take {rows * each:,.0f} GB, "
-                f"this {'GPU' if on_gpu else 'machine'} has {there:,.0f} GB; use {remedy}"
+                f"this {'GPU' if on_gpu else 'machine'} has {room:,.0f} GB; use {remedy}"
             )
 
 

@@ -95,14 +95,14 @@ def moved(points: Tensor, view: View, options: CodecConfig) -> Tensor:
         return points
     if not any(options.periodic):
         mirrored, ends = (torch.tensor(x, device=points.device) for x in (view.amount, options.lengths))
-        there = torch.where(mirrored > 0, ends - points, points)
-        return there.flip(-1) if view.exchanged else there
+        new_points = torch.where(mirrored > 0, ends - points, points)
+        return new_points.flip(-1) if view.exchanged else new_points
     steps = [a * x / n for a, x, n in zip(view.amount, options.lengths, options.grid, strict=True)]
     lengths, ring, step = (torch.tensor(x, device=points.device) for x in (options.lengths, options.periodic, steps))
-    there = points + step
+    new_points = points + step
     # A sum that rounding leaves just below the end is the beginning.
-    around = ring & (there >= lengths * (1 - DOMAIN_TOLERANCE))
-    return torch.where(around, (there - lengths).clamp_min(0), there)
+    around = ring & (new_points >= lengths * (1 - DOMAIN_TOLERANCE))
+    return torch.where(around, (new_points - lengths).clamp_min(0), new_points)
 
 
 def drawn_places(
@@ -136,16 +136,16 @@ def readings_for(config: ModelConfig, path: str | Path) -> FieldFile:
         As `data.read_readings`, and for fewer than 3 frames.
     """
     tok = config.codec
-    found = read_readings(path, lengths=tok.lengths, num_channels=tok.field_channels, needed_by=config.name)
-    num_frames = found.u.shape[1]
+    readings = read_readings(path, lengths=tok.lengths, num_channels=tok.field_channels, needed_by=config.name)
+    num_frames = readings.u.shape[1]
     if num_frames < 3:
         raise EnmaError(f"{path}: holds {counted(num_frames, 'frame')}; {config.name} needs at least 3")
     return FieldFile(
-        path=found.path,
-        name=found.path.stem,
-        u=found.u,
-        points=found.points,
-        channels=found.channels,
+        path=readings.path,
+        name=readings.path.stem,
+        u=readings.u,
+        points=readings.points,
+        channels=readings.channels,
         times=later(0.0, np.arange(num_frames), interval=config.frame_interval),
         coords=tuple(np.arange(n) * spacing for n, spacing in zip(tok.grid, tok.spacings, strict=True)),
         lengths=tok.lengths,

@@ -91,7 +91,7 @@ def provenance(forecast: FileForecast, checkpoint: str | Path, command: str) -> 
 
     `input_sha256` is of all that is taken from the files.
     """
-    files, found = hashes(checkpoint), versions()
+    files, releases = hashes(checkpoint), versions()
     decide = ("enma-fast", "torch", "numpy")
     attributes: dict[str, Any] = {
         "command": command,
@@ -101,8 +101,8 @@ def provenance(forecast: FileForecast, checkpoint: str | Path, command: str) -> 
         "data_file": forecast.data.path.name,
         "input_sha256": _input_sha256(forecast),
         # The versions that decide the bits of a result, and the others.
-        "versions": ", ".join(f"{name} {found[name]}" for name in decide),
-        "further_versions": ", ".join(f"{n} {number}" for n, number in found.items() if number and n not in decide),
+        "versions": ", ".join(f"{name} {releases[name]}" for name in decide),
+        "further_versions": ", ".join(f"{n} {number}" for n, number in releases.items() if number and n not in decide),
     }
     if beside := beside_hashes(forecast, forecast.num_total):
         attributes[BESIDE] = beside
