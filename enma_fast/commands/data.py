@@ -42,7 +42,7 @@ def generate(
     from ..utils.system import usable_cores
 
     terminal = Terminal(as_json)
-    made: list[dict[str, Any]] = []
+    files: list[dict[str, Any]] = []
     parts = list(DEFAULT_GROUPS) if split == "all" else [split]
     for part in parts:
         # Refuse before the first of them is made.
@@ -59,9 +59,9 @@ def generate(
                 workers=workers or usable_cores(),
                 progress=update,
             )
-        made.append({"file": str(path), "equation": equation, "split": part, "bytes": path.stat().st_size})
-        terminal.show(f"{path}  {made[-1]['bytes'] / 1e6:.1f} MB")
-    terminal.result({"files": made} if split == "all" else made[0])
+        files.append({"file": str(path), "equation": equation, "split": part, "bytes": path.stat().st_size})
+        terminal.show(f"{path}  {files[-1]['bytes'] / 1e6:.1f} MB")
+    terminal.result({"files": files} if split == "all" else files[0])
 
 
 def subset(
@@ -86,9 +86,9 @@ def subset(
 
     terminal = Terminal(as_json)
     path = write(file, out, environments=environments, each=each, force=force)
-    there, size = count(path), path.stat().st_size
-    terminal.show(f"{path}  {there} trajectories, {size / 1e6:.2f} MB")
-    terminal.result({"file": str(path), "trajectories": there, "bytes": size})
+    num_trajectories, size = count(path), path.stat().st_size
+    terminal.show(f"{path}  {num_trajectories} trajectories, {size / 1e6:.2f} MB")
+    terminal.result({"file": str(path), "trajectories": num_trajectories, "bytes": size})
 
 
 def import_(
@@ -148,23 +148,23 @@ def import_(
         window=window,
         stride=stride,
     )
-    found = describe(import_fields(source, out, options, force=force))
-    grid = f"{times(found['points'])} points ({boundaries(found['periodic'])})"
+    facts = describe(import_fields(source, out, options, force=force))
+    grid = f"{times(facts['points'])} points ({boundaries(facts['periodic'])})"
     terminal.show(
-        f"{out}: {counted(found['trajectories'], 'trajectory')} in {counted(found['groups'], 'environment')}, "
-        f"{counted(found['frames'], 'frame')}, {grid}, channels {', '.join(found['channels'])}"
+        f"{out}: {counted(facts['trajectories'], 'trajectory')} in {counted(facts['groups'], 'environment')}, "
+        f"{counted(facts['frames'], 'frame')}, {grid}, channels {', '.join(facts['channels'])}"
     )
-    terminal.result(found)
+    terminal.result(facts)
 
 
 def _crop(text: str | None) -> dict[str, tuple[int, int]]:
-    found: dict[str, tuple[int, int]] = {}
+    ranges: dict[str, tuple[int, int]] = {}
     for part in names(text):
         match = re.fullmatch(r"(\w+)=(\d+):(\d+)", part)
-        if match is None or match[1] in found:
+        if match is None or match[1] in ranges:
             raise EnmaError(f"--crop {text}: write AXIS=A:B once for each axis, for example --crop x=0:48,y=0:36")
-        found[match[1]] = int(match[2]), int(match[3])
-    return found
+        ranges[match[1]] = int(match[2]), int(match[3])
+    return ranges
 
 
 def _units(values: list[str]) -> dict[str, str]:
@@ -180,10 +180,10 @@ def info(file: DataFile, as_json: AsJson = False) -> None:
     from ..data import describe
 
     terminal = Terminal(as_json)
-    found = describe(file)
-    rows = [[key, _text(value, _BETWEEN.get(key, " .. "))] for key, value in found.items() if key != "file"]
-    terminal.show(table(found["file"], ["field", "value"], rows, text=(0, 1)))
-    terminal.result(found)
+    facts = describe(file)
+    rows = [[key, _text(value, _BETWEEN.get(key, " .. "))] for key, value in facts.items() if key != "file"]
+    terminal.show(table(facts["file"], ["field", "value"], rows, text=(0, 1)))
+    terminal.result(facts)
 
 
 def _text(value: Any, between: str = " .. ") -> str:

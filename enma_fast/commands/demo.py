@@ -89,8 +89,8 @@ def _table(result: dict[str, Any]) -> Any:
     recognised, points = "", temporal["points"]
     seen = "" if points is None else f" seen at {points} points, different ones in each"
     if outside["num_outside"] is not None:
-        found = (f"{row['num_outside']} of {row['num_trajectories']}" for row in (temporal, outside))
-        recognised = "\nTrajectories found outside the training data: {} in distribution, {} out of it.".format(*found)
+        counts = (f"{row['num_outside']} of {row['num_trajectories']}" for row in (temporal, outside))
+        recognised = "\nTrajectories found outside the training data: {} in distribution, {} out of it.".format(*counts)
     return table(
         f"{result['model']}: {result['num_trajectories']} unseen trajectories, {temporal['num_frames']} frames",
         ["", *(label for label, _, _ in _COLUMNS)],

@@ -35,23 +35,23 @@ def embed(
             raise EnmaError(f"model {checkpoint!r} is not shipped; use one of {', '.join(available())}")
         _answer(terminal, "checkpoint", str(locate(checkpoint)))
         return
-    found: dict[str, Any] = {
+    folders: dict[str, Any] = {
         "cmake_dir": str(PREFIX / "lib/cmake/enma"),
         "include_dir": str(PREFIX / "include"),
         "library_dir": str(PREFIX / "lib"),
     }
-    if not Path(found["cmake_dir"]).is_dir():
+    if not Path(folders["cmake_dir"]).is_dir():
         raise EnmaError(
             "this installation has no libenma: it was built without its sources, or with ENMA_FAST_NO_EXT=1; "
             "install it with a compiler, or run `make libenma` in a checkout"
         )
-    for name, wanted in zip(found, (cmake_dir, include_dir, library_dir), strict=True):
+    for name, wanted in zip(folders, (cmake_dir, include_dir, library_dir), strict=True):
         if wanted:
-            _answer(terminal, name, found[name])
+            _answer(terminal, name, folders[name])
             return
-    for name, folder in found.items():
+    for name, folder in folders.items():
         terminal.show(f"{name:12} {folder}")
-    terminal.result(found)
+    terminal.result(folders)
 
 
 def _answer(terminal: Terminal, name: str, folder: str) -> None:

@@ -56,8 +56,8 @@ def _chosen(text: str | None, option: str, dataset: Any, axis: str) -> list[int]
     if text is None:
         return None
     begin, end = span(text, option)
-    there = dataset[axis].to_numpy().tolist()
-    chosen = [n for n in there if (begin is None or n >= begin) and (end is None or n < end)]
+    numbers = dataset[axis].to_numpy().tolist()
+    chosen = [n for n in numbers if (begin is None or n >= begin) and (end is None or n < end)]
     if not chosen:
-        raise EnmaError(f"{option} {text!r}: names no {axis} of the store; it holds {min(there)} to {max(there)}")
+        raise EnmaError(f"{option} {text!r}: names no {axis} of the store; it holds {min(numbers)} to {max(numbers)}")
     return chosen

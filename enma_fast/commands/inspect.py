@@ -21,7 +21,7 @@ def info(as_json: AsJson = False) -> None:
     from ..utils.system import machine, versions
 
     terminal = Terminal(as_json)
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "versions": versions(),
         "machine": machine() | {"kernels": instruction_set()},
         "rates": _rates(),
@@ -30,34 +30,34 @@ def info(as_json: AsJson = False) -> None:
         "checkpoints": [_checkpoint(name) for name in available()],
         "recipes": {name: recipe.model.dataset for name, recipe in RECIPES.items()},
     }
-    rows = [[name, value or "not installed"] for name, value in found["versions"].items()]
-    rows += [[key, _text(value)] for key, value in found["machine"].items()]
+    rows = [[name, value or "not installed"] for name, value in report["versions"].items()]
+    rows += [[key, _text(value)] for key, value in report["machine"].items()]
     terminal.show(table("enma-fast", ["", "value"], rows, text=(0, 1)))
     lines = [
         [place, name, *(f"{rate:,.0f}" for rate in row["gflops"].values()), row["fastest"]]
-        for place, rows_of_place in found["rates"].items()
+        for place, rows_of_place in report["rates"].items()
         for name, row in rows_of_place.items()
     ]
     columns = ["device", "used in", "fp32, GFLOP/s", "bf16, GFLOP/s", "auto is"]
     terminal.show(table("rates of number formats (of one core on a CPU)", columns, lines, text=(0, 1, 4)))
     lines = []
-    for op, rows_of in found["operators"].items():
+    for op, rows_of in report["operators"].items():
         used, *others = sorted(rows_of, key=lambda row: not row["used"])
         lines.append([op, used["implementation"], ""])
         lines += [["", f"not {row['implementation']}", row["problem"]] for row in others if row["problem"]]
     terminal.show(table("operators", ["operator", "runs as", "because"], lines, text=(0, 1, 2)))
-    lines = [[str(row["axes"]), row["engine"], row["problem"] or ""] for row in found["field_models"]]
+    lines = [[str(row["axes"]), row["engine"], row["problem"] or ""] for row in report["field_models"]]
     terminal.show(table("field models", ["axes of the grid", "run by", "because"], lines, text=(0, 1, 2)))
-    shipped = found["checkpoints"]
+    shipped = report["checkpoints"]
     lines = [[m["name"], m["dataset"], f"{m['num_parameters'] or 0:,}", f"{m['bytes'] / 1e6:.1f}"] for m in shipped]
     terminal.show(table("shipped models", ["model", "data set", "parameters", "MB"], lines, text=(0, 1)))
     columns = ["model", "task", "split", "trajectories", "members", "rel. L2"]
     lines = [line for model in shipped for line in _score_lines(model)]
     terminal.show(table("their scores", columns, lines, text=(0, 1, 2)))
     terminal.show(
-        table("recipes", ["recipe", "data set"], [list(row) for row in found["recipes"].items()], text=(0, 1))
+        table("recipes", ["recipe", "data set"], [list(row) for row in report["recipes"].items()], text=(0, 1))
     )
-    terminal.result(found)
+    terminal.result(report)
 
 
 def verify(
@@ -90,22 +90,22 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
     from ..store.verify import check_store, mark_damaged
 
     with terminal.progress("checking") as update:
-        found = check_store(store, progress=update)
+        damages = check_store(store, progress=update)
     # A store whose coordinates are damaged cannot be opened as a dataset.
     attributes = read_unchecked_metadata(store)["attributes"]
-    unfinished = (store / LEDGER).exists() or bool(found)
+    unfinished = (store / LEDGER).exists() or bool(damages)
     again = repeated(store, attributes)
     failed = None
-    if mark and found:
+    if mark and damages:
         try:
-            mark_damaged(store, found)
+            mark_damaged(store, damages)
         except EnmaError as error:
             # What is damaged is reported even if the store cannot be written.
             failed = error
-    marks = [damage.marked or (mark and failed is None) for damage in found]
-    if found:
-        rows = [[damage.holds, damage.problem, damage.file] for damage in found]
-        terminal.show(table(f"{store}: {len(found)} damaged", ["what", "problem", "file"], rows, text=(0, 1, 2)))
+    marks = [damage.marked or (mark and failed is None) for damage in damages]
+    if damages:
+        rows = [[damage.holds, damage.problem, damage.file] for damage in damages]
+        terminal.show(table(f"{store}: {len(damages)} damaged", ["what", "problem", "file"], rows, text=(0, 1, 2)))
     else:
         terminal.show(f"{store}: {'unfinished, and whole as far as it goes' if unfinished else 'whole'}")
     terminal.result(
@@ -116,20 +116,20 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
             "fingerprint": attributes.get(FINGERPRINT),
             "damaged": [
                 {"file": damage.file, "problem": damage.problem, "holds": damage.holds, "marked": marked}
-                for damage, marked in zip(found, marks, strict=True)
+                for damage, marked in zip(damages, marks, strict=True)
             ],
             "command": again,
         }
     )
     if failed is not None:
         raise failed
-    if found:
+    if damages:
         marked = all(marks)
-        first = f"{found[0].file} ({found[0].problem})"
-        more = f" and {len(found) - 1} more are" if len(found) > 1 else " is"
+        first_damage = f"{damages[0].file} ({damages[0].problem})"
+        more = f" and {len(damages) - 1} more are" if len(damages) > 1 else " is"
         state = "damaged" if not marked else "damaged and marked"
         first_mark = "" if marked else f"enma-fast verify {shlex.quote(str(store))} --mark, then "
-        raise EnmaError(f"{store}: {first}{more} {state}; repeat: {first_mark}{again}")
+        raise EnmaError(f"{store}: {first_damage}{more} {state}; repeat: {first_mark}{again}")
 
 
 def _verify_checkpoint(terminal: Terminal, checkpoint: str) -> None:
@@ -157,14 +157,14 @@ def _rates() -> dict[str, dict[str, dict[str, Any]]]:
 
     from ..ops import rates
 
-    found = {}
+    by_device = {}
     for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         here = rates.measured(torch.device(kind))
-        found[kind] = {
+        by_device[kind] = {
             "training": {"gflops": _gflops(here.products), "fastest": here.training},
             "sampling": {"gflops": _gflops(here.head or here.products), "fastest": here.sampling},
         }
-    return found
+    return by_device
 
 
 def _gflops(rates: dict[str, float]) -> dict[str, float]:
@@ -180,15 +180,15 @@ def _operators() -> dict[str, list[dict[str, Any]]]:
     from ..sampling.engine import candidates as samplers
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = {}
+    operators = {}
     small = ModelConfig(name="sampler", dataset="sampler")
-    known = implementations(device, torch.float32) | {"sampler": samplers(small, device, torch.float32)}
-    for op, candidates in known.items():
+    choices = implementations(device, torch.float32) | {"sampler": samplers(small, device, torch.float32)}
+    for op, candidates in choices.items():
         used = best(candidates)
-        found[op] = [
+        operators[op] = [
             {"implementation": name, "used": name == used, "problem": problem} for name, problem in candidates.items()
         ]
-    return found
+    return operators
 
 
 def _field_models() -> list[dict[str, Any]]:
@@ -199,7 +199,7 @@ def _field_models() -> list[dict[str, Any]]:
     from ..ops import best
     from ..sampling.engine import candidates
 
-    found = []
+    engines = []
     for axes in (1, 2, 3):
         ones = (1,) * axes
         codec = BlocksConfig(grid=(8,) * axes, lengths=(1.0,) * axes, periodic=(True,) * axes, block=1, frames=1)
@@ -207,8 +207,8 @@ def _field_models() -> list[dict[str, Any]]:
             name="field", dataset="field", codec=codec, context=PhysicsConfig(patch=ones), step=FieldConfig()
         )
         samplers = candidates(config, torch.device("cpu"), torch.float32)
-        found.append({"axes": axes, "engine": best(samplers), "problem": samplers["native"]})
-    return found
+        engines.append({"axes": axes, "engine": best(samplers), "problem": samplers["native"]})
+    return engines
 
 
 def _checkpoint(name: str) -> dict[str, Any]:

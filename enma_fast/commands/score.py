@@ -102,20 +102,20 @@ def _refuse_options(context: typer.Context, store: Path) -> None:
             raise EnmaError(f"--{option}: {store} is a forecast store, scored as it is; leave the option out")
 
 
-def _of_physics(found: dict[str, Any] | None) -> list[str]:
+def _of_physics(physics: dict[str, Any] | None) -> list[str]:
     """Lines about the physics of the members."""
-    if found is None:
+    if physics is None:
         return []
     laws = {"conserved": "changes by", "decays": "grows by"}
     said = [
         f"{each['name']} {laws[each['law']]} {number(each['violation'])} (truth: {number(each['truth'])})"
-        for each in found["quantities"]
+        for each in physics["quantities"]
     ]
-    return [f"physics, relative to the observed amplitude: {'; '.join([*said, _spectrum(found)])}"]
+    return [f"physics, relative to the observed amplitude: {'; '.join([*said, _spectrum(physics)])}"]
 
 
-def _spectrum(found: dict[str, Any]) -> str:
-    return f"spectrum differs from the truth's by {number(found['spectrum_error'])} decades"
+def _spectrum(physics: dict[str, Any]) -> str:
+    return f"spectrum differs from the truth's by {number(physics['spectrum_error'])} decades"
 
 
 def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
@@ -125,7 +125,7 @@ def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
     rows = [[f"{result['model']} (this run)", *(number(result[name]) for name in names)]]
     rows += [[f"{row['model']} (paper)", *(number(row.get(name)) for name in names)] for row in paper]
     split = result["split"] or "no split of this package"
-    made = result.get("store") or (
+    origin = result.get("store") or (
         f"{number(result['seconds_per_member'])} s per member, {result['num_parameters']:,} parameters"
     )
     notes = []
@@ -147,7 +147,7 @@ def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
         ["", *names],
         rows,
         caption=f"{counted(result['num_members'], 'member')} from {counted(result['history'], 'frame')}, "
-        f"{counted(result['num_frames'], 'frame')} scored, seed {result['seed']}; {made}"
+        f"{counted(result['num_frames'], 'frame')} scored, seed {result['seed']}; {origin}"
         + "".join(f"\n{note}" for note in notes),
     )
 

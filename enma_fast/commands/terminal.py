@@ -119,7 +119,7 @@ def table(
 ) -> Table:
     """Table whose columns `text` hold words, at the left, and whose others hold numbers, at the right."""
     short = all(len(row[0]) <= _SHORT for row in rows)
-    made = Table(
+    result = Table(
         title=printable(title),
         caption=caption and printable(caption),
         title_justify="left",
@@ -130,10 +130,10 @@ def table(
         collapse_padding=True,
     )
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i in text else "right", overflow="fold", no_wrap=short and i == 0)
+        result.add_column(column, justify="left" if i in text else "right", overflow="fold", no_wrap=short and i == 0)
     for row in rows:
-        made.add_row(*map(_cell, row))
-    return made
+        result.add_row(*map(_cell, row))
+    return result
 
 
 def number(value: float | None, digits: int = 3) -> str:

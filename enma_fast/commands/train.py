@@ -86,8 +86,8 @@ def train(
     Your data are split into training, validation and test by environment; the model fits their grid and channels.
     """
     # Of the processes that torchrun starts the first one speaks.
-    first = os.environ.get("RANK", "0") == "0"
-    terminal = Terminal(as_json and first, quiet=not first)
+    is_first = os.environ.get("RANK", "0") == "0"
+    terminal = Terminal(as_json and is_first, quiet=not is_first)
     use_threads(threads)
     if not _is_recipe(source):
         for option, value in (("--data", data), ("--from", start)):
@@ -118,8 +118,8 @@ def train(
         ("--mask", mask is not None),
         ("--periodic", periodic is not None),
     )
-    for option, there in given:
-        if there:
+    for option, is_given in given:
+        if is_given:
             raise EnmaError(f"{option}: is an option for your own data; change the recipe instead")
     from ..training.recipes import find_recipe
 
@@ -284,10 +284,10 @@ def _score_tables(plan: Plan, metrics: dict[str, Any]) -> list[Any]:
     rows = metrics["rows"]
     names = list(rows[0]["methods"])
     errors = [
-        [row["task"], f"{channel} ({found.get('unit', '1')})"]
-        + [number(found[key]) for key in ("rmse", *(f"{name}_rmse" for name in names))]
+        [row["task"], f"{channel} ({scores.get('unit', '1')})"]
+        + [number(scores[key]) for key in ("rmse", *(f"{name}_rmse" for name in names))]
         for row in rows
-        for channel, found in row["channels"].items()
+        for channel, scores in row["channels"].items()
     ]
     held = f"held-out test split, {counted(rows[0]['num_trajectories'], 'trajectory')}"
     return [
