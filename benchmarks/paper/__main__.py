@@ -80,10 +80,10 @@ def tables(
             raise EnmaError("--measure: give --data, the folder of the test files, and --out, that of the score files")
         require_writable(out / "scores.json")
         with terminal.progress("measuring") as update:
-            found = score_files.measure_model(measure, data, seed=seed or 0, progress=update)
-        path = score_files.write_score_file(found, out)
+            score_file = score_files.measure_model(measure, data, seed=seed or 0, progress=update)
+        path = score_files.write_score_file(score_file, out)
         terminal.show(f"score file: {path}")
-        terminal.result({"score_file": str(path), **found})
+        terminal.result({"score_file": str(path), **score_file})
         return
     files = score_files.read_score_files(scores)
     if check:
@@ -95,14 +95,14 @@ def tables(
         _report(terminal, entries, allowed)
         return
     ten_minutes = score_files.read_ten_minutes(scores)
-    page, found = pages.markdown(files, ten_minutes), pages.as_json(files, ten_minutes)
+    page, numbers = pages.markdown(files, ten_minutes), pages.as_json(files, ten_minutes)
     if out is not None:
         write_out(out / PAGE, page)
-        write_out(out / CELLS, json.dumps(found, indent=1, allow_nan=False) + "\n")
+        write_out(out / CELLS, json.dumps(numbers, indent=1, allow_nan=False) + "\n")
         terminal.show(f"tables: {out / PAGE}, {out / CELLS}")
     else:
         terminal.show(page)
-    terminal.result(found)
+    terminal.result(numbers)
 
 
 def _report(terminal: Terminal, entries: list[dict[str, Any]], tolerance: float) -> None:

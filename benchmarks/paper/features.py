@@ -84,6 +84,6 @@ def distribution_scores(equation: str, train: FieldFile, generated_BTXc: np.ndar
     `fpd` is the Frechet distance of the features to those of all training trajectories, `precision` and `recall` are
     taken against as many of them as there are generated ones, spread evenly over the file.
     """
-    real, made = features(equation, train.u), features(equation, generated_BTXc)
-    precision, recall = precision_recall(real[spread_rows(len(real), len(made))], made)
-    return {"fpd": frechet_distance(real, made), "precision": precision, "recall": recall}
+    real, generated = features(equation, train.u), features(equation, generated_BTXc)
+    precision, recall = precision_recall(real[spread_rows(len(real), len(generated))], generated)
+    return {"fpd": frechet_distance(real, generated), "precision": precision, "recall": recall}

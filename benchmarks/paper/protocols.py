@@ -168,7 +168,7 @@ def measure(
             first_members.append(samples[:, 0].numpy(force=True))
         if progress is not None:
             progress(rows[-1] + 1, count)
-    found = scores.result()
+    result = scores.result()
     row: dict[str, Any] = {
         "protocol": case.protocol,
         "task": case.task.name,
@@ -178,7 +178,7 @@ def measure(
         "frames": total - observed,
     }
     if case.task.has_truth:
-        row |= {name: found[name] for name in KEPT if found.get(name) is not None}
+        row |= {name: result[name] for name in KEPT if result.get(name) is not None}
     elif case.protocol == "features":
         train = training_file(equation, data.path.parent)
         if train is None:

@@ -48,7 +48,7 @@ def reconstruction_errors(
     """
     config = codec.config
     points = grid_points(config).to(fields.device)
-    count, found = share_of(len(points), share), []
+    count, errors = share_of(len(points), share), []
     for u, index in drawn_points(fields, count=count, seed=seed):
         values = u.flatten(2, -2).gather(2, index[:, None, :, None].expand(-1, u.shape[1], -1, u.shape[-1]))
         if config.at_points:
@@ -60,9 +60,9 @@ def reconstruction_errors(
             seen = zip(values.cpu(), points[index].cpu(), strict=True)
             analyses = torch.cat([analyse(covariance, each, where)[0] for each, where in seen])
             latents = codec.encode(analyses.to(u.device))
-        made = codec.decode(latents, u.shape[1])
-        found.append(relative_l2(made, u))
-    return torch.cat(found)
+        reconstruction = codec.decode(latents, u.shape[1])
+        errors.append(relative_l2(reconstruction, u))
+    return torch.cat(errors)
 
 
 def drawn_points(fields: Tensor, *, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,12 +13,12 @@ from enma_fast.utils.text import shown
 _TEXT, _MOST = re.compile(r"[^<>|`\x00-\x1f\x7f]{0,200}"), 1e30
 
 
-def wrong_entry(found: dict[str, Any]) -> str | None:
+def wrong_entry(file: dict[str, Any]) -> str | None:
     """Name of an entry of a score file that no measurement gives; None if there is none."""
     for name, fits in _ENTRIES.items():
-        if not fits(found[name]):
+        if not fits(file[name]):
             return name
-    for i, row in enumerate(found["rows"]):
+    for i, row in enumerate(file["rows"]):
         if not isinstance(row, dict):
             return f"rows[{i}]"
         for name in {**_OF_ROW, **row}:
@@ -47,9 +47,9 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_machine(value: Any) -> bool:
-    if not isinstance(value, dict) or not isinstance(found := value.get("versions", {}), dict) or "gpu" not in value:
+    if not isinstance(value, dict) or not isinstance(versions := value.get("versions", {}), dict) or "gpu" not in value:
         return False
-    texts = [value.get("cpu"), value["gpu"] or "", *found, *(version or "" for version in found.values())]
+    texts = [value.get("cpu"), value["gpu"] or "", *versions, *(version or "" for version in versions.values())]
     return _is_count(value.get("threads")) and all(map(_is_text, texts))
 
 

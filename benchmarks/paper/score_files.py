@@ -114,16 +114,16 @@ def measure_model(
         )
     metrics = json.loads((folder / METRICS).read_text(encoding="utf-8")) if (folder / METRICS).is_file() else {}
     # A card may have scored fewer trajectories than the cases ask for.
-    known = [
+    rows = [
         _row_of_card(row)
         for row in metrics.get("rows", ())
         if row["seed"] == seed and not row["packed"] and row["limit"] in _limits_of_card(row)
     ]
-    there = {(row["protocol"], row["task"], row["split"]) for row in known}
-    if known:
+    scored = {(row["protocol"], row["task"], row["split"]) for row in rows}
+    if rows:
         _require_data_of_card(equation, Path(data_dir))
     if model.reads_points:
-        known += _rows_at_points(model, Path(data_dir), seed, progress)
+        rows += _rows_at_points(model, Path(data_dir), seed, progress)
     training = metrics.get("training", {})
     return score_file(
         of_model(model),
@@ -135,8 +135,8 @@ def measure_model(
         cpu_seconds=_cpu_seconds(training),
         num_parameters=0 if is_closed_form(training) else sum(p.numel() for p in model.parameters()),
         weights=hashes(checkpoint)[WEIGHTS],
-        cases=[case for case in CASES if (case.protocol, case.task.name, case.split) not in there],
-        known=known,
+        cases=[case for case in CASES if (case.protocol, case.task.name, case.split) not in scored],
+        known=rows,
         progress=progress,
     )
 
@@ -206,12 +206,12 @@ def score_file(
     }
 
 
-def write_score_file(found: dict[str, Any], folder: str | Path) -> Path:
+def write_score_file(file: dict[str, Any], folder: str | Path) -> Path:
     """Write a score file as `<equation>-<method>-<seed>.json` into a folder, in place of an older one."""
-    path = Path(folder) / f"{found['equation']}-{found['method']}-{found['seed']}.json"
-    rows = ",\n  ".join(json.dumps(_rounded(row), allow_nan=False) for row in found["rows"])
+    path = Path(folder) / f"{file['equation']}-{file['method']}-{file['seed']}.json"
+    rows = ",\n  ".join(json.dumps(_rounded(row), allow_nan=False) for row in file["rows"])
     # One row a line, after what a baseline adds to the keys of every file.
-    others = {key: value for key, value in found.items() if key != "rows"}
+    others = {key: value for key, value in file.items() if key != "rows"}
     head = json.dumps({**others, "rows": []}, indent=1, allow_nan=False).removesuffix("[]\n}")
     with complete_file(path, remedy="choose another --out") as temporary:
         temporary.write_text(f"{head}[\n  {rows}\n ]\n}}\n", encoding="utf-8")
@@ -238,12 +238,12 @@ def check(
         `model`, `what`, `expected`, `found` and `agrees`: one entry for the weights, one for each shipped test file,
         and one for each score.
     """
-    made: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for file in files:
         name = model_name(file)
         if file["kind"] == "model" and name in available():
-            made += _checked(name, file, tolerance, progress)
-    return made
+            entries += _checked(name, file, tolerance, progress)
+    return entries
 
 
 def model_name(file: dict[str, Any]) -> str:
@@ -272,15 +272,15 @@ def _cpu_seconds(training: dict[str, Any]) -> float:
 def _checked(
     name: str, file: dict[str, Any], tolerance: float, progress: Callable[[int, int, str], None] | None
 ) -> Iterator[dict[str, Any]]:
-    def entry(what: str, expected: Any, found: Any, agrees: bool) -> dict[str, Any]:
-        return {"model": name, "what": what, "expected": expected, "found": found, "agrees": agrees}
+    def entry(what: str, expected: Any, actual: Any, agrees: bool) -> dict[str, Any]:
+        return {"model": name, "what": what, "expected": expected, "found": actual, "agrees": agrees}
 
-    def compared(what: str, row: dict[str, Any], found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def compared(what: str, row: dict[str, Any], new_row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for score in (score for score in _CHECKED if score in row):
             # Errors of rounding are those of a processor, and no others are calibrated.
-            error = max(row.get("rel_l2", 1.0), found.get("rel_l2", 1.0))
-            agrees = error < _ROUNDING or math.isclose(row[score], found[score], rel_tol=tolerance)
-            yield entry(f"{what}: {score}", row[score], found[score], agrees)
+            error = max(row.get("rel_l2", 1.0), new_row.get("rel_l2", 1.0))
+            agrees = error < _ROUNDING or math.isclose(row[score], new_row[score], rel_tol=tolerance)
+            yield entry(f"{what}: {score}", row[score], new_row[score], agrees)
 
     digest = hashes(name)[WEIGHTS]
     yield entry("weights", file["weights"], digest, file["weights"] == digest)
@@ -297,14 +297,14 @@ def _checked(
             if progress is not None:
                 progress(done, total, what)
 
-        found = measure(method, read(path), case, seed=file["seed"], progress=update)
-        yield from compared(f"{case.task.name}, {case.split}", row, found)
+        new_row = measure(method, read(path), case, seed=file["seed"], progress=update)
+        yield from compared(f"{case.task.name}, {case.split}", row, new_row)
     rows = {row["protocol"]: row for row in file["rows"]}
     for share in (share for share in SHARES if protocol_of(share, shipped=True) in rows):
         row = rows[protocol_of(share, shipped=True)]
         data = read(shipped_file(file["equation"], row["split"]))
-        found = measure_points(model, data, share, split=row["split"], seed=file["seed"], shipped=True)
-        yield from compared(f"{share:.0%} of points", row, found)
+        new_row = measure_points(model, data, share, split=row["split"], seed=file["seed"], shipped=True)
+        yield from compared(f"{share:.0%} of points", row, new_row)
 
 
 def _rows_at_points(
@@ -370,14 +370,14 @@ def _require_data_of_card(equation: str, data_dir: Path) -> None:
             )
 
 
-def _difference(found: FieldFile, expected: FieldFile) -> str | None:
+def _difference(actual: FieldFile, expected: FieldFile) -> str | None:
     """What distinguishes the trajectories of two files; None where they are the same up to rounding."""
-    if found.u.shape != expected.u.shape:
-        return f"its shape is {found.u.shape}, not {expected.u.shape}"
-    if not np.array_equal(np.asarray(found.environment), np.asarray(expected.environment)):
+    if actual.u.shape != expected.u.shape:
+        return f"its shape is {actual.u.shape}, not {expected.u.shape}"
+    if not np.array_equal(np.asarray(actual.environment), np.asarray(expected.environment)):
         return "its environments are others"
     axes = tuple(range(1, expected.u.ndim))
-    distance = np.sqrt(np.square(found.u - expected.u, dtype=np.float64).sum(axes))
+    distance = np.sqrt(np.square(actual.u - expected.u, dtype=np.float64).sum(axes))
     size = np.sqrt(np.square(expected.u, dtype=np.float64).sum(axes))
     wrong = distance > _SAME_FIELDS * size
     return f"{wrong.sum()} of {len(wrong)} trajectories differ by more than {_SAME_FIELDS:g}" if wrong.any() else None
@@ -385,17 +385,17 @@ def _difference(found: FieldFile, expected: FieldFile) -> str | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = parse_json(read_bytes(path, most=_MOST_BYTES))
+        content = parse_json(read_bytes(path, most=_MOST_BYTES))
     except EnmaError:
         raise
     except ValueError as error:
         raise EnmaError(f"{path}: is not JSON ({error}); make it again by {COMMAND} --measure") from None
-    missing = [key for key in _KEYS if key not in found] if isinstance(found, dict) else list(_KEYS)
+    missing = [key for key in _KEYS if key not in content] if isinstance(content, dict) else list(_KEYS)
     if missing:
         raise EnmaError(f"{path}: is no score file, it lacks {', '.join(missing)}; make it again or move it away")
-    if (wrong := wrong_entry(found)) is not None:
+    if (wrong := wrong_entry(content)) is not None:
         raise EnmaError(f"{path}: {wrong} is not what a score file has there; make it again or move it away")
-    return dict(found)
+    return dict(content)
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

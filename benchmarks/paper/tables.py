@@ -76,7 +76,7 @@ def cells(files: Sequence[dict[str, Any]]) -> list[Cell]:
 
     Seeds of one method on one equation are averaged.
     """
-    made = []
+    items = []
     equations = _ordered(file["equation"] for file in files)
     for table, protocol, task, split, score in _kinds():
         for equation in equations:
@@ -92,15 +92,15 @@ def cells(files: Sequence[dict[str, Any]]) -> list[Cell]:
             if protocol in ("whole", "calibration", "features") or table in ("points", "speed"):
                 # The protocol of the paper's own numbers is not published.
                 named = protocol if table == "points" else "paper"
-                made += [
+                items += [
                     Cell(**what, protocol=named, method=name, source=PAPER, value=value)
                     for name, value in paper.items()
                 ]
             for (kind, method), group in _methods(files, equation).items():
                 rows = [(file, row) for file in group for row in file["rows"] if _is(row, protocol, task, split)]
                 if rows and all(_score(row, score) is not None for _, row in rows):
-                    made.append(Cell(**what, protocol=protocol, method=method, source=kind, **_of(rows, score, split)))
-    return made
+                    items.append(Cell(**what, protocol=protocol, method=method, source=kind, **_of(rows, score, split)))
+    return items
 
 
 def as_json(files: Sequence[dict[str, Any]], ten_minutes: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _measured(files: Sequence[dict[str, Any]]) -> list[Cell]:
 
 def markdown(files: Sequence[dict[str, Any]], ten_minutes: Sequence[dict[str, Any]] = ()) -> str:
     """All tables in Markdown, as a page of their own; `ten_minutes` are score files of methods that had so much."""
-    made = cells(files)
+    all_cells = cells(files)
     parts = [
         "# The paper's tables",
         "<!-- Made by `python -m benchmarks.paper tables --out docs`; edit the score files, not this page. -->\n"
@@ -144,7 +144,7 @@ def markdown(files: Sequence[dict[str, Any]], ten_minutes: Sequence[dict[str, An
         "frames, Combined more damping, Wave every second frame.",
     ]
     for task, title in _TITLES.items():
-        parts += [f"### Errors {title}", _errors([c for c in made if c.table == "errors" and c.task == task])]
+        parts += [f"### Errors {title}", _errors([c for c in all_cells if c.table == "errors" and c.task == task])]
     parts += [
         *_ten_minutes(ten_minutes),
         "## Uncertainty",
@@ -154,7 +154,7 @@ def markdown(files: Sequence[dict[str, Any]], ten_minutes: Sequence[dict[str, An
         "| column | members | trajectories | CRPS | RMSCE |\n|---|---|---|---|---|\n"
         "| *from 3 frames*, *from one frame* | 64 | the first 120 | fair | over all of them |\n"
         "| *Zebra's protocol*, 9 frames | 20 | the same | not fair | in batches of 10 |",
-        _uncertainty([c for c in made if c.table == "uncertainty"]),
+        _uncertainty([c for c in all_cells if c.table == "uncertainty"]),
         "## Scattered points",
         "The paper's table 1: only a share of the grid points is seen. Medians are in brackets. *fast* sees "
         "fields from optimal interpolation with the covariance of the training data. *points* attends to the points.",
@@ -162,23 +162,23 @@ def markdown(files: Sequence[dict[str, Any]], ten_minutes: Sequence[dict[str, An
         "| *reconstruction* | the field that the tokenizer gives on the whole grid | the same in all frames |\n"
         "| *forecast* | a forecast from 3 frames; in the paper's rows of an FNO that steps the latents | others "
         "in each frame |",
-        _points([c for c in made if c.table == "points"]),
+        _points([c for c in all_cells if c.table == "points"]),
         "## Generation",
         "The paper's table 5: trajectories that are generated from a context alone. [Scores](scores.md) defines FPD, "
         "precision and recall. They compare features of a small network that was trained to find the parameters of the "
         "equation (ours beta and gamma, not alpha). Each network has its own scale, so the paper's FPD and ours do not "
         "compare. *truth* is the solver's own test trajectories, which a perfect model would equal. The distance is "
         "the relative L2 distance from the solver's trajectory that starts at the generated first frame.",
-        _generation([c for c in made if c.table == "generation"]),
+        _generation([c for c in all_cells if c.table == "generation"]),
         "## What the physics says",
         "Forecasts from 3 frames of the shipped test files, in units of the amplitude of the observed frames "
         "([definitions](scores.md)). The errors of the spectrum are in decades. A conserved quantity should not move, "
         "and a decaying one should not grow.",
-        _physics([c for c in made if c.table == "physics"]),
+        _physics([c for c in all_cells if c.table == "physics"]),
         "## Speed",
         "Seconds for one member of one forecast. The paper's table 19 names an A100 and no batch size. Ours are CPU "
         "seconds on the threads of the last column, with encoding and decoding, of the shipped test files.",
-        _speed([c for c in made if c.table == "speed"], files),
+        _speed([c for c in all_cells if c.table == "speed"], files),
         "## How each row was measured",
         "CPU seconds are those of training, of all stages and threads. Baselines have the same data, and about as many "
         "parameters as the models that they are compared with.",
@@ -235,12 +235,12 @@ def _score(row: dict[str, Any], score: str) -> Any:
 
 
 def _methods(files: Sequence[dict[str, Any]], equation: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for file in files:
         if file["equation"] == equation:
-            found.setdefault((file["kind"], file["method"]), []).append(file)
+            groups.setdefault((file["kind"], file["method"]), []).append(file)
     # Models first.
-    return dict(sorted(found.items(), key=lambda item: item[0][0] != MODEL))
+    return dict(sorted(groups.items(), key=lambda item: item[0][0] != MODEL))
 
 
 def _is(row: dict[str, Any], protocol: str, task: str, split: str) -> bool:
@@ -265,15 +265,15 @@ def _of(rows: list[tuple[dict[str, Any], dict[str, Any]]], score: str, split: st
     }
 
 
-def _errors(made: list[Cell]) -> str:
+def _errors(table_cells: list[Cell]) -> str:
     """Rows are methods, columns equations in and out of distribution."""
-    places = [(equation, split) for equation in _ordered(cell.equation for cell in made) for split in SPLITS]
+    places = [(equation, split) for equation in _ordered(cell.equation for cell in table_cells) for split in SPLITS]
     names = {"test-in": "in", "test-out": "out"}
     head = ["method", *(f"{_named(equation)}, {names[split]}" for equation, split in places)]
     rows = []
-    for label in dict.fromkeys(_label(cell) for cell in _in_order(made)):
-        found = {(c.equation, c.split): c for c in made if _label(c) == label}
-        rows.append([label, *(_error(found.get(place)) for place in places)])
+    for label in dict.fromkeys(_label(cell) for cell in _in_order(table_cells)):
+        by_place = {(c.equation, c.split): c for c in table_cells if _label(c) == label}
+        rows.append([label, *(_error(by_place.get(place)) for place in places)])
     return markdown_table(head, rows)
 
 
@@ -281,8 +281,8 @@ def _ten_minutes(files: Sequence[dict[str, Any]]) -> list[str]:
     """Errors of methods that had equal time, from both starts, and how they were measured."""
     if not files:
         return []
-    made = _measured(files)
-    errors, points = ([cell for cell in made if cell.table == table] for table in ("errors", "points"))
+    all_cells = _measured(files)
+    errors, points = ([cell for cell in all_cells if cell.table == table] for table in ("errors", "points"))
     parts = ["## Ten minutes each", introduction({file["method"] for file in files})]
     for task, title in _TITLES.items():
         of_task = [cell for cell in errors if cell.task == task]
@@ -305,36 +305,36 @@ def _error(cell: Cell | None) -> str:
     return f"{short(cell.value)}{spread}" + ("" if cell.median is None else f" ({short(cell.median)})")
 
 
-def _uncertainty(made: list[Cell]) -> str:
+def _uncertainty(table_cells: list[Cell]) -> str:
     protocols = {
         ("paper", ""): "not stated",
         ("calibration", "temporal"): "from 3 frames",
         ("calibration", "initial-value"): "from one frame",
         ("zebra", "initial-value"): "Zebra's protocol",
     }
-    found: dict[tuple[str, str, str], dict[str, Cell]] = {}
-    for cell in _in_order(made):
+    groups: dict[tuple[str, str, str], dict[str, Cell]] = {}
+    for cell in _in_order(table_cells):
         how = protocols[cell.protocol, "" if cell.protocol == "paper" else cell.task]
-        found.setdefault((cell.equation, _label(cell), how), {})[cell.score] = cell
-    order = sorted(found, key=lambda key: _place(key[0]))
+        groups.setdefault((cell.equation, _label(cell), how), {})[cell.score] = cell
+    order = sorted(groups, key=lambda key: _place(key[0]))
     rows = [
-        [_named(equation), label, how, *(short(_value(found[equation, label, how].get(s))) for s in ("rmsce", "crps"))]
+        [_named(equation), label, how, *(short(_value(groups[equation, label, how].get(s))) for s in ("rmsce", "crps"))]
         for equation, label, how in order
     ]
     return markdown_table(["equation", "method", "protocol", "RMSCE", "CRPS"], rows)
 
 
-def _physics(made: list[Cell]) -> str:
-    found: dict[tuple[str, str], dict[str, Cell]] = {}
-    for cell in _in_order(made):
-        found.setdefault((cell.equation, _label(cell)), {})[cell.score] = cell
-    order = sorted(found, key=lambda key: _place(key[0]))
+def _physics(table_cells: list[Cell]) -> str:
+    groups: dict[tuple[str, str], dict[str, Cell]] = {}
+    for cell in _in_order(table_cells):
+        groups.setdefault((cell.equation, _label(cell)), {})[cell.score] = cell
+    order = sorted(groups, key=lambda key: _place(key[0]))
     rows = [
         [
             _named(equation),
             label,
-            *(short(_value(found[equation, label].get(score))) for score in _PHYSICS[:2]),
-            ", ".join(f"{name} {short(cell.value)}" for name, cell in found[equation, label].items() if name in _KEPT)
+            *(short(_value(groups[equation, label].get(score))) for score in _PHYSICS[:2]),
+            ", ".join(f"{name} {short(cell.value)}" for name, cell in groups[equation, label].items() if name in _KEPT)
             or "-",
         ]
         for equation, label in order
@@ -342,34 +342,34 @@ def _physics(made: list[Cell]) -> str:
     return markdown_table(["equation", "method", "waves", "mean square", "conserved or decaying"], rows)
 
 
-def _points(made: list[Cell]) -> str:
-    found: dict[tuple[str, str, str], dict[str, Cell]] = {}
-    for cell in _in_order(made):
-        found.setdefault((cell.equation, cell.protocol, _label(cell)), {})[cell.score] = cell
+def _points(table_cells: list[Cell]) -> str:
+    groups: dict[tuple[str, str, str], dict[str, Cell]] = {}
+    for cell in _in_order(table_cells):
+        groups.setdefault((cell.equation, cell.protocol, _label(cell)), {})[cell.score] = cell
     shares = [protocol_of(share) for share in SHARES]
     rows = [
         [_named(equation), protocol, label, *(_error(cells.get(score)) for score in ("reconstruction", "rel_l2"))]
         for (equation, protocol, label), cells in sorted(
-            found.items(), key=lambda item: (_place(item[0][0]), shares.index(item[0][1]))
+            groups.items(), key=lambda item: (_place(item[0][0]), shares.index(item[0][1]))
         )
     ]
     return markdown_table(["equation", "seen", "method", "reconstruction", "forecast"], rows)
 
 
-def _generation(made: list[Cell]) -> str:
-    found: dict[tuple[str, str], dict[str, Cell]] = {}
-    for cell in _in_order(made):
-        found.setdefault((cell.equation, _label(cell)), {})[cell.score] = cell
-    order = sorted(found, key=lambda key: _place(key[0]))
+def _generation(table_cells: list[Cell]) -> str:
+    groups: dict[tuple[str, str], dict[str, Cell]] = {}
+    for cell in _in_order(table_cells):
+        groups.setdefault((cell.equation, _label(cell)), {})[cell.score] = cell
+    order = sorted(groups, key=lambda key: _place(key[0]))
     scores = (*_DISTRIBUTION, "solver_fidelity")
     rows = [
-        [_named(equation), label, *(short(_value(found[equation, label].get(score))) for score in scores)]
+        [_named(equation), label, *(short(_value(groups[equation, label].get(score))) for score in scores)]
         for equation, label in order
     ]
     return markdown_table(["equation", "method", "FPD", "precision", "recall", "distance"], rows)
 
 
-def _speed(made: list[Cell], files: Sequence[dict[str, Any]]) -> str:
+def _speed(table_cells: list[Cell], files: Sequence[dict[str, Any]]) -> str:
     def where(cell: Cell) -> str:
         if cell.source == PAPER:
             return "A100"
@@ -384,7 +384,7 @@ def _speed(made: list[Cell], files: Sequence[dict[str, Any]]) -> str:
         "parameters": lambda cell: f"{cell.num_parameters:,}" if cell.num_parameters else "-",
         "machine": where,
     }
-    order = sorted(_in_order(made), key=lambda cell: _place(cell.equation))
+    order = sorted(_in_order(table_cells), key=lambda cell: _place(cell.equation))
     rows = [[_named(cell.equation), _label(cell), *(show(cell) for show in columns.values())] for cell in order]
     return markdown_table(["equation", "method", *columns], rows)
 
@@ -393,17 +393,17 @@ def _provenance(files: Sequence[dict[str, Any]]) -> str:
     rows = []
     for equation in _ordered(file["equation"] for file in files):
         for (kind, method), group in _methods(files, equation).items():
-            first = group[0]
-            sizes = sorted({(r["trajectories"], r["members"]) for r in first["rows"] if r["protocol"] == "whole"})
+            first_file = group[0]
+            sizes = sorted({(r["trajectories"], r["members"]) for r in first_file["rows"] if r["protocol"] == "whole"})
             rows.append(
                 [
                     _named(equation),
                     f"{method} ({kind})",
-                    f"{first['num_parameters']:,}",
+                    f"{first_file['num_parameters']:,}",
                     f"{statistics.fmean(file['cpu_seconds'] for file in group):,.0f}",
                     ", ".join(str(file["seed"]) for file in group),
                     ", ".join(f"{count} x {members}" for count, members in reversed(sizes)) or "-",
-                    _machine(first["machine"]),
+                    _machine(first_file["machine"]),
                 ]
             )
     head = ["equation", "method", "parameters", "CPU seconds", "seeds", "trajectories x members", "machine"]
@@ -415,7 +415,7 @@ def _data(files: Sequence[dict[str, Any]]) -> str:
     for file in files:
         for name, digest in file["data"].items():
             hashes.setdefault(name, set()).add(digest[:16])
-    rows = [[f"`{name}`", ", ".join(sorted(found))] for name, found in sorted(hashes.items())]
+    rows = [[f"`{name}`", ", ".join(sorted(digests))] for name, digests in sorted(hashes.items())]
     return markdown_table(["file", "SHA-256 (first 16 digits)"], rows)
 
 
@@ -429,9 +429,9 @@ def _place(equation: str) -> tuple[int, str]:
     return order, equation
 
 
-def _in_order(made: list[Cell]) -> list[Cell]:
+def _in_order(table_cells: list[Cell]) -> list[Cell]:
     order = (PAPER, MODEL, BASELINE)
-    return sorted(made, key=lambda cell: order.index(cell.source))
+    return sorted(table_cells, key=lambda cell: order.index(cell.source))
 
 
 def _label(cell: Cell) -> str:
@@ -442,8 +442,8 @@ def _named(equation: str) -> str:
     return equation.replace("_", "-").title()
 
 
-def _machine(found: dict[str, Any]) -> str:
-    return f"{found['gpu'] or found['cpu']}, {counted(found['threads'], 'thread')}"
+def _machine(machine: dict[str, Any]) -> str:
+    return f"{machine['gpu'] or machine['cpu']}, {counted(machine['threads'], 'thread')}"
 
 
 def _value(cell: Cell | None) -> float | None:
