@@ -56,6 +56,7 @@ TAKEN = {
     # An ensemble is set against its engine.
     "alone": (*CASES, "trajectory", "forecast"),
     "flag_wrong": (*CASES, *WHOLE),
+    "no_flow": ("trajectory",),
     "exchange": ("flow_head",),
     "library": ("embed",),
     "others": ("embed",),
@@ -212,6 +213,9 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument("--alone", action="store_true", help="time ours alone, without baselines")
     parser.add_argument(
+        "--no-flow", action="store_true", help="leave out the model of the same sizes by flow throughout"
+    )
+    parser.add_argument(
         "--exchange",
         choices=_flow_head_cuda.GROUPS,
         help="of flow_head: how thread blocks of its CUDA kernels exchange",
@@ -287,7 +291,8 @@ def measured(options: argparse.Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if options.case == "trajectory":
-        build, default_rows = partial(trajectory_case, preset=options.preset or "combined-paper"), (1, 16, 64)
+        preset = options.preset or "combined-paper"
+        build, default_rows = partial(trajectory_case, preset=preset, flow=not options.no_flow), (1, 16, 64)
     elif options.case == "forecast":
         build, default_rows = partial(forecast_case, preset=options.preset or "combined-fast"), (1, 16, 64)
     elif options.case == "ensemble":

@@ -7,7 +7,7 @@ Random weights of the preset's size, two observed latent frames, all members of 
 * ``ours``: the engine with weights in bf16 (or fp32 with ``--dtype fp32``);
 * ``eager-bf16``, ``eager-fp32``: the reference sampler of the same model in that dtype;
 * ``masked-flow``, where a flow decides frame 0 of the preset alone: the engine with the same sizes, by flow throughout;
-  ``masked-flow-eager-bf16`` and so on are its baselines;
+  ``masked-flow-eager-bf16`` and so on are its baselines, and ``--no-flow`` leaves out all of them;
 * ``compile-bf16``: the eager sampler with masked transformer and velocity network under `torch.compile`, weights
   frozen, a graph of its own for each shape, and the flow head's schedule prepared once. The loop around the network
   stays in Python (unrolled, a shape takes minutes to compile), and so does the causal transformer, a twentieth of the
@@ -236,8 +236,10 @@ def beside_flow(
     return {"contenders": contenders, "exact": exact, "allowance": allowance, "others": others}
 
 
-def trajectory_case(members: int, dtype: torch.dtype, device: torch.device, *, compiled: bool, preset: str) -> Case:
-    """`members` members of one trajectory of the preset's whole length."""
+def trajectory_case(
+    members: int, dtype: torch.dtype, device: torch.device, *, compiled: bool, preset: str, flow: bool = True
+) -> Case:
+    """`members` members of one trajectory of the preset's whole length; with `flow` also by flow throughout."""
     config = find_recipe(preset).model
     settings = config.sampling
     num_latents = config.codec.latent_frames(config.num_frames)
@@ -289,7 +291,7 @@ def trajectory_case(members: int, dtype: torch.dtype, device: torch.device, *, c
             made[f"compile-graphs-{short}"] = lambda: reference(graphs)
         return made
 
-    by_flow = with_mask_steps(config)
+    by_flow = with_mask_steps(config) if flow else None
     base = None if by_flow is None else random_dynamics(by_flow).to(device)
     notes: dict[str, Any] = {"preset": preset, "members": members, "latent_frames": num_latents, "per": "member"}
     notes |= {"decoder": config.step.kind, "prepare_s": prepared}

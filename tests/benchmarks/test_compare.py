@@ -61,6 +61,12 @@ def test_contenders_of_a_whole_forecast(presets, monkeypatch, capsys, case, dtyp
         )
 
 
+def test_the_model_by_flow_throughout_is_left_out_where_asked(presets, monkeypatch, capsys):
+    status, rows = rows_of(monkeypatch, capsys, "trajectory", "--preset", "tiny-fast", "--no-flow")
+    assert status == 0
+    assert [list(row["against"]) for row in rows] == [["eager-bf16", "eager-fp32"]] * 2
+
+
 def test_all_formats_are_compared_one_after_the_other(presets, monkeypatch, capsys):
     status, rows = rows_of(monkeypatch, capsys, "trajectory", "--preset", "tiny", "--dtype", "all")
     assert status == 0
@@ -161,6 +167,7 @@ def test_fused_attention_computes_the_same(name, dtype):
         ("trajectory --others", "--others: has no effect on trajectory, only on embed; leave it out"),
         ("flow_head --library libenma.so", "--library: has no effect on flow_head"),
         ("ensemble --alone", "--alone: has no effect on ensemble"),
+        ("forecast --no-flow", "--no-flow: has no effect on forecast, only on trajectory; leave it out"),
         ("ensemble --no-compile", "--no-compile: has no effect on ensemble"),
         ("ensemble --dtype bf16", "--dtype: is bf16, but the shipped model of ensemble samples in fp32; give fp32"),
         ("ensemble --dtype all", "--dtype: is all, but"),
