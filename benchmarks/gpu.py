@@ -7,21 +7,22 @@
     make gpu ONLY=smoke    under a minute and without a build: what is missing, operators, a member by each rung
     make gpu ONLY=build    the environment and the extension
     make gpu ONLY=trajectories, ONLY=operators, ONLY=tries, ONLY=tests, ONLY=baselines
-    make gpu ONLY=a,b      these groups or parts alone, and the build where they need one
-    make gpu               all groups, one after the other
+    make gpu ONLY=a,b      these groups or parts alone, and the build where they need one, in one call: it ends in time
+    make gpu               all groups, one after the other, for as long as they take
     make gpu DEVICE=cpu ONLY=smoke     a rehearsal, with a program `nvidia-smi` that names a GPU
     make gpu DRY=1         without a GPU: shows what would run, compiles every GPU kernel, links what is linked
 
 Rows go to benchmarks/results/<gpu>/results.json and to standard output as they are measured, and what a part says to
-out/gpu/<part>.log too. Where ENMA_FAST_RESULTS names a folder all of it is copied there at once, and so is what was
-built (cache.tar), which the next call finds. Each part has a time limit, and one that fails does not keep the next from
-running. This file imports the standard library alone, since it runs before anything is installed.
+out/gpu/<part>.log. Where ENMA_FAST_RESULTS names a folder, rows, logs, test reports and what was built go there at
+once, in at most eight files (`benchmarks.gpu_files`). The next call finds the build there, or in out/gpu. Each part has
+a time limit, and one that fails does not keep the next from running. This file imports the standard library alone,
+since it runs before anything is installed.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import math
 import os
 import re
 import shlex
@@ -29,18 +30,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import gpu_reports
 from benchmarks.gpu_bootstrap import BUILT, OUT, PYTHON, ROOT, TRITON_CACHE, architecture, ask_gpu
-from benchmarks.rows import RESULTS, add
+from benchmarks.gpu_files import keep_reports, pack, shown
+from benchmarks.rows import add
 
-CALL = 600  # seconds of the parts of a group
+CALL = 600  # seconds of the parts of a group, and of a call
+RESERVE = 15  # of these, for packing and for the end
 FOLDER = ROOT / "benchmarks" / "results"
 SCRATCH = ROOT / "out" / "gpu-dry"
 OPERATORS = ("flow_head", "frame_layer", "frame_attention", "point_attention", "rms_norm")
@@ -88,6 +90,8 @@ class Part:
     bare: bool = False
     # Without this program the part is left out.
     tool: str | None = None
+    # The seconds that it has are the last argument of the command.
+    timed: bool = False
     variables: dict[str, str] = field(default_factory=dict)
 
 
@@ -155,7 +159,7 @@ def parts(gpu: str = "GPU", capability: str = "9.0", device: str = "cuda") -> li
         measured("tries", f"{way}-{kind}-{members}", 80, *trajectory(preset, members), "--alone", ENMA_GPU_TRY=way)
     for count in (1, 256):
         add_part("tries", f"{of_fields}-{count}", 40, *fields(count), variables={"ENMA_GPU_TRY": of_fields})
-    add_part("tests", "tests", 330, python, "-m", "benchmarks.gpu_tests", str(OUT / "tests"))
+    add_part("tests", "tests", 330, python, "-m", "benchmarks.gpu_tests", str(OUT / "tests"), timed=True)
     add_part("tests", "check", 60, *check_command(architecture(capability)), tool="nvcc")
     for tool in ("memcheck", "racecheck"):
         command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", str(CHECK))
@@ -214,6 +218,14 @@ def listing(chosen: Sequence[Part]) -> str:
     return "\n".join(rows)
 
 
+def environment(part: Part) -> dict[str, str]:
+    """The environment variables of a part."""
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    # PyTorch names its own folder by the user, who may have no name there.
+    folders = {"TRITON_CACHE_DIR": str(TRITON_CACHE), "TORCHINDUCTOR_CACHE_DIR": str(OUT / "inductor")}
+    return variables | folders | part.variables
+
+
 def run(part: Part, *, limit: float, logs: Path = SCRATCH) -> Outcome:
     """Run one part, writing what it says to a file as it says it; its whole process group ends with its time."""
     if part.tool is not None and shutil.which(part.tool) is None:
@@ -221,17 +233,13 @@ def run(part: Part, *, limit: float, logs: Path = SCRATCH) -> Outcome:
     limit = min(limit, part.limit)
     if limit <= 0:
         return Outcome(part=part, verdict="left out", seconds=0.0, note="no time is left")
-    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    # PyTorch names its own folder by the user, who may have no name there.
-    folders = {"TRITON_CACHE_DIR": str(TRITON_CACHE), "TORCHINDUCTOR_CACHE_DIR": str(OUT / "inductor")}
-    variables |= folders | part.variables
+    command = (*part.command, *([f"{limit:.0f}"] if part.timed else []))
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{slug(part.name)}.log"
     begin = time.monotonic()
-    with log.open("wb") as output, copied(log), shown(log):
-        process = subprocess.Popen(
-            part.command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    with log.open("wb") as output, shown(log, part.name):
+        options: dict[str, Any] = {"cwd": ROOT, "env": environment(part), "start_new_session": True}
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **options)
         try:
             status = process.wait(timeout=limit)
             verdict, note = ("ok", "") if status == 0 else ("failed", f"exit status {status}")
@@ -246,57 +254,6 @@ def run(part: Part, *, limit: float, logs: Path = SCRATCH) -> Outcome:
     return Outcome(part=part, verdict=verdict, seconds=seconds, note=note)
 
 
-@contextlib.contextmanager
-def followed(step: Callable[[], object]) -> Iterator[None]:
-    """Do this every half second, and at the end."""
-    done = threading.Event()
-
-    def follow() -> None:
-        while not done.wait(0.5):
-            step()
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        step()
-
-
-@contextlib.contextmanager
-def shown(path: Path) -> Iterator[None]:
-    """Say what a file that grows holds, on standard output."""
-    with path.open(errors="replace") as log, followed(lambda: print(log.read(), end="", flush=True)):
-        yield
-
-
-@contextlib.contextmanager
-def copied(path: Path) -> Iterator[None]:
-    """Copy a file that grows to the folder that ENMA_FAST_RESULTS names."""
-    kept = os.environ.get(RESULTS)
-    if not kept:
-        yield
-        return
-    folder = Path(kept) / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    with followed(lambda: shutil.copyfile(path, folder / path.name)):
-        yield
-
-
-def pack() -> None:
-    """Keep the extension and what Triton compiled, for a later call on a machine that is bare again."""
-    kept = os.environ.get(RESULTS)
-    if not kept:
-        return
-    with tarfile.open(Path(kept) / "cache.tar.part", "w") as archive:
-        for path in [*sorted((ROOT / "enma_fast").glob("_C*.so")), OUT / "built.txt", TRITON_CACHE]:
-            if path.exists():
-                archive.add(path, path.relative_to(ROOT))
-    (Path(kept) / "cache.tar.part").replace(Path(kept) / "cache.tar")
-
-
 def table(outcomes: Sequence[Outcome]) -> str:
     """The summary: each part, its time and its outcome."""
     rows = [f"{o.part.name:<44} {o.verdict:<9} {o.seconds:6.1f} s  {o.note}".rstrip() for o in outcomes]
@@ -309,7 +266,8 @@ def slug(name: str) -> str:
 
 
 def measure(only: Sequence[str] = (), device: str = "cuda") -> list[Outcome]:
-    """All parts, or some of them; without an environment those that need none."""
+    """All parts, or some of them within the time of a call; without an environment those that need none."""
+    end = time.monotonic() + (CALL - RESERVE if only else math.inf)
     gpu = ask_gpu("name")
     if not gpu:
         raise SystemExit("make gpu: nvidia-smi shows no GPU; make gpu DRY=1 compiles the kernels without one")
@@ -317,21 +275,27 @@ def measure(only: Sequence[str] = (), device: str = "cuda") -> list[Outcome]:
     outcomes: list[Outcome] = []
     for part in chosen:
         print(f"=== {part.name}", flush=True)
-        outcomes.append(run(part, limit=part.limit, logs=OUT))
-        print(table(outcomes[-1:]), flush=True)
-        done = outcomes[-1]
-        add({"part": part.name, "verdict": done.verdict, "seconds": done.seconds, "note": done.note}, result_of(gpu))
+        outcomes.append(run(part, limit=min(part.limit, end - time.monotonic()), logs=OUT))
+        report(outcomes[-1], result_of(gpu))
         if part.name == "build":
             # Without an extension there are Triton and PyTorch; without the packages there is nothing.
             if not PYTHON.exists():
                 break
             pack()
-        if part.name == "tests":
-            for report in sorted((OUT / "tests").glob("*")):
-                with copied(report):
-                    pass
     pack()
     return outcomes
+
+
+def report(outcome: Outcome, path: Path) -> None:
+    """Say how a part ended, and what its reports hold; and write it to the rows."""
+    name, started = outcome.part.name, outcome.verdict != "left out"
+    if name == "tests" and started:
+        keep_reports(OUT / "tests")
+    for row in gpu_reports.rows_of(name, OUT) if started else []:
+        add(row, path)
+        print(gpu_reports.line(row), flush=True)
+    print(table([outcome]), flush=True)
+    add({"part": name, "verdict": outcome.verdict, "seconds": outcome.seconds, "note": outcome.note}, path)
 
 
 def choose(found: Sequence[Part], only: Sequence[str], *, built: bool) -> list[Part]:

@@ -1,7 +1,9 @@
-"""The GPU tests by several processes at once, each with every eighth test: `python -m benchmarks.gpu_tests FOLDER`.
+"""The GPU tests by several processes at once, each with every eighth test.
+
+    python -m benchmarks.gpu_tests FOLDER [SECONDS]
 
 A bare machine has no pytest-xdist. Every process writes FOLDER/tests-N.log as it goes, a line for each test, and at its
-end FOLDER/tests-N.xml (JUnit). Before the time of this part is over they are interrupted, which ends them in order.
+end FOLDER/tests-N.xml (JUnit). Before SECONDS are over they are interrupted, which ends them in order.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("tests/gpu", "tests/ops", "tests/sampling")
 MARK = "gpu"
 PROCESSES = 8
-# Seconds after which they are interrupted, and then killed.
-SECONDS, GRACE = 300.0, 10.0
+# Seconds that they may take, those before these are over at which they are interrupted, and later killed.
+SECONDS, MARGIN, GRACE = 330.0, 30.0, 10.0
 # Exit status of pytest where a process had no test for a GPU.
 NONE_COLLECTED = 5
 
@@ -35,10 +37,12 @@ def _interruptible() -> None:
 
 
 def run(
-    folder: Path, folders: tuple[str, ...] = TESTS, *, count: int = PROCESSES, seconds: float = SECONDS
+    folder: Path, folders: tuple[str, ...] = TESTS, *, count: int = PROCESSES, seconds: float = SECONDS - MARGIN
 ) -> list[int]:
     """The exit statuses of the processes."""
     folder.mkdir(parents=True, exist_ok=True)
+    for report in folder.glob("tests-*"):
+        report.unlink()
     running = []
     for i in range(count):
         variables = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -59,7 +63,8 @@ def run(
 def main() -> int:
     """Exit status 1 if a test failed, or if there was none at all."""
     folder = Path(sys.argv[1])
-    found = run(folder)
+    given = float(sys.argv[2]) if len(sys.argv) > 2 else SECONDS
+    found = run(folder, seconds=max(0.0, given - MARGIN))
     for i in range(len(found)):
         sys.stdout.write((folder / f"tests-{i}.log").read_text(errors="replace")[-1500:])
     failed = any(status not in (0, NONE_COLLECTED) for status in found)

@@ -10,15 +10,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, gpu_bootstrap, gpu_tests, gpu_tree, rows
+from benchmarks import compare, gpu, gpu_tests, gpu_tree
 from benchmarks.gpu_bootstrap import architecture
 
 ROOT = Path(__file__).resolve().parents[2]
+# Groups whose parts compile for minutes.
+LAST = ()
 
 
 def test_a_group_is_a_call_of_ten_minutes():
@@ -26,7 +29,7 @@ def test_a_group_is_a_call_of_ten_minutes():
     for part in gpu.parts():
         groups[part.group] = groups.get(part.group, 0) + part.limit
     # Facts of the first minute first, what torch.compile takes long for last.
-    assert list(groups) == ["smoke", "build", "trajectories", "operators", "tries", "tests", "baselines"]
+    assert list(groups) == ["smoke", "build", "trajectories", "operators", "tries", "tests", "baselines", *LAST]
     assert all(seconds <= gpu.CALL == 600 for seconds in groups.values())
     assert groups["smoke"] <= 60
     trajectories = [part for part in gpu.parts() if part.group == "trajectories"]
@@ -35,7 +38,70 @@ def test_a_group_is_a_call_of_ten_minutes():
     ]
     # One process each, without a compiler's baselines; the tests end in order before they are killed.
     assert all("--alone" in part.command or "benchmarks.gpu_fields" in part.command for part in trajectories)
-    assert next(part.limit for part in gpu.parts() if part.name == "tests") > gpu_tests.SECONDS + gpu_tests.GRACE
+    tests = next(part for part in gpu.parts() if part.name == "tests")
+    assert (tests.limit, tests.timed) == (gpu_tests.SECONDS, True)
+    assert gpu_tests.GRACE < gpu_tests.MARGIN
+
+
+def test_the_page_has_a_row_for_each_call():
+    page = (ROOT / "docs" / "results" / "gpu.md").read_text()
+    rows = {name: int(most) for name, most in re.findall(r"^\| `make gpu ONLY=(\w+)` \| (\d+) \|", page, re.MULTILINE)}
+    groups: Counter[str] = Counter()
+    for part in gpu.parts():
+        groups[part.group] += part.limit
+    assert rows == groups
+
+
+@pytest.mark.parametrize("builds", [20, 300])
+def test_a_call_ends_in_time_though_a_build_comes_first(builds, tmp_path, monkeypatch):
+    """Each part takes all the time that it has, but for the build."""
+    clock, limits = [1000.0], {}
+
+    def run(part, *, limit, logs):
+        if limit <= 0:
+            return gpu.Outcome(part=part, verdict="left out", seconds=0.0, note="no time is left")
+        limits[part.name] = limit
+        seconds = builds if part.name == "build" else limit
+        clock[0] += seconds
+        return gpu.Outcome(part=part, verdict="ok", seconds=seconds)
+
+    every = gpu.parts()
+    for name, value in (
+        ("ask_gpu", lambda field: "a gpu"),
+        ("parts", lambda *_: every),
+        ("result_of", lambda _: tmp_path / "results.json"),
+        ("OUT", tmp_path),
+        ("PYTHON", Path(sys.executable)),
+        ("BUILT", tmp_path / "built.txt"),
+        ("pack", lambda: None),
+        ("run", run),
+    ):
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: clock[0])
+    outcomes = gpu.measure(["operators"])
+    assert clock[0] - 1000 <= gpu.CALL - gpu.RESERVE
+    asked = [part for part in every if part.name == "build" or part.group == "operators"]
+    assert [outcome.part for outcome in outcomes] == asked
+    # No part has more than its own limit, and the last that began has what was left.
+    assert all(limits[part.name] <= part.limit for part in asked if part.name in limits)
+    late = [part.name for part in asked if part.name not in limits]
+    assert late == (["head-counter", "head"] if builds == 300 else [])
+    found = {row["part"]: row for row in json.loads((tmp_path / "results.json").read_text())}
+    assert list(found) == [part.name for part in asked]
+    assert [name for name, row in found.items() if row["note"] == "no time is left"] == late
+    # All groups take as long as they take.
+    limits.clear()
+    gpu.measure()
+    assert limits == {part.name: part.limit for part in every}
+
+
+def test_options_of_measurements_are_known():
+    """An unknown option, or one without effect, would cost a call of the GPU."""
+    commands = [part.command for part in gpu.parts(device="cpu") if "benchmarks.compare" in part.command]
+    assert len(commands) > 20
+    for command in commands:
+        options = compare.command_line().parse_args(command[3:])
+        assert compare.unusable(options) is None, command
 
 
 def test_tests_and_modules_that_are_named_exist():
@@ -110,10 +176,14 @@ def test_processes_divide_the_tests_and_a_failure_is_one(shared, tmp_path, monke
     assert sorted(map(len, names)) == [3, 3]
     assert sorted(chain(*names)) == ["test_0", "test_1", "test_2", "test_3", "test_4", "test_bad"]
     assert sorted(statuses) == [0, 1]
-    monkeypatch.setattr(gpu_tests, "run", lambda _: statuses)
-    monkeypatch.setattr(sys, "argv", ["gpu_tests", str(tmp_path / "out")])
-    assert gpu_tests.main() == 1
+    given = []
+    monkeypatch.setattr(gpu_tests, "run", lambda folder, seconds: given.append(seconds) or statuses)
+    for more in ([], ["90"], ["3"]):
+        monkeypatch.setattr(sys, "argv", ["gpu_tests", str(tmp_path / "out"), *more])
+        assert gpu_tests.main() == 1
     assert "3 passed" in capsys.readouterr().out
+    # The rest of the time is for their end.
+    assert given == [300.0, 60.0, 0.0]
 
 
 @pytest.mark.slow
@@ -194,8 +264,8 @@ def test_each_exchange_of_the_flow_head_is_a_process():
 def test_a_rehearsal_is_on_the_device_that_is_asked_for():
     for part in gpu.parts(device="cpu"):
         assert "cuda" not in part.command
-        measured = part.group in ("smoke", "trajectories", "operators", "tries", "baselines")
-        assert ("--device" in part.command) == (measured or part.name.startswith("step-"))
+        measured = part.group not in ("build", "tests") or part.name.startswith("step-")
+        assert ("--device" in part.command) == measured
 
 
 def test_the_listing_has_a_line_for_each_part():
@@ -209,70 +279,6 @@ def test_the_listing_has_a_line_for_each_part():
 
 def python_part(code: str, **changes) -> gpu.Part:
     return gpu.Part(name="one", command=(sys.executable, "-c", code), **{"limit": 20} | changes)
-
-
-@pytest.mark.slow
-def test_rows_and_logs_are_kept_at_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("ENMA_FAST_RESULTS", str(tmp_path / "kept"))
-    for count in (1, 2):
-        rows.add({"rows": count}, tmp_path / "a-gpu" / "results.json")
-    for folder in (tmp_path, tmp_path / "kept"):
-        assert json.loads((folder / "a-gpu" / "results.json").read_text()) == [{"rows": 1}, {"rows": 2}]
-    # A part that is stopped has left what it said, here and there, also while it ran.
-    talks_and_sleeps = gpu.Part(name="one", command=("sh", "-c", "echo one; sleep 60"), limit=20)
-    outcome = gpu.run(talks_and_sleeps, limit=10, logs=tmp_path / "logs")
-    assert outcome.verdict == "too long"
-    assert capsys.readouterr().out == "one\n"
-    assert (tmp_path / "logs" / "one.log").read_text() == "one\n"
-    assert (tmp_path / "kept" / "logs" / "one.log").read_text() == "one\n"
-    assert gpu.run(python_part("exit(3)"), limit=20, logs=tmp_path).note == "exit status 3"
-
-
-def test_what_was_built_is_packed_and_taken_again(tmp_path, monkeypatch):
-    there, kept, again = tmp_path / "there", tmp_path / "kept", tmp_path / "again"
-    (there / "enma_fast").mkdir(parents=True)
-    (there / "out" / "gpu" / "triton").mkdir(parents=True)
-    kept.mkdir()
-    for name in ("enma_fast/_C.so", "out/gpu/built.txt", "out/gpu/triton/kernel"):
-        (there / name).write_text(name)
-    monkeypatch.setattr(gpu, "ROOT", there)
-    monkeypatch.setattr(gpu, "OUT", there / "out" / "gpu")
-    monkeypatch.setattr(gpu, "TRITON_CACHE", there / "out" / "gpu" / "triton")
-    monkeypatch.delenv("ENMA_FAST_RESULTS", raising=False)
-    gpu.pack()
-    assert not list(kept.iterdir())
-    monkeypatch.setenv("ENMA_FAST_RESULTS", str(kept))
-    gpu.pack()
-    monkeypatch.setattr(gpu_bootstrap, "ROOT", again)
-    monkeypatch.setattr(gpu_bootstrap, "BUILT", again / "out" / "gpu" / "built.txt")
-    again.mkdir()
-    gpu_bootstrap.unpack(kept / "cache.tar")
-    assert sorted(path.name for path in again.rglob("*") if path.is_file()) == ["_C.so", "built.txt", "kernel"]
-
-
-def test_the_toolkit_is_where_its_headers_are(tmp_path):
-    toolkit, wrapper = tmp_path / "cuda", tmp_path / "local" / "bin" / "nvcc"
-    (toolkit / "include").mkdir(parents=True)
-    assert gpu_bootstrap.cuda_home(str(wrapper), toolkit) is None
-    (toolkit / "include" / "cuda_runtime.h").write_text("")
-    assert gpu_bootstrap.cuda_home(str(wrapper), toolkit) == str(toolkit)
-    assert gpu_bootstrap.cuda_home(str(toolkit / "bin" / "nvcc"), tmp_path) == str(toolkit)
-    assert gpu_bootstrap.cuda_home(None, toolkit) == str(toolkit)
-
-
-def test_the_extension_is_known_by_its_sources(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_bootstrap, "ROOT", tmp_path)
-    (tmp_path / "csrc").mkdir()
-    (tmp_path / "setup.py").write_text("")
-    (tmp_path / "csrc" / "a.cpp").write_text("1")
-    here = gpu_bootstrap.sources("90a")
-    # Another Python.
-    with monkeypatch.context() as other:
-        other.setattr(sys, "version", "3.99")
-        assert gpu_bootstrap.sources("90a") != here
-    assert gpu_bootstrap.sources("90a") == here != gpu_bootstrap.sources("100a")
-    (tmp_path / "csrc" / "a.cpp").write_text("2")
-    assert gpu_bootstrap.sources("90a") != here
 
 
 def test_a_part_ends_with_the_program_that_runs_it(tmp_path, monkeypatch):
@@ -322,6 +328,13 @@ def test_what_cannot_run_is_left_out():
     outcome = gpu.run(python_part("print()"), limit=0)
     assert (outcome.verdict, outcome.note) == ("left out", "no time is left")
     assert "left out" in gpu.table([outcome])
+
+
+def test_a_part_is_told_its_time(tmp_path):
+    part = python_part("import sys; print(sys.argv[1])", limit=30, timed=True)
+    gpu.run(part, limit=20, logs=tmp_path)
+    gpu.run(replace(part, name="two"), limit=50, logs=tmp_path)
+    assert [(tmp_path / f"{name}.log").read_text() for name in ("one", "two")] == ["20\n", "30\n"]
 
 
 def test_names_of_a_gpu():
