@@ -6,7 +6,7 @@
     python -m benchmarks.gpu_tree out/gpu-tree     the tree to take there
     make gpu ONLY=smoke    under a minute and without a build: what is missing, operators, a member by each rung
     make gpu ONLY=build    the environment and the extension
-    make gpu ONLY=trajectories, ONLY=operators, ONLY=tries, ONLY=tests, ONLY=baselines
+    make gpu ONLY=trajectories, ONLY=operators, ONLY=tries, ONLY=tests, ONLY=baselines, ONLY=compiled, ONLY=training
     make gpu ONLY=a,b      these groups or parts alone, and the build where they need one, in one call: it ends in time
     make gpu               all groups, one after the other, for as long as they take
     make gpu DEVICE=cpu ONLY=smoke     a rehearsal, with a program `nvidia-smi` that names a GPU
@@ -164,14 +164,21 @@ def parts(gpu: str = "GPU", capability: str = "9.0", device: str = "cuda") -> li
     for tool in ("memcheck", "racecheck"):
         command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", str(CHECK))
         add_part("tests", tool, 60, *command, tool="compute-sanitizer")
-    for preset in ("combined-paper", "combined-fast-paper"):
-        options = ("--preset", preset, "--device", device, "--out", out)
-        add_part("tests", f"step-{preset}", 30, python, "-m", "benchmarks.train_step", *options)
     metrics = ("--clock-control", "none", "--launch-count", "24", "--csv", "--metrics", ",".join(METRICS))
     add_part("tests", "ncu", 30, "ncu", *metrics, str(CHECK), tool="ncu")
     # The sampler as it is, then as torch.compile makes it.
     measured("baselines", "eager", 150, *trajectory("combined-paper", "1,64"), "--no-compile")
     measured("baselines", "compile", 420, *trajectory("combined-paper", "1,64"))
+    # A process each: what one compiles in time does not wait for the others.
+    for count in ("1", "64"):
+        words = (*trajectory("combined-fast-paper", count), "--no-flow")
+        measured("compiled", f"compile-pass-{count}", 190, *words)
+    measured("compiled", "compile-flow-256", 220, *trajectory("combined-paper", "256"))
+    for compiled, limit in ((), 30), (("--compile",), 180):
+        for preset in ("combined-paper", "combined-fast-paper"):
+            name = "-".join(["step", *(word.strip("-") for word in compiled), preset])
+            options = ("--preset", preset, "--device", device, "--out", out)
+            add_part("training", name, limit, python, "-m", "benchmarks.train_step", *options, *compiled)
     return found
 
 

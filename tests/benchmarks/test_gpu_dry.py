@@ -21,7 +21,7 @@ from benchmarks.gpu_bootstrap import architecture
 
 ROOT = Path(__file__).resolve().parents[2]
 # Groups whose parts compile for minutes.
-LAST = ()
+LAST = ("compiled", "training")
 
 
 def test_a_group_is_a_call_of_ten_minutes():
@@ -104,6 +104,23 @@ def test_options_of_measurements_are_known():
         assert compare.unusable(options) is None, command
 
 
+def test_compiled_code_is_a_baseline_of_both_models_at_small_and_large_numbers():
+    commands = [part.command for part in gpu.parts() if part.group in ("baselines", "compiled")]
+    options = [compare.command_line().parse_args(command[3:]) for command in commands]
+    compiled = {(given.preset, rows) for given in options if not given.no_compile for rows in given.rows}
+    assert compiled == {
+        *(("combined-paper", rows) for rows in (1, 64, 256)),
+        *(("combined-fast-paper", rows) for rows in (1, 64)),
+    }
+
+
+def test_training_is_measured_with_and_without_torch_compile():
+    steps = [part.command for part in gpu.parts() if part.group == "training"]
+    assert all("benchmarks.train_step" in command for command in steps)
+    found = Counter((command[command.index("--preset") + 1], "--compile" in command) for command in steps)
+    assert found == Counter((preset, how) for preset in ("combined-paper", "combined-fast-paper") for how in (0, 1))
+
+
 def test_tests_and_modules_that_are_named_exist():
     for part in (*gpu.parts(), *gpu.compilations()):
         for word in part.command:
@@ -127,8 +144,7 @@ def test_the_parts_that_are_asked_for():
     assert names("racecheck", built=False) == ["build", "check", "racecheck"]
     assert names("smoke", built=False) == ["smoke"]
     assert names("smoke", "head", built=False) == ["smoke", "build", "head"]
-    steps = ["step-combined-paper", "step-combined-fast-paper"]
-    assert names("tests") == ["tests", "check", "memcheck", "racecheck", *steps, "ncu"]
+    assert names("tests") == ["tests", "check", "memcheck", "racecheck", "ncu"]
     assert names("ncu") == ["check", "ncu"]
     assert gpu.choose(every, [], built=True) == every
     with pytest.raises(SystemExit, match="speed"):
@@ -264,7 +280,7 @@ def test_each_exchange_of_the_flow_head_is_a_process():
 def test_a_rehearsal_is_on_the_device_that_is_asked_for():
     for part in gpu.parts(device="cpu"):
         assert "cuda" not in part.command
-        measured = part.group not in ("build", "tests") or part.name.startswith("step-")
+        measured = part.group not in ("build", "tests")
         assert ("--device" in part.command) == measured
 
 
