@@ -16,6 +16,7 @@ void bind_dynamics(py::module_& m);
 void bind_field_network(py::module_& m);
 void bind_flow_head(py::module_& m);
 void bind_frame_attention(py::module_& m);
+void bind_lattice_steps(py::module_& m);
 void bind_philox_normal(py::module_& m);
 void bind_point_attention(py::module_& m);
 void bind_process(py::module_& m);

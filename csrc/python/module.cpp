@@ -18,6 +18,7 @@ PYBIND11_MODULE(_C, m) {
     bind_field_network(m);
     bind_flow_head(m);
     bind_frame_attention(m);
+    bind_lattice_steps(m);
     bind_philox_normal(m);
     bind_point_attention(m);
     bind_rms_norm(m);

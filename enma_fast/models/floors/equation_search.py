@@ -18,6 +18,7 @@ from torch import Tensor
 from .equation import LOST, PAIRS, Equations, EquationSolver
 from .gauss_newton import EXACT, TINY, Fit, fit, missed, score
 from .ladder import evenly, widening
+from .lattice import fast_steps
 from .spectral import companions
 
 # Trajectories that terms are chosen on, and for the distribution of coefficients.
@@ -67,6 +68,7 @@ class EquationFloor(EquationSolver):
     """A floor that finds the equation of its training data."""
 
     @torch.no_grad()
+    @fast_steps()
     def learn(self, fields: Tensor, *, environments: Tensor | None = None) -> None:
         """Find terms, and the distribution of their coefficients over training trajectories `[B, T, *x, c]`."""
         find(self, fields)
