@@ -247,7 +247,7 @@ def _plan_table(plan: Plan) -> Any:
     rows = [
         ["points", grid],
         ["channels", ", ".join(f"{name} ({number(mean)} +- {number(scale)})" for name, mean, scale in pairs)],
-        ["frames", f"{model.num_frames}, {number(model.frame_interval)} apart"],
+        ["frames", f"{model.num_frames}, {model.frame_interval:.4g} apart"],
         ["model", f"{plan.request.size}, {plan.num_parameters:,} parameters"],
     ]
     for split, count in plan.trajectories.items():
