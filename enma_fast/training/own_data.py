@@ -1,7 +1,8 @@
 """The user's own fields: one data set out of a file or a folder, divided into training, validation and test.
 
 Environments stay whole where there are five or more, and so do the series of which windows were cut. Windows of fewer
-series are divided by time, and those that overlap the held-out ones are left out.
+series are divided by time, and those that overlap the held-out ones are left out. Windows that were cut before are
+recognised by the frames that they share.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ def load_splits(source: Path, options: ImportOptions | None = None) -> dict[str,
     whole = {split: _joined(files) for split, files in parts.items()}
     lacking = [split for split in SPLITS if split not in whole]
     if lacking:
+        whole[TRAIN] = _in_series(whole[TRAIN])
         divided = divide(whole[TRAIN], lacking)
         whole |= {split: whole[TRAIN].rows(rows) for split, rows in divided.items()}
     splits = {split: whole[split] for split in SPLITS}
@@ -129,6 +131,40 @@ def _cut(data: FieldFile, window: int) -> FieldFile:
     cut = windows(data, window, window)
     log.info("%s: cut into %s of %d frames", data.path, counted(len(cut), "window"), window)
     return cut
+
+
+def _in_series(data: FieldFile) -> FieldFile:
+    """The data with the place of each trajectory in its series, if some are windows that overlap others."""
+    if FIRST_FRAME in data.parameters:
+        return data
+    count, length = data.u.shape[:2]
+    digests = _digests(data)
+    frames = [digests[row * length :][:length] for row in range(count)]
+    # Two successive frames are enough to look for; a window begins at some of them within another one.
+    inside: dict[tuple[bytes, ...], tuple[int, int]] = {}
+    for row, own in enumerate(frames):
+        for place in range(1, length - 1):
+            inside.setdefault((own[place], own[place + 1]), (row, place))
+    earlier: dict[int, tuple[int, int]] = {}
+    for row, own in enumerate(frames):
+        other, place = inside.get((own[0], own[1]), (row, 0))
+        moves = own[0] != own[1]
+        if moves and other != row and frames[other][place:] == own[: length - place]:
+            earlier[row] = other, place
+    if not earlier:
+        return data
+    starts: dict[int, tuple[int, int]] = {}
+    for row in range(count):
+        chain = [row]
+        while chain[-1] in earlier and chain[-1] not in starts and earlier[chain[-1]][0] not in chain:
+            chain.append(earlier[chain[-1]][0])
+        starts.setdefault(chain[-1], (chain[-1], 0))
+        for one in reversed(chain[:-1]):
+            other, place = earlier[one]
+            starts[one] = starts[other][0], starts[other][1] + place
+    series, first = np.array([starts[row] for row in range(count)]).T
+    log.info("%s: windows that overlap, of %d series", data.path, len(np.unique(series)))
+    return replace(data, parameters={**data.parameters, SERIES: series, FIRST_FRAME: first})
 
 
 def _check_constants(splits: dict[str, FieldFile]) -> None:

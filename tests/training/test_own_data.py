@@ -226,3 +226,24 @@ def test_series_are_cut_where_there_are_too_few_or_of_several_lengths(tmp_path: 
     splits = own_data.load_splits(tmp_path / "lengths")
     assert sum(len(data) for data in splits.values()) == 3 * 2 + 3
     assert {data.u.shape[1] for data in splits.values()} == {12}
+
+
+@pytest.mark.parametrize(("series", "stride"), [(1, 1), (1, 3), (2, 1), (12, 2)])
+def test_overlapping_windows_are_recognised(tmp_path: Path, series: int, stride: int) -> None:
+    whole = np.random.default_rng(1).normal(size=(series, 40 if series < 12 else 12, 16)).astype(np.float32)
+    starts = range(0, whole.shape[1] - 8 + 1, stride)
+    windows = np.concatenate([[one[t : t + 8] for t in starts] for one in whole])
+    order = np.random.default_rng(0).permutation(len(windows))
+    splits = own_data.load_splits(save(tmp_path / "windows.h5", windows[order]))
+    assert all(len(data) for data in splits.values())
+    # None of the held-out frames is among those of training, nor those of the test among those of validation.
+    counts = own_data.distinct_frames(splits)
+    together = np.concatenate([data.u.reshape(-1, 16) for data in splits.values()])
+    assert sum(counts.values()) == len(np.unique(together, axis=0))
+
+
+def test_trajectories_that_begin_alike_or_rest_are_no_windows(tmp_path: Path) -> None:
+    u = advected(20)
+    u[:, :2] = u[0, :2]
+    u[3:5] = u[3:5, :1]
+    assert "series" not in own_data.load_splits(save(tmp_path / "a.h5", u))["train"].parameters
