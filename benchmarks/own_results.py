@@ -94,8 +94,8 @@ TAIL = """\
 * **Time**: CPU seconds of one thread. Those of the field model are for the whole command: plan, floors, training,
   calibration and scores. It plans its time in advance, so it takes a little more or less than it was given, and much
   less if it ends early. The last column is the time of one member of one forecast.
-* **Floors**: persistence, damped persistence, climatology, and the best linear floor that `train` tried. Their training
-  time is that of fitting the chosen floor. The time to choose it is left out.
+* **Linear** is the best linear floor that `train` tried. Its training time is that of fitting it, without the time to
+  choose it.
 * **Networks**: an FNO and a U-Net in plain PyTorch (`benchmarks/own_networks.py`), in float32. They see three frames
   and forecast the change to the next one. AdamW minimises the relative L2 error of forecasts by the network itself.
   They have 1 frame at first and 8 frames late in training. The field model uses bfloat16 where the processor has it.
@@ -108,7 +108,7 @@ TAIL = """\
 * **Machine**: {machine}. Other programs ran on it at the same time, so times vary.
 
 The solvers are in `benchmarks/own_sets.py`; the package has those of its equations. These commands measure everything
-anew and write this page. Results depend on the speed of the machine:
+anew and write this page. Results depend on the machine:
 
 ```console
 {commands}
