@@ -87,13 +87,14 @@ OMP_NUM_THREADS=1 python -m benchmarks.own_data --quick
 ```
 
 The command fails if a number differs by more than a factor of {TIMED["rel_l2"]:g} from the one in
-`benchmarks/results/own-data.json`. Persistence, climatology and damped persistence must agree to 1 %."""
+`benchmarks/results/own-data.json`. Persistence, climatology and damped persistence must agree to 1 %.
+A processor without AVX-512 does not find all equations in a minute."""
 TAIL = """\
 ## How it was measured
 
 * **Time**: CPU seconds of one thread. Those of the field model are for the whole command: plan, floors, training,
-  calibration and scores. It plans its time in advance, so it takes a little more or less than it was given, and much
-  less if it ends early. The last column is the time of one member of one forecast.
+  calibration and scores. It takes a little more or less than it was given, and much less if it ends
+  early. The last column is the time of one member of one forecast.
 * **Linear** is the best linear floor that `train` tried. Its training time is that of fitting it, without the time to
   choose it.
 * **Networks**: an FNO and a U-Net in plain PyTorch (`benchmarks/own_networks.py`), in float32. They see three frames
@@ -105,7 +106,7 @@ TAIL = """\
   others have one member: their CRPS is the mean absolute error, and they have neither spread nor coverage.
 * **Coverage** is the share of points inside the central 50 or 90 % of the members. With 16 calibrated members the
   90 % range covers 15/17, which is 0.88.
-* **Machine**: {machine}. Other programs ran on it at the same time, so times vary.
+* **Machine**: {machine}. Other programs ran too, so times vary.
 
 The solvers are in `benchmarks/own_sets.py`; the package has those of its equations. These commands measure everything
 anew and write this page. Results depend on the machine:
