@@ -24,8 +24,6 @@ from enma_fast.models.codecs.interpolation import grid_points
 from enma_fast.models.covariance import FieldCovariance
 from enma_fast.models.model import Model
 
-from .protocols import CALIBRATED
-
 # Shares of the grid points, of which the last is less than training shows.
 SHARES = (1.0, 0.5, 0.2, 0.1)
 # Trajectories that are encoded at a time.
@@ -92,24 +90,22 @@ def measure_points(
     Parameters
     ----------
     model : with an interpolation, or a covariance
-    data : the test file of the split, the packaged one if `shipped`, of which 120 trajectories are forecast at most
+    data : the test file of the split, the packaged one if `shipped`
     share : of the grid points, above 0 and at most 1
     seed : of the forecasts
     progress : called with (trajectories forecast, trajectories)
     """
     points = share_of(math.prod(model.config.codec.grid), share)
-    # An analysis for each trajectory and frame is what takes the time.
-    numbers = data.trajectories[:CALIBRATED]
-    request = ForecastRequest(trajectories=numbers, num_members=_MEMBERS, seed=seed, points=points)
+    request = ForecastRequest(num_members=_MEMBERS, seed=seed, points=points)
     scores = score_forecast(FileForecast(model, data, request), warn=False, progress=progress)
-    fields = torch.from_numpy(data.u[: len(numbers)]).to(model.latent_mean.device)
+    fields = torch.from_numpy(data.u).to(model.latent_mean.device)
     error = reconstruction_errors(model.codec, fields, share=share, seed=seed, covariance=model.covariance)
     return {
         "protocol": protocol_of(share, shipped=shipped),
         "task": request.task.name,
         "split": split,
         "members": _MEMBERS,
-        "trajectories": len(numbers),
+        "trajectories": len(data),
         "frames": scores["num_frames"],
         "reconstruction": error.mean().item(),
         "reconstruction_median": error.median().item(),
