@@ -26,7 +26,7 @@ _fast: ContextVar[bool] = ContextVar("fast", default=False)
 
 @contextmanager
 def fast_steps() -> Iterator[None]:
-    """The extension takes steps inside, where it can: an equation is learned with these, and not forecast."""
+    """Inside, the extension takes the steps where it can. Forecasts stay outside, since they keep PyTorch's bits."""
     token = _fast.set(True)
     try:
         yield
@@ -66,14 +66,14 @@ class LatticePropagator:
         if _fast.get() and fits and native_problem(fields.device) is None:
             own = self.coefficients.float().contiguous()
             fields = native().lattice_steps(fields.contiguous(), own, self.steps, threads=torch.get_num_threads())
-            return torch.fft.rfftn(fields, dim=self.terms.axes)
-        share, rate = 1 / self.steps, partial(self.terms.rate, coefficients=self.coefficients, active=self.active)
-        for _ in range(self.steps):
-            k1 = rate(fields)
-            k2 = rate(fields + share / 2 * k1)
-            k3 = rate(fields + share / 2 * k2)
-            k4 = rate(fields + share * k3)
-            fields = fields + share / 6 * k1 + share / 3 * k2 + share / 3 * k3 + share / 6 * k4
+        else:
+            share, rate = 1 / self.steps, partial(self.terms.rate, coefficients=self.coefficients, active=self.active)
+            for _ in range(self.steps):
+                k1 = rate(fields)
+                k2 = rate(fields + share / 2 * k1)
+                k3 = rate(fields + share / 2 * k2)
+                k4 = rate(fields + share * k3)
+                fields = fields + share / 6 * k1 + share / 3 * k2 + share / 3 * k3 + share / 6 * k4
         return torch.fft.rfftn(fields, dim=self.terms.axes)
 
     def repeated(self, times: int) -> LatticePropagator:

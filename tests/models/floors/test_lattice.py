@@ -73,7 +73,7 @@ def test_what_it_cannot_do_is_refused() -> None:
     assert NATIVE is not None
     steps, terms = NATIVE.lattice_steps, Terms((8, 8), 1, lattice=True)
     fields, coefficients = torch.zeros(2, 1, 8, 8), torch.zeros(2, terms.num)
-    with pytest.raises(ValueError, match="steps"):
+    with pytest.raises(ValueError, match="steps is"):
         steps(fields, coefficients, 0)
     with pytest.raises(ValueError, match="fields"):
         steps(fields[0, 0], coefficients, 1)
@@ -81,7 +81,7 @@ def test_what_it_cannot_do_is_refused() -> None:
         steps(fields, coefficients[:, 1:], 1)
     with pytest.raises(ValueError, match="fields"):
         steps(fields.double(), coefficients, 1)
-    # A flow's potential is not told by neighbours.
+    # The potential of a flow depends on the whole field.
     coefficients[:, next(j for j in range(terms.num_linear, terms.num) if not terms.local([j]))] = 1
     with pytest.raises(ValueError, match="potential"):
         steps(fields, coefficients, 1)
