@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from benchmarks.paper.score_files import model_name, read_score_files
 from enma_fast.data import PRETRAINED
 from enma_fast.models.checkpoint import available
 
@@ -19,6 +20,8 @@ LINK = re.compile(r"\[([^]]*)\]\([^)]*/pretrained/([\w-]+)/README\.md\)")
 TASKS = {"from 3 frames": "temporal", "one frame and a context": "initial-value"}
 CALIBRATION = {"RMSCE (64 members from 3 frames)": "rmsce", "CRPS (64 members from 3 frames)": "crps"}
 GENERATED = "generated trajectory, from the solver's own"
+# Those of whole grids and of the whole test files, or of the first trajectories of them.
+PROTOCOLS, SCORE_FILES = ("whole", "calibration"), read_score_files()
 # Columns of the table of spread/skill.
 SPREADS = (
     ("temporal", "test-in"),
@@ -97,12 +100,11 @@ def said() -> Iterator[Said]:
 
 
 def measured(one: Said) -> list[float]:
-    """What the card has, and the score file if there is one."""
+    """The score on the card, and in the score file if there is one."""
     rows: list[dict[str, Any]] = json.loads((PRETRAINED / one.model / "metrics.json").read_text())["rows"]
     rows = [row | {"members": row["num_members"]} for row in rows if not row["packed"]]
-    scores = ROOT / "benchmarks" / "paper" / "scores" / f"{one.model.replace('gray-scott', 'gray_scott')}-0.json"
-    if scores.is_file():
-        rows += [row for row in json.loads(scores.read_text())["rows"] if row["protocol"] != "shipped"]
+    files = [file for file in SCORE_FILES if file["kind"] == "model" and model_name(file) == one.model]
+    rows += [row for file in files for row in file["rows"] if row["protocol"] in PROTOCOLS]
     return [
         row[one.score]
         for row in rows
