@@ -88,7 +88,7 @@ OMP_NUM_THREADS=1 python -m benchmarks.own_data --quick
 
 The command fails if a number differs by more than a factor of {TIMED["rel_l2"]:g} from the one in
 `benchmarks/results/own-data.json`. Persistence, climatology and damped persistence must agree to 1 %.
-A processor without AVX-512 does not find all equations in a minute."""
+An AVX2 processor did not find all equations in a minute."""
 TAIL = """\
 ## How it was measured
 

@@ -148,8 +148,8 @@ def _in_series(data: FieldFile) -> FieldFile:
     earlier: dict[int, tuple[int, int]] = {}
     for row, own in enumerate(frames):
         other, place = inside.get((own[0], own[1]), (row, 0))
-        moves = own[0] != own[1]
-        if moves and other != row and frames[other][place:] == own[: length - place]:
+        # Fields at rest are alike at every place.
+        if other != row and own[0] != own[1] and frames[other][place:] == own[: length - place]:
             earlier[row] = other, place
     if not earlier:
         return data
