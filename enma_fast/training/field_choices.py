@@ -26,18 +26,18 @@ from .stage import Material
 
 _TINY = 1e-12
 # Members of a validation, and of one of a model that has no members yet; members of a calibration, and its turns.
-_MEMBERS, _ALIKE, _CALIBRATED, _TURNS = 4, 2, 8, 4
+_MEMBERS, _ALIKE, _CALIBRATED, _TURNS = 4, 2, 8, 5
 # Shares of the seconds of a stage for one validation, and for the choices at its end, of so many seconds at least, as
 # a floor that is right has none; fewest trajectories, and most of a validation and of the choices.
-_VALIDATING, _CHOOSING, _LEAST_SECONDS, _FEWEST, _VALIDATED, _CHOSEN = 0.015, 0.1, 60.0, 4, 48, 256
+_VALIDATING, _CHOOSING, _LEAST_SECONDS, _FEWEST, _VALIDATED, CHOSEN = 0.015, 0.1, 60.0, 4, 48, 256
 # Ratio of spread and error under which members draw residuals too.
 _ALIKE_BELOW = 0.85
 # Sizes of the correction, and by what share a smaller one has to be better; quantiles of 95 % of Student's distribution
 # with 1, 2, ... degrees of freedom, by which a correction has to be better than none.
 _SIZES, _BETTER, _SURE = (1.0, 0.5, 0.25), 0.01, (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81, 1.65)
-# Bounds of the factor of the spread, how far from 1 its ratio to the error may be, as a logarithm, and by what factor
-# the CRPS may exceed the least for it.
-_SPREAD, _NEAR, _DEARER = (1e-3, 10.0), 0.03, 1.05
+# Bounds of the factor of the spread, by what it grows without any, the least power of it that its ratio to the error
+# counts as; how far from 1 that may be, as a logarithm, and by what factor the CRPS may exceed the least for it.
+_SPREAD, _WIDER, _FLATTEST, _NEAR, _DEARER = (1e-3, 1e3), 10.0, 0.25, 0.03, 1.05
 # Forecasts of each trajectory for the choices at the end: sizes, and factors of the spread.
 _EVALUATIONS = len(_SIZES) + 1 + _TURNS * _CALIBRATED
 
@@ -58,7 +58,7 @@ class Choices:
         """Seconds of the choices at the end, as far as is known."""
         if self._seconds_each is None:
             return 0.0
-        return _EVALUATIONS * self._affordable(_CHOOSING, _EVALUATIONS, _CHOSEN) * self._seconds_each
+        return _EVALUATIONS * self._affordable(_CHOOSING, _EVALUATIONS, CHOSEN) * self._seconds_each
 
     def validation(self, *, members: bool) -> dict[str, float]:
         """Scores of forecasts with members, or of a model that has none yet."""
@@ -71,7 +71,7 @@ class Choices:
     def finish(self) -> None:
         """Choose the size of the correction, then the spread; members that are too much alike draw residuals."""
         step = self.step
-        count = self._affordable(_CHOOSING, _EVALUATIONS, _CHOSEN)
+        count = self._affordable(_CHOOSING, _EVALUATIONS, CHOSEN)
         if bool(step.network.head.weight.any()):
             trained = step.spread.clone()
             step.spread.zero_()
@@ -203,12 +203,27 @@ def _chosen(tried: Sequence[_Tried]) -> _Tried:
 
 
 def _next_factor(tried: Sequence[_Tried]) -> float:
-    """A factor to try next; spread grows about as its factor does."""
+    """A factor to try next, a smaller one where larger ones only cost CRPS."""
     last, chosen = tried[-1], _chosen(tried)
-    if chosen is last:
-        return last.factor / last.ratio if last.ratio > 0 else _SPREAD[1] * last.factor
-    # Members that are too far apart have a mean that is worse; some forecasts are lost.
-    return (last.factor * chosen.factor) ** 0.5 if chosen.factor and math.isfinite(chosen.crps) else last.factor / 2
+    if not math.isfinite(chosen.crps) or not (chosen is last or chosen.factor):
+        # Some forecasts are lost.
+        return last.factor / 2
+    wider = min((one.factor for one in tried if one.factor > chosen.factor), default=math.inf)
+    if chosen is last and (new := _by_ratio((tried[0], *tried)[-2], last)) < wider:
+        return new
+    if all(one.factor >= chosen.factor for one in tried):
+        return chosen.factor**2 / wider
+    return (chosen.factor * (wider if wider < math.inf else last.factor)) ** 0.5
+
+
+def _by_ratio(before: _Tried, last: _Tried) -> float:
+    """The factor with which spread would be as large as the error, by how their ratio followed the last one."""
+    if not last.ratio > 0:
+        return _WIDER * last.factor
+    slope = 1.0
+    if before.off < math.inf and 0 < before.factor != last.factor:
+        slope = math.log(last.ratio / before.ratio) / math.log(last.factor / before.factor)
+    return last.factor / last.ratio ** (1 / min(max(slope, _FLATTEST), 1.0))
 
 
 def relative_errors(codec: Codec, forecasts: Tensor, truth: Tensor) -> Tensor:

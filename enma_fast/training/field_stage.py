@@ -29,7 +29,7 @@ from ..models.floors.ladder import forecaster
 from ..models.model import Model
 from .augment import Augmentation, Shift, check_augmentations, found
 from .dynamics import environment_of
-from .field_choices import Choices
+from .field_choices import CHOSEN, Choices
 from .measured_symmetries import apart, mirrors, shift_axes
 from .ranks import ALONE, BatchDraws, Rank
 from .stage import Material, Stage, Task
@@ -64,7 +64,7 @@ class FieldStage(Stage):
 
     augmentations: ClassVar[tuple[type[Augmentation], ...]] = (Shift,)
     fewest_steps: ClassVar[int] = 0
-    validated: ClassVar[int] = 48
+    validated: ClassVar[int] = CHOSEN
 
     def task(self, model: Model, material: Material) -> FieldTask:
         return FieldTask(model, self, material)

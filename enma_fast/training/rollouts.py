@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.drivers import rows_of
 from ..errors import EnmaError
-from ..evaluation.metrics import Scores
+from ..evaluation.metrics import Scores, spread_skill
 from ..forecasting.members import sample_fields
 from ..forecasting.request import HISTORY
 from ..forecasting.scattered import drawn_places
@@ -21,6 +21,9 @@ from ..models.codecs.interpolation import grid_points
 from ..models.model import Model
 from .latents import values_at
 from .ranks import ALONE, Rank
+
+# Share of the trajectories, those with the largest spread, that do not count for its ratio to the error.
+_WIDEST = 0.02
 
 
 def environments(numbers: Tensor, *, paired: bool = True) -> Tensor:
@@ -60,8 +63,9 @@ def rollout_scores(
 
     ``val`` and ``contexts`` are fields ``[n, T, *grid, c]``. Given a number of ``points``, also of those from 3 frames
     each seen at so many points of its own (``_points``). ``known`` are drivers of the fields, and those of the contexts
-    (:mod:`enma_fast.data.drivers`). Scores of forecasts that are not finite are NaN. Each rank
-    makes forecasts of a part of the trajectories; the first one scores all of them, and the others return nothing.
+    (:mod:`enma_fast.data.drivers`). Scores of forecasts that are not finite are NaN. The few with the largest spread,
+    of which one may have more than all others, do not count for the ratio of spread and error. Each rank makes
+    forecasts of a part of the trajectories; the first one scores all of them, and the others return nothing.
     """
     names = ("rel_l2", "rel_l2_member", "spread_skill", "crps")
     out: dict[str, float] = {}
@@ -86,6 +90,9 @@ def rollout_scores(
         scores = Scores()
         scores.update(samples.numpy(), truth.numpy())
         result = scores.result()
+        if members > 1:
+            most = samples.var(1).flatten(1).sum(1).argsort()[: len(samples) - round(_WIDEST * len(samples))]
+            result["spread_skill"] = float(spread_skill(samples[most], truth[most]))
         out |= {f"{key}{name}": float(result[key]) for key in names}
     return out
 
