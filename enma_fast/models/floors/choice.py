@@ -133,7 +133,7 @@ def choose(
     for name, make in makers.items():
         floor = make()
         left = seconds - (time.process_time() - started) if errors else float("inf")
-        if len(splits) * _seconds(floor, splits[0][2]) > _UNSURE * left:
+        if len(splits) * _seconds(floor, splits[0][2], contexts=splits[0][3] is not None) > _UNSURE * left:
             continue
         try:
             with within(left):
@@ -192,7 +192,7 @@ def _few(held: Tensor) -> Tensor:
     return held[: min(_MOST, max(_FEW, _MOST_HELD // held[0].numel()))]
 
 
-def _seconds(floor: Floor, held: Tensor) -> float:
+def _seconds(floor: Floor, held: Tensor, *, contexts: bool) -> float:
     """About how long it takes to learn a kind and to forecast held trajectories, by one step of a few of them."""
     clock = time.process_time
     few, begun = held[:1, :KNOWN], clock()
@@ -206,7 +206,8 @@ def _seconds(floor: Floor, held: Tensor) -> float:
     floor.step(few, state)
     stepping = clock() - begun
     # Contexts have several windows.
-    inferences, steps = 6 * len(held) + floor.inferences, 2 * _HORIZON * len(held)
+    each, tasks = (6, 2) if contexts else (1, 1)
+    inferences, steps = each * len(held) + floor.inferences, tasks * _HORIZON * len(held)
     return (inferences * inferring + steps * stepping) / len(few)
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...utils.devices import num_chosen
-from .ladder import KNOWN, Inferred
+from .ladder import KNOWN, FloorModule, Inferred
 
 # Components and ridges of the linear inverse model, these relative to the variance of the components, blocks that they
 # are chosen over, and frames of the forecasts that choose.
@@ -39,26 +39,15 @@ class Nothing:
         return cls(sum(part.count for part in parts))
 
 
-class _WithoutDraws(nn.Module):
-    """What these floors share: nothing is drawn, and the frame before the first is the first."""
+class _WithoutDraws(FloorModule):
+    """What these floors share: nothing is drawn."""
 
-    num_views, num_draws, num_features, reads = 1, 0, 0, 1
+    num_draws, num_features, reads = 0, 0, 1
     moves, local, inferences = False, False, 0
 
     def infer(self, windows: Tensor, *, own: bool = True) -> Any:
         del own
         return Nothing(len(windows))
-
-    def step(self, past: Tensor, state: Any) -> Tensor:
-        """The frame after `past [B, P, *x, c]`."""
-        raise NotImplementedError
-
-    def before(self, first: Tensor, state: Any) -> Tensor:
-        del state
-        return first
-
-    def views(self, past: Tensor, state: Any) -> Tensor:
-        return self.step(past, state)[..., None]
 
     def features(self, state: Any, windows: Tensor) -> Tensor:
         del state

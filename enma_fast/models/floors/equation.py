@@ -23,12 +23,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .deadline import check_time
 from .exponential import Divided, FinerPropagator, Frames, Propagator, gains
 from .gauss_newton import DIFFERENCE, EXACT, Fit, Residuals, cost, fit
-from .ladder import Inferred, evenly
+from .ladder import FloorModule, Inferred, evenly
 from .lattice import LatticePropagator
 from .terms import Terms
 
@@ -77,7 +77,7 @@ class Equations(Inferred):
     finer: Tensor
 
 
-class EquationSolver(nn.Module):
+class EquationSolver(FloorModule):
     """The equation of fields `[*x, c]` on a grid that is periodic along each axis, which `equation_search` finds."""
 
     active: Tensor
@@ -96,7 +96,7 @@ class EquationSolver(nn.Module):
     inflation: Tensor
     power: Tensor
     zero: Tensor
-    num_views, reads, moves, local, inferences = 1, 1, True, True, 320
+    reads, moves, local, inferences = 1, True, True, 320
 
     def __init__(self, grid: Sequence[int], channels: int, *, zero: Sequence[float] | None = None) -> None:
         super().__init__()
@@ -248,15 +248,6 @@ class EquationSolver(nn.Module):
         forecast = self.frame(self.flow(state, dtype)(self.waves(fields)))
         lost = ~forecast.isfinite().flatten(1).all(1)
         return torch.where(lost.view(-1, *[1] * (forecast.ndim - 1)), fields, forecast).to(last.dtype)
-
-    def before(self, first: Tensor, state: Equations) -> Tensor:
-        """What stands for the frame before `first [B, *x, c]`: itself."""
-        del state
-        return first
-
-    def views(self, past: Tensor, state: Equations) -> Tensor:
-        """The frame after `past`, `[B, *x, c, 1]`."""
-        return self.step(past, state)[..., None]
 
     @property
     def num_features(self) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Frames that are observed, at least one more than a step reads.
 KNOWN = 3
@@ -66,6 +66,25 @@ class Floor(Protocol):
     def before(self, first: Tensor, state: Any) -> Tensor: ...
     def features(self, state: Any, windows: Tensor) -> Tensor: ...
     def draw(self, state: Any, normals: Tensor) -> Any: ...
+
+
+class FloorModule(nn.Module):
+    """What floors do that say nothing else: they have one view, and the first frame stands for that before it."""
+
+    num_views = 1
+
+    def step(self, past: Tensor, state: Any) -> Tensor:
+        """The frame after `past [B, P, *x, c]`."""
+        raise NotImplementedError
+
+    def before(self, first: Tensor, state: Any) -> Tensor:
+        """What stands for the frame before `first [B, *x, c]`."""
+        del state
+        return first
+
+    def views(self, past: Tensor, state: Any) -> Tensor:
+        """The frame after `past`, `[B, *x, c, 1]`."""
+        return self.step(past, state)[..., None]
 
 
 def forecaster(floor: Floor, state: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .ladder import Inferred
+from .ladder import FloorModule, Inferred
 
 # Wave numbers are divided by this, so that coefficients of different orders have similar sizes.
 _WAVE_UNIT = 8.0
@@ -71,7 +71,7 @@ class Waves(Inferred):
     residual: Tensor
 
 
-class SpectralFloor(nn.Module):
+class SpectralFloor(FloorModule):
     """The propagator of fields `[*x, c]` on a grid that is periodic along each axis.
 
     :meth:`learn` finds the distribution of the coefficients over training data; :meth:`infer` is then closed form.
@@ -141,11 +141,6 @@ class SpectralFloor(nn.Module):
     def step(self, past: Tensor, waves: Waves) -> Tensor:
         """The frame after `past [B, P, *x, c]`, of which the last is read."""
         return self._multiplied(past[:, -1], waves.multiplier)
-
-    def before(self, first: Tensor, waves: Waves) -> Tensor:
-        """What stands for the frame before `first [B, *x, c]`: itself."""
-        del waves
-        return first
 
     def views(self, past: Tensor, waves: Waves) -> Tensor:
         """The frame after `past`, by the multipliers and by their law: `[B, *x, c, 2]`."""

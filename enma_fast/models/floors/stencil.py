@@ -24,10 +24,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..grid_layers import Edge
-from .ladder import Inferred
+from .ladder import FloorModule, Inferred
 from .second_difference import LARGEST, ROWS, WALLS, applied, matrix, polynomials
 
 _TERMS = 48
@@ -63,7 +63,7 @@ class Laws(Inferred):
     residual: Tensor
 
 
-class StencilFloor(nn.Module):
+class StencilFloor(FloorModule):
     """The propagator of fields `[*x, c]` on a grid with any edges, 5 points or more along each axis.
 
     `order` is that of the law in time, and the number of frames that a step reads. Both ends of an axis are alike.
@@ -78,7 +78,7 @@ class StencilFloor(nn.Module):
     _weights: Tensor
     _eigenvalues: Tensor
     _to_terms: Tensor
-    num_views, moves, local, inferences = 1, True, True, 240
+    moves, local, inferences = True, True, 240
 
     def __init__(
         self,
@@ -136,10 +136,6 @@ class StencilFloor(nn.Module):
         terms = ((a - self._rest(law)) / b) @ self._to_terms
         rows = self._rows(first[:, None])[:, 0]
         return self._fields(applied(self._matrices(), rows, terms), first)
-
-    def views(self, past: Tensor, laws: Laws) -> Tensor:
-        """The frame after `past`, `[B, *x, c, 1]`."""
-        return self.step(past, laws)[..., None]
 
     @property
     def num_features(self) -> int:

@@ -85,7 +85,7 @@ def test_a_search_that_takes_longer_than_is_left_is_given_up(monkeypatch):
     fields, _ = carried()
     # Frames of chance, of which no equation is found soon.
     fields = torch.randn(fields.shape, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(choice_module, "_seconds", lambda floor, held: 0.0)
+    monkeypatch.setattr(choice_module, "_seconds", lambda floor, held, contexts: 0.0)
     begun = time.process_time()
     assert "equation" not in choose(fields, codec(24), seconds=2).errors
     assert time.process_time() - begun < 8
