@@ -24,10 +24,8 @@ BY_TIME = ("linear", EQUATION, FIELD)
 # Seconds of the rows that `--quick` measures again.
 QUICK_SECONDS = 60.0
 # Column -> largest factor between a row and the committed one. Forecasts without training differ by rounding. The
-# linear floor is chosen by the clock, and a network makes as many steps as the machine does in its time. Figures below
-# the last number are those of rounding, and alike.
+# linear floor is chosen by the clock, and a network makes as many steps as the machine does in its time.
 EXACT, TIMED = {"rel_l2": 1.01, "crps": 1.01}, {"rel_l2": 1.6, "crps": 1.6}
-ROUNDING = 1e-5
 # Column of a row -> its title, what it is at best, and how it is written.
 COLUMNS = {
     "rel_l2": ("rel. L2", 0.0, ".4f"),
@@ -139,9 +137,8 @@ def broken(rows: Sequence[dict[str, Any]], committed: Sequence[dict[str, Any]]) 
             continue
         limits = TIMED if row["method"] in BY_TIME else EXACT
         for key, most in limits.items():
-            # NaN is no figure, and stays.
-            new, before = max(row[key], ROUNDING), max(old[key], ROUNDING)
-            if not 1 / most <= new / before <= most:
+            # NaN is no figure.
+            if not 1 / most <= row[key] / old[key] <= most:
                 found.append(f"{where}: {key} is {row[key]:.4g}, and {old[key]:.4g} in {RESULTS.name}")
     return found
 
