@@ -206,14 +206,14 @@ def _next_factor(tried: Sequence[_Tried]) -> float:
     """A factor to try next, a smaller one where larger ones only cost CRPS."""
     last, chosen = tried[-1], _chosen(tried)
     if not math.isfinite(chosen.crps) or not (chosen is last or chosen.factor):
-        # Some forecasts are lost.
+        # Some forecasts are lost, or members are best off with nothing.
         return last.factor / 2
-    wider = min((one.factor for one in tried if one.factor > chosen.factor), default=math.inf)
+    larger = (one.factor for one in tried if one.factor > chosen.factor)
+    wider = min(larger, default=math.inf if chosen is last else last.factor)
     if chosen is last and (new := _by_ratio((tried[0], *tried)[-2], last)) < wider:
         return new
-    if all(one.factor >= chosen.factor for one in tried):
-        return chosen.factor**2 / wider
-    return (chosen.factor * (wider if wider < math.inf else last.factor)) ** 0.5
+    narrowest = all(one.factor >= chosen.factor for one in tried)
+    return chosen.factor**2 / wider if narrowest else (chosen.factor * wider) ** 0.5
 
 
 def _by_ratio(before: _Tried, last: _Tried) -> float:

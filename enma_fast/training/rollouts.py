@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.drivers import rows_of
 from ..errors import EnmaError
-from ..evaluation.metrics import Scores, spread_skill
+from ..evaluation.metrics import Scores
 from ..forecasting.members import sample_fields
 from ..forecasting.request import HISTORY
 from ..forecasting.scattered import drawn_places
@@ -63,9 +63,8 @@ def rollout_scores(
 
     ``val`` and ``contexts`` are fields ``[n, T, *grid, c]``. Given a number of ``points``, also of those from 3 frames
     each seen at so many points of its own (``_points``). ``known`` are drivers of the fields, and those of the contexts
-    (:mod:`enma_fast.data.drivers`). Scores of forecasts that are not finite are NaN. The few with the largest spread,
-    of which one may have more than all others, do not count for the ratio of spread and error. Each rank makes
-    forecasts of a part of the trajectories; the first one scores all of them, and the others return nothing.
+    (:mod:`enma_fast.data.drivers`). Scores of forecasts that are not finite are NaN. The 2 % with the largest
+    spread do not count for `spread_skill`. Each rank forecasts a part; the first scores all, the others return nothing.
     """
     names = ("rel_l2", "rel_l2_member", "spread_skill", "crps")
     out: dict[str, float] = {}
@@ -87,12 +86,14 @@ def rollout_scores(
         if not torch.isfinite(samples).all():
             out |= {f"{key}{name}": math.nan for key in names}
             continue
-        scores = Scores()
-        scores.update(samples.numpy(), truth.numpy())
-        result = scores.result()
-        if members > 1:
-            most = samples.var(1).flatten(1).sum(1).argsort()[: len(samples) - round(_WIDEST * len(samples))]
-            result["spread_skill"] = float(spread_skill(samples[most], truth[most]))
+        scores, count = Scores(), len(samples)
+        order = samples.var(1, correction=0).flatten(1).sum(1).argsort(stable=True)
+        most, widest = order.tensor_split([count - round(_WIDEST * count)])
+        scores.update(samples[most].numpy(), truth[most].numpy())
+        ratio = scores.result()["spread_skill"]
+        if len(widest):
+            scores.update(samples[widest].numpy(), truth[widest].numpy())
+        result = scores.result() | {"spread_skill": ratio}
         out |= {f"{key}{name}": float(result[key]) for key in names}
     return out
 

@@ -135,6 +135,31 @@ def test_members_are_not_so_far_apart_that_their_mean_is_lost(tmp_path, monkeypa
     assert ratio == pytest.approx(0.1 * float(task.step.spread[0]))
 
 
+@pytest.mark.parametrize(
+    ("ratio", "crps", "least", "most"),
+    [
+        # Larger factors only cost CRPS: there the spread says nothing of the error.
+        (lambda factor: 0.2 * factor, lambda factor: 0.0026 + 0.001 * factor, 0, 0.1),
+        # The mean of members that are too far apart is off by as much, until they are close.
+        (lambda factor: max(1.0, min(2.1, 50 * factor)), lambda factor: factor + 0.02, 0, 0.03),
+        # Far from where it begins.
+        (lambda factor: factor / 60, lambda factor: 2 - factor / 60, 55, 65),
+    ],
+)
+def test_the_spread_is_found_wherever_it_is(tmp_path, monkeypatch, ratio, crps, least, most):
+    made, (u, _) = model(noise=2, member=4), waves(40)
+    task = train(made, u, None, tmp_path, steps=1)
+
+    def scores(self, count, members):
+        factor = float(self.step.spread[0])
+        return {"spread_skill": ratio(factor), "crps": crps(factor)}
+
+    monkeypatch.setattr(Choices, "scores", scores)
+    task.step.spread.fill_(1.0)
+    task.choices.calibrate(8)
+    assert least < float(task.step.spread[0]) < most
+
+
 def test_forecasts_of_a_training_begin_with_frames_that_are_a_little_wrong(tmp_path):
     made, (u, environments) = model("waves"), waves(80)
     task = train(made, u, environments, tmp_path, steps=1)
