@@ -204,14 +204,11 @@ class EquationSolver(FloorModule):
                 break
             looser *= _LOOSER
             again(rows, fitted[rows], able[len(active) :], looser)
-        root = root * self.spread(misfit, task)[:, None, None]
-        return Equations(fitted, root, misfit, source, self._moves(pairs, fitted, source), finer)
-
-    def spread(self, misfit: Tensor, task: int) -> Tensor:
-        """By how much draws spread more than the noise says, where misfits are `[B]`."""
         usual = self.usual[task].clamp_min(EXACT)
         counts = misfit.clamp(usual / _MUCH, _MUCH * self.most[task].clamp_min(usual))
-        return self.inflation[task] * (counts / usual) ** self.power[task]
+        # Draws spread more than the noise says.
+        root = root * (self.inflation[task] * (counts / usual) ** self.power[task])[:, None, None]
+        return Equations(fitted, root, misfit, source, self._moves(pairs, fitted, source), finer)
 
     def _start(self, pairs: Tensor) -> Tensor:
         """The mean coefficients, or those of a training trajectory that forecast `pairs [B, N, 2, c, *K]` better."""

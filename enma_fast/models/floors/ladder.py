@@ -68,14 +68,10 @@ class Floor(Protocol):
     def draw(self, state: Any, normals: Tensor) -> Any: ...
 
 
-class FloorModule(nn.Module):
-    """What floors do that say nothing else: they have one view, and the first frame stands for that before it."""
+class FloorModule(nn.Module, Floor):
+    """A floor of one view, whose first frame stands for the frame before it too, unless it says otherwise."""
 
     num_views = 1
-
-    def step(self, past: Tensor, state: Any) -> Tensor:
-        """The frame after `past [B, P, *x, c]`."""
-        raise NotImplementedError
 
     def before(self, first: Tensor, state: Any) -> Tensor:
         """What stands for the frame before `first [B, *x, c]`."""

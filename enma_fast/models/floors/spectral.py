@@ -130,13 +130,10 @@ class SpectralFloor(FloorModule):
         cross, power, after = self._spectra(windows)
         law, hessian = self._laws(cross, power)
         task = 0 if own else 1
-        hold = self.hold[task] * self._doubt(cross, power, law, task)
-        return self._waves(cross, power, after, law, hessian, hold, self.inflation[task])
-
-    def _doubt(self, cross: Tensor, power: Tensor, law: Tensor, task: int) -> Tensor:
-        """By how much less the law holds frames that it fits worse than most of the training data, `[B, c, 1]`."""
+        # A law holds frames less that it fits worse than most of the training data.
         share = self.typical[task] / self._misfit(cross, power, law).clamp_min(_RIGHT)
-        return share.clamp(max=1).square()[..., None]
+        hold = self.hold[task] * share.clamp(max=1).square()[..., None]
+        return self._waves(cross, power, after, law, hessian, hold, self.inflation[task])
 
     def step(self, past: Tensor, waves: Waves) -> Tensor:
         """The frame after `past [B, P, *x, c]`, of which the last is read."""
@@ -314,13 +311,9 @@ class SpectralFloor(FloorModule):
         """`mean` with the displacement at which successive frames correlate most, `[B, c, J]`."""
         dims = len(self.grid)
         half = (*self.grid[:-1], self.grid[-1] // 2 + 1)
-        fine = tuple(2 * n for n in self.grid)
+        fine = tuple(2 * n for n in self.grid) if dims == 1 else self.grid
         spectrum = (cross / self._count).unflatten(-1, half)
-        if dims == 1:
-            correlation = torch.fft.irfft(spectrum, n=fine[0])
-        else:
-            fine = self.grid
-            correlation = torch.fft.irfftn(spectrum, s=fine, dim=tuple(range(-dims, 0)))
+        correlation = torch.fft.irfftn(spectrum, s=fine, dim=tuple(range(-dims, 0)))
         place = correlation.flatten(2).argmax(-1)
         law = mean.expand(*place.shape, -1).clone()
         for axis in reversed(range(dims)):
