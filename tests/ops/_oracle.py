@@ -25,14 +25,29 @@ def assert_close_as_reference(ours: Tensor, same_dtype: Tensor, exact: Tensor, *
     floor
         Absolute slack for cases where the plain code happens to be exact; a few ulps of the result.
     """
-    assert ours.shape == exact.shape, f"shape {list(ours.shape)}, expected {list(exact.shape)}"
-    assert exact.dtype == torch.float64
+    _assert_comparable(ours, exact)
     if exact.numel() == 0:
         return
-    assert torch.isfinite(ours).all(), "the kernel left NaN or infinity"
     error = (ours.double() - exact).abs().max().item()
     allowed = 2 * (same_dtype.double() - exact).abs().max().item() + floor
     assert error <= allowed, f"error {error:.3e}, allowed {allowed:.3e}"
+
+
+def assert_norm_close_as_reference(ours: Tensor, same_dtype: Tensor, exact: Tensor) -> None:
+    """``|ours - exact| <= 2 |same_dtype - exact|`` in Euclidean norms; all finite, same shape.
+
+    For long chains of operations: the largest of their few hundred errors is luck, and its ratio to the reference's
+    was 0.24 to 3.3 over the ISAs of a processor, that of the norms 0.47 to 1.52.
+    """
+    _assert_comparable(ours, exact)
+    error, allowed = torch.dist(ours.double(), exact).item(), 2 * torch.dist(same_dtype.double(), exact).item()
+    assert error <= allowed, f"error {error:.3e}, allowed {allowed:.3e}"
+
+
+def _assert_comparable(ours: Tensor, exact: Tensor) -> None:
+    assert ours.shape == exact.shape, f"shape {list(ours.shape)}, expected {list(exact.shape)}"
+    assert exact.dtype == torch.float64
+    assert torch.isfinite(ours).all(), "the kernel left NaN or infinity"
 
 
 def assert_threads_keep_bits(compute: Callable[[], Sequence[Tensor]]) -> None:
