@@ -24,8 +24,9 @@ constexpr int MOST_CHANNELS = 3, LEAST_POINTS = 8, STEPS = 20, TURNS = 2, STARTS
 // Of a frame.
 constexpr float MOST_STEPS = 32;
 constexpr double DIFFERENCE = 1e-3, DAMPING = 1e-3, EASIER = 0.2, HARDER = 8.0, HOPELESS = 1e3, STILL = 1e-2;
-constexpr double LOOSER = 1e-4, DOUBTED = 4.0, MUCH_BETTER = 0.5, BETTER = 0.8, UNSURE = 0.1, POWER = 0.5, MUCH = 8.0,
-                 EXACT = 1e-9, SURE = 1e-7, TELLING = 0.01, LEAST_STIFF = 1e-12, TINY = 1e-30, LOST = 1e3;
+constexpr double LOOSER = 1e-4, DOUBTED = 4.0, MUCH_BETTER = 0.5, BETTER = 0.8, UNSURE = 0.1, NOISE = 0.1, POWER = 0.5,
+                 MUCH = 8.0, EXACT = 1e-9, ROUNDING = 1e-14, POSITIVE = 1e-12, SURE = 1e-7, TELLING = 0.01,
+                 LEAST_STIFF = 1e-12, TINY = 1e-30, LOST = 1e3;
 constexpr double DECAY = 60.0, NEAR = 1.0;
 constexpr int SERIES = 18;
 
@@ -228,8 +229,8 @@ class EquationFloor : public Floor {
             again(fit.coefficients, reserve, looser, false);
         }
         auto out = std::make_shared<Equation>();
-        const double usual = std::max(usual_[task], EXACT),
-                     counts = std::clamp(fit.misfit, usual / MUCH, MUCH * std::max(most_[task], usual));
+        const double usual = std::max(usual_[task], ROUNDING),
+                     counts = std::clamp(fit.misfit, usual, MUCH * std::max(most_[task], usual));
         out->root = root.times(inflation_[task] * std::pow(counts / usual, power_[task]));
         out->misfit = fit.misfit;
         out->propagator = propagator(fit.coefficients, fit.source, fit.finer, nullptr);
@@ -685,17 +686,22 @@ class EquationFloor : public Floor {
         }
     }
 
-    // The symmetric root of the posterior covariance of these terms, the active ones first.
+    // A root of the covariance of the fit of these terms, the active ones first. The fit counts more noise than there is.
     SmallMatrix root_of(const Fit& fit, const std::vector<int>& terms, int task) const {
-        const double misfit = std::max(fit.misfit, EXACT) / std::max(usual_[task], EXACT);
-        SmallMatrix precision = fit.curvature.times(1 / (noise_ * std::pow(misfit, POWER)));
-        for (int i = 0; i < precision.n; ++i) {
-            for (int j = 0; j < known_.n && i < known_.n; ++j) precision.at(i, j) += known_.at(i, j);
-            if (i < known_.n) continue;
+        const double usual = std::max(usual_[task], ROUNDING),
+                     noise = NOISE * usual * std::pow(std::max(fit.misfit, ROUNDING) / usual, POWER);
+        SmallMatrix precision = fit.curvature.times(1 / noise_), off = precision.times(noise / noise_);
+        for (int i = 0; i < off.n; ++i) {
             const double unsure = UNSURE * fit.coefficients[terms[i]];
-            precision.at(i, i) += 1 / std::max(unsure * unsure, EXACT);
+            for (int j = 0; j < off.n; ++j) {
+                const bool known = i < known_.n && j < known_.n;
+                const double held = known ? known_.at(i, j) : i == j ? 1 / std::max(unsure * unsure, EXACT) : 0.0;
+                precision.at(i, j) += held;
+                off.at(i, j) += held;
+            }
+            off.at(i, i) *= 1 + POSITIVE;
         }
-        return precision.mapped([](double size) { return 1 / std::sqrt(std::max(size, EXACT)); });
+        return precision.solved(off.root());
     }
 
     // What holds so many terms, the active ones first, by so much less.

@@ -51,15 +51,21 @@ struct SmallMatrix {
         }
         return x;
     }
-    SmallMatrix inverse() const {
+    // Y with A Y = X.
+    SmallMatrix solved(const SmallMatrix& x) const {
         SmallMatrix out(n);
         for (int j = 0; j < n; ++j) {
-            std::vector<double> unit(n);
-            unit[j] = 1.0;
-            const std::vector<double> column = solved(std::move(unit));
+            std::vector<double> column(n);
+            for (int i = 0; i < n; ++i) column[i] = x.at(i, j);
+            column = solved(std::move(column));
             for (int i = 0; i < n; ++i) out.at(i, j) = column[i];
         }
         return out;
+    }
+    SmallMatrix inverse() const {
+        SmallMatrix unit(n);
+        for (int i = 0; i < n; ++i) unit.at(i, i) = 1.0;
+        return solved(unit);
     }
     SmallMatrix times(double factor) const {
         SmallMatrix out = *this;
@@ -77,50 +83,6 @@ struct SmallMatrix {
             }
         }
         return out;
-    }
-    // The matrix with its eigenvectors, of which each eigenvalue is mapped; by rotations of Jacobi's.
-    template <class Map>
-    SmallMatrix mapped(const Map& map) const {
-        constexpr int SWEEPS = 30;
-        constexpr double EXACT = 1e-30;
-        SmallMatrix a = *this, turn(n), out(n);
-        for (int i = 0; i < n; ++i) turn.at(i, i) = 1.0;
-        for (int sweep = 0; sweep < SWEEPS; ++sweep) {
-            double rest = 0.0, all = 0.0;
-            for (int i = 0; i < n; ++i) {
-                all += a.at(i, i) * a.at(i, i);
-                for (int j = 0; j < i; ++j) rest += a.at(i, j) * a.at(i, j);
-            }
-            if (!(rest > EXACT * all)) break;
-            for (int i = 0; i < n; ++i) {
-                for (int j = 0; j < i; ++j) a.rotate(turn, i, j);
-            }
-        }
-        for (int k = 0; k < n; ++k) {
-            const double value = map(a.at(k, k));
-            for (int i = 0; i < n; ++i) {
-                for (int j = 0; j < n; ++j) out.at(i, j) += turn.at(i, k) * value * turn.at(j, k);
-            }
-        }
-        return out;
-    }
-
-   private:
-    // Turns axes i and j until this matrix has nothing between them, and the columns of another one with them.
-    void rotate(SmallMatrix& turn, int i, int j) {
-        if (at(i, j) == 0.0) return;
-        const double half = (at(j, j) - at(i, i)) / (2 * at(i, j));
-        const double tangent = (half < 0 ? -1.0 : 1.0) / (std::abs(half) + std::sqrt(half * half + 1));
-        const double c = 1 / std::sqrt(tangent * tangent + 1), s = tangent * c;
-        const auto both = [&](double& x, double& y) {
-            const double first = c * x - s * y;
-            y = s * x + c * y;
-            x = first;
-        };
-        for (int k = 0; k < n; ++k) both(at(k, i), at(k, j));
-        for (int k = 0; k < n; ++k) both(at(i, k), at(j, k));
-        at(i, j) = at(j, i) = 0.0;
-        for (int k = 0; k < n; ++k) both(turn.at(k, i), turn.at(k, j));
     }
 };
 

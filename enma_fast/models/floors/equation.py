@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .deadline import check_time
 from .exponential import Divided, FinerPropagator, Frames, Propagator, gains
-from .gauss_newton import DIFFERENCE, EXACT, Fit, Residuals, cost, fit
+from .gauss_newton import DIFFERENCE, EXACT, ROUNDING, Fit, Residuals, cost, fit
 from .ladder import FloorModule, Inferred, evenly
 from .lattice import LatticePropagator
 from .terms import Terms
@@ -43,9 +43,11 @@ _SOURCE_TURNS = 3
 _DOUBTED, _SURE, _LOOSER, _TURNS = 4.0, 1e-7, 1e-4, 2
 # What a fit with more terms, or on a finer grid, has to take the cost to, and deviation of these terms as a share.
 _MUCH_BETTER, _BETTER, _UNSURE = 0.5, 0.8, 0.1
-# To which power the misfit of a trajectory multiplies the noise, at least. It counts as so many times that of most at
-# most, and as the usual one over so much at least.
-_POWER, _MUCH = 0.5, 8.0
+# Share of the usual misfit that is noise, to which power the misfit of a trajectory multiplies it, at least, and as how
+# many times that of most it counts at most.
+NOISE, _POWER, _MUCH = 0.1, 0.5, 8.0
+# By how much more the diagonal of a covariance makes up for rounding.
+_POSITIVE = 1e-12
 # Most pairs of frames that coefficients are inferred from, more hardly tell more, and the share of the greatest change,
 # squared, from which on a pair tells much.
 PAIRS, _TELLING = 4, 0.01
@@ -62,7 +64,7 @@ class Equations(Inferred):
     Attributes
     ----------
     coefficients : [B, P] in units of the terms, 0 where a term is not active
-    root : [B, J, J] the symmetric root of the posterior covariance of active terms and, after these, other linear ones
+    root : [B, J, J] a root of the covariance of active terms and, after these, other linear ones
     misfit : [B] share of the mean square of a frame's change that the equation leaves unexplained
     source : [B, c, *K] waves that a steady source adds in a frame, complex; [B, 0] where there is none
     moves : [B, J, c, *K] how it moves with the coefficients of `root`; [B, 0] too
@@ -126,7 +128,7 @@ class EquationSolver(FloorModule):
         self.register_buffer("zero", torch.zeros(channels) if zero is None else torch.tensor(zero))
         # Usual misfit, and that of most; by how much draws spread more than the noise says, and to which power of the
         # misfit: of own frames, and of another trajectory's.
-        self.register_buffer("usual", torch.full((2,), EXACT, dtype=torch.float64))
+        self.register_buffer("usual", torch.full((2,), ROUNDING, dtype=torch.float64))
         self.register_buffer("most", torch.full((2,), math.inf, dtype=torch.float64))
         self.register_buffer("inflation", torch.ones(2, dtype=torch.float64))
         self.register_buffer("power", torch.zeros(2, dtype=torch.float64))
@@ -204,8 +206,8 @@ class EquationSolver(FloorModule):
                 break
             looser *= _LOOSER
             again(rows, fitted[rows], able[len(active) :], looser)
-        usual = self.usual[task].clamp_min(EXACT)
-        counts = misfit.clamp(usual / _MUCH, _MUCH * self.most[task].clamp_min(usual))
+        usual = self.usual[task].clamp_min(ROUNDING)
+        counts = misfit.clamp(usual, _MUCH * self.most[task].clamp_min(usual))
         # Draws spread more than the noise says.
         root = root * (self.inflation[task] * (counts / usual) ** self.power[task])[:, None, None]
         return Equations(fitted, root, misfit, source, self._moves(pairs, fitted, source), finer)
@@ -222,20 +224,21 @@ class EquationSolver(FloorModule):
         return best
 
     def _root(self, solution: Fit, terms: Sequence[int], prior: Tensor, task: int) -> Tensor:
-        """The symmetric root `[B, J, J]` of the posterior covariance of these terms, the active ones first.
+        """A root `[B, J, J]` of the covariance of the fit of these terms, the active ones first.
 
-        It is that of the data with their noise, and of the `prior` precision of active terms.
+        The fit counts data as if their noise were `self.noise`, and the `prior` precision of active terms beside them.
+        Where frames are nearly exact this is far more than the noise that they have.
         """
-        noise = self.noise * (solution.misfit.clamp_min(EXACT) / self.usual[task].clamp_min(EXACT)) ** _POWER
-        precision = solution.curvature / noise[:, None, None]
-        count = len(prior)
-        precision[:, :count, :count] += prior
+        usual = self.usual[task].clamp_min(ROUNDING)
+        noise = NOISE * usual * (solution.misfit.clamp_min(ROUNDING) / usual) ** _POWER
+        held, count = torch.zeros_like(solution.curvature), len(prior)
+        held[:, :count, :count] = prior
         others = solution.coefficients[:, list(terms[count:])]
-        unsure = (_UNSURE * others).square().clamp_min(EXACT)
-        precision[:, count:, count:] += torch.diag_embed(1 / unsure)
-        size, turn = torch.linalg.eigh(precision)
-        # A sum, so that a trajectory has the same bits alone.
-        return (turn[..., None, :] * size.clamp_min(EXACT).rsqrt()[:, None, None] * turn[:, None]).sum(-1)
+        held[:, count:, count:] = torch.diag_embed(1 / (_UNSURE * others).square().clamp_min(EXACT))
+        data = solution.curvature / self.noise
+        off = data * (noise / self.noise)[:, None, None] + held
+        off.diagonal(dim1=-2, dim2=-1).mul_(1 + _POSITIVE)
+        return torch.linalg.solve(data + held, torch.linalg.cholesky(off))
 
     def step(self, past: Tensor, state: Equations) -> Tensor:
         """The frame after `past [B, P, *x, c]`, of which the last is read; that frame again where it would be lost."""

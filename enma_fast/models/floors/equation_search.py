@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .equation import LOST, PAIRS, Equations, EquationSolver
-from .gauss_newton import EXACT, TINY, Fit, fit, missed, score
+from .equation import LOST, NOISE, PAIRS, Equations, EquationSolver
+from .gauss_newton import EXACT, ROUNDING, TINY, Fit, fit, missed, score
 from .ladder import evenly, widening
 from .lattice import fast_steps
 from .spectral import companions
@@ -43,8 +43,8 @@ _RIGHT, _NEAR = math.log(1.2e-7), math.log(1e-4)
 _HELD, _RIDGE = 1e-6, 1e-9
 # Misfit of trajectories whose coefficients count, and by which share of their mean they vary at least.
 _GOOD, _LEAST_SPREAD = 0.1, 1e-3
-# Share of the usual misfit that counts as noise, draws to measure their spread, and windows of another trajectory.
-_NOISE, _DRAWS, _WINDOWS = 0.1, 4, 4
+# Draws to measure their spread, and windows of another trajectory.
+_DRAWS, _WINDOWS = 4, 4
 # Forecasts that are so many times as large as any training data are lost.
 _LOST = 10.0
 # No wave grows faster than so many times the fastest one of the training data.
@@ -68,11 +68,11 @@ class EquationFloor(EquationSolver):
     """A floor that finds the equation of its training data."""
 
     @torch.no_grad()
-    @fast_steps()
     def learn(self, fields: Tensor, *, environments: Tensor | None = None) -> None:
         """Find terms, and the distribution of their coefficients over training trajectories `[B, T, *x, c]`."""
-        find(self, fields)
-        describe(self, fields, environments)
+        with fast_steps():
+            find(self, fields)
+            describe(self, fields, environments)
 
 
 def find(floor: EquationSolver, fields: Tensor) -> None:
@@ -257,17 +257,17 @@ def describe(floor: EquationSolver, fields: Tensor, environments: Tensor | None)
     least = (_LEAST_SPREAD * good.abs().mean(0)[active]).square()
     near = torch.cov(good[:, active].T).reshape(len(active), len(active)) if len(good) > 2 else 0
     floor.covariance[torch.tensor(active)[:, None], torch.tensor(active)] = near + torch.diag(least + EXACT)
-    floor.noise.fill_(_NOISE * float(misfit.median().clamp_min(EXACT)))
+    floor.noise.fill_(NOISE * float(misfit.median().clamp_min(EXACT)))
     rates = floor.terms.rates(good / floor.unit).real.flatten(2).amax(2).median(0).values
     floor.growth.copy_(_GROWING * rates.clamp_min(0))
     floor.most.fill_(math.inf)
-    floor.usual.fill_(EXACT)
+    floor.usual.fill_(ROUNDING)
     floor.inflation.fill_(1.0)
     floor.power.fill_(0.0)
     _steady(floor, fields[evenly(len(fields), max(_FEWEST, _VALUES // fields[0, 0].numel()))])
     for task, (windows, frames) in enumerate(_tasks(fields, tested, environments)):
         # Noise depends on the usual misfit.
-        misfit = floor.infer(windows, own=task == 0).misfit.clamp_min(EXACT)
+        misfit = floor.infer(windows, own=task == 0).misfit.clamp_min(ROUNDING)
         floor.usual[task:], floor.most[task:] = misfit.median(), misfit.quantile(0.9)
         floor.power[task:], floor.inflation[task:] = _widening(floor, frames, floor.infer(windows, own=task == 0), task)
 
@@ -315,9 +315,9 @@ def _widening(floor: EquationSolver, frames: Tensor, state: Equations, task: int
         drawn = floor.draw(state, torch.randn(len(frames), floor.num_draws, generator=generator))
         apart += (_rolled(floor, frames, drawn) - mean).square().flatten(1).mean(1) / _DRAWS
     ratio = (error.clamp_min(TINY) / apart.clamp_min(TINY)).log().double() / 2
-    misfit = state.misfit.clamp_min(EXACT) / floor.usual[task]
+    misfit = state.misfit.clamp_min(ROUNDING) / floor.usual[task]
     # A part is that of all floors.
-    ratio, misfit = ratio - widening(misfit.sqrt()).log(), misfit.log()
+    ratio, misfit = ratio - widening(misfit.sqrt()).log(), misfit.clamp_min(1).log()
     ratio, misfit = ratio[ratio.isfinite()], misfit[ratio.isfinite()]
     if not len(ratio):
         return 0.0, 1.0

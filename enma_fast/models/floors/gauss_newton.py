@@ -17,8 +17,8 @@ Residuals = Callable[[Tensor, Tensor], Tensor]
 DIFFERENCE, _DAMPING, _EASIER, _HARDER, _STILL = 1e-3, 1e-3, 0.2, 8.0, 1e-2
 # Damping with which a problem is left as it is.
 _HOPELESS = 1e3
-# Mean squares of residuals that are none, and least curvature beside the others.
-EXACT, _LEAST, TINY = 1e-9, 1e-12, 1e-30
+# Mean squares of residuals that are none to a fit, and to fields in fp32; least curvature beside the others.
+EXACT, ROUNDING, _LEAST, TINY = 1e-9, 1e-14, 1e-12, 1e-30
 # Misfit that is as good as none where terms are chosen.
 _GOOD = 1e-7
 
