@@ -30,6 +30,7 @@ from ._checks import dtype_name
 logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
+_Value = TypeVar("_Value")
 
 # Implementations that launch no kernel of Triton or of the extension on a GPU.
 _PLAIN = ("native", "reference")
@@ -84,13 +85,18 @@ def fused_in_training(x: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def plain(on: bool = True) -> Iterator[None]:
-    """On a GPU, operators that are asked for no implementation run as PyTorch's own operations inside."""
-    token = _plain.set(on)
+def inside(variable: contextvars.ContextVar[_Value], value: _Value) -> Iterator[None]:
+    """Inside, this thread's variable has this value."""
+    token = variable.set(value)
     try:
         yield
     finally:
-        _plain.reset(token)
+        variable.reset(token)
+
+
+def plain(on: bool = True) -> contextlib.AbstractContextManager[None]:
+    """On a GPU, operators that are asked for no implementation run as PyTorch's own operations inside."""
+    return inside(_plain, on)
 
 
 def tried(way: str) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
+
+from ...ops._backend import inside
 
 _ENDS: ContextVar[float] = ContextVar("ends", default=float("inf"))
 
@@ -14,14 +15,9 @@ class OutOfTimeError(Exception):
     """A floor could not be learned in the time that it had."""
 
 
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
+def within(seconds: float) -> AbstractContextManager[None]:
     """So many seconds of this process for what is learned inside."""
-    token = _ENDS.set(time.process_time() + seconds)
-    try:
-        yield
-    finally:
-        _ENDS.reset(token)
+    return inside(_ENDS, time.process_time() + seconds)
 
 
 def check_time() -> None:

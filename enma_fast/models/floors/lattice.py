@@ -6,8 +6,8 @@ unstable, or grow faster than a wave may, are left to these. Legend: as in `term
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...ops._backend import native, native_problem
+from ...ops._backend import inside, native, native_problem
 from .exponential import Divided, Frames, Propagator
 from .terms import Terms
 
@@ -24,14 +24,9 @@ _STABLE = 2.5
 _fast: ContextVar[bool] = ContextVar("fast", default=False)
 
 
-@contextmanager
-def fast_steps() -> Iterator[None]:
+def fast_steps() -> AbstractContextManager[None]:
     """Inside, the extension takes the steps where it can. Forecasts stay outside, since they keep PyTorch's bits."""
-    token = _fast.set(True)
-    try:
-        yield
-    finally:
-        _fast.reset(token)
+    return inside(_fast, True)
 
 
 @dataclass(frozen=True, eq=False)
