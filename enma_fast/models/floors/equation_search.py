@@ -22,7 +22,7 @@ from .lattice import fast_steps
 from .spectral import companions
 
 # Trajectories that terms are chosen on, and for the distribution of coefficients.
-_CHOOSING, _LEARNING = 12, 24
+_CHOOSING, _LEARNING = 12, 96
 # About how many values of fields are forecast at a time while terms are chosen, and fewest trajectories for it.
 _VALUES, _FEWEST = 60_000, 4
 # Most terms of a library that are all fitted by forecasts, diffusion to begin with, and Gauss-Newton steps.
@@ -51,7 +51,7 @@ _LOST = 10.0
 _GROWING = 1.1
 # Bounds of the ratio of error and spread, and of the power of the misfit with which it grows; logarithms of misfits are
 # that much apart where the power says something.
-_INFLATION, _MOST_POWER, _SAME = (1e-3, 1e3), 1.5, 0.5
+_INFLATION, _POWERS, _SAME = (1e-3, 1e3), (-0.5, 1.5), 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,7 +323,7 @@ def _widening(floor: EquationSolver, frames: Tensor, state: Equations, task: int
         return 0.0, 1.0
     off = misfit - misfit.mean()
     slope = (off * ratio).sum() / (off.square().sum() + len(off) * _SAME**2)
-    power = float(slope.clamp(0, _MOST_POWER))
+    power = float(slope.clamp(*_POWERS))
     return power, float((ratio - power * misfit).median().exp().clamp(*_INFLATION))
 
 
