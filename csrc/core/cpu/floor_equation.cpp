@@ -25,8 +25,8 @@ constexpr int MOST_CHANNELS = 3, LEAST_POINTS = 8, STEPS = 20, TURNS = 2, STARTS
 constexpr float MOST_STEPS = 32;
 constexpr double DIFFERENCE = 1e-3, DAMPING = 1e-3, EASIER = 0.2, HARDER = 8.0, HOPELESS = 1e3, STILL = 1e-2;
 constexpr double LOOSER = 1e-4, DOUBTED = 4.0, MUCH_BETTER = 0.5, BETTER = 0.8, UNSURE = 0.1, NOISE = 0.1, POWER = 0.5,
-                 MUCH = 8.0, EXACT = 1e-9, ROUNDING = 1e-14, POSITIVE = 1e-12, SURE = 1e-7, TELLING = 0.01,
-                 LEAST_STIFF = 1e-12, TINY = 1e-30, LOST = 1e3;
+                 MUCH = 8.0, EXACT = 1e-9, ROUNDING = 1e-14, SURE = 1e-7, TELLING = 0.01, LEAST_STIFF = 1e-12,
+                 TINY = 1e-30, LOST = 1e3;
 constexpr double DECAY = 60.0, NEAR = 1.0;
 constexpr int SERIES = 18;
 
@@ -151,7 +151,8 @@ class EquationFloor : public Floor {
           inflation_(take.wide("inflation", {2})),
           power_(take.wide("power", {2})),
           zero_(take.values("zero", {channels_})),
-          noise_(*take.take_wide("noise", {})) {
+          noise_(*take.take_wide("noise", {})),
+          counted_(std::max(noise_, NOISE * EXACT)) {
         const Numbers starts = take.wide("starts", {STARTS, P_});
         for (auto start = starts.begin(); start != starts.end(); start += P_) starts_.emplace_back(start, start + P_);
         const Numbers covariance = take.wide("covariance", {P_, P_});
@@ -165,7 +166,7 @@ class EquationFloor : public Floor {
             for (int j = 0; j < own.n; ++j) own.at(i, j) = covariance[able_[i] * P_ + able_[j]];
         }
         known_ = own.inverse();
-        held_ = known_.times(noise_);
+        held_ = known_.times(counted_);
         // The other linear terms are a reserve.
         for (int j = 0; j < terms_.num_linear(); ++j) {
             if (active_[j] == 0.0f) able_.push_back(j);
@@ -229,9 +230,7 @@ class EquationFloor : public Floor {
             again(fit.coefficients, reserve, looser, false);
         }
         auto out = std::make_shared<Equation>();
-        const double usual = std::max(usual_[task], ROUNDING),
-                     counts = std::clamp(fit.misfit, usual, MUCH * std::max(most_[task], usual));
-        out->root = root.times(inflation_[task] * std::pow(counts / usual, power_[task]));
+        out->root = root;
         out->misfit = fit.misfit;
         out->propagator = propagator(fit.coefficients, fit.source, fit.finer, nullptr);
         if (forced_) out->moves = std::make_shared<const Moves>(moves_of(run, pairs, fit, work));
@@ -689,8 +688,12 @@ class EquationFloor : public Floor {
     // A root of the covariance of the fit of these terms, the active ones first. The fit counts more noise than there is.
     SmallMatrix root_of(const Fit& fit, const std::vector<int>& terms, int task) const {
         const double usual = std::max(usual_[task], ROUNDING),
-                     noise = NOISE * usual * std::pow(std::max(fit.misfit, ROUNDING) / usual, POWER);
-        SmallMatrix precision = fit.curvature.times(1 / noise_), off = precision.times(noise / noise_);
+                     counts = std::clamp(fit.misfit, usual, MUCH * std::max(most_[task], usual)) / usual;
+        // Draws spread more than the noise says, but no more than what is known of the terms.
+        const double more = inflation_[task] * std::pow(counts, power_[task]),
+                     noise = noise_ * std::pow(std::max(fit.misfit, ROUNDING) / usual, POWER) * more * more,
+                     counted = std::max(noise, counted_);
+        SmallMatrix precision = fit.curvature.times(1 / counted), off = precision.times(noise / counted);
         for (int i = 0; i < off.n; ++i) {
             const double unsure = UNSURE * fit.coefficients[terms[i]];
             for (int j = 0; j < off.n; ++j) {
@@ -699,7 +702,7 @@ class EquationFloor : public Floor {
                 precision.at(i, j) += held;
                 off.at(i, j) += held;
             }
-            off.at(i, i) *= 1 + POSITIVE;
+            off.at(i, i) *= 1 + LEAST_STIFF;
         }
         return precision.solved(off.root());
     }
@@ -708,7 +711,7 @@ class EquationFloor : public Floor {
     SmallMatrix wider(int count, double looser) const {
         SmallMatrix out(count);
         for (int i = 0; i < count; ++i) {
-            out.at(i, i) = looser * noise_;
+            out.at(i, i) = looser * counted_;
             for (int j = 0; j < held_.n && i < held_.n; ++j) out.at(i, j) = looser * held_.at(i, j);
         }
         return out;
@@ -728,7 +731,7 @@ class EquationFloor : public Floor {
     std::vector<Numbers> starts_;
     Numbers unit_, change_, mean_, growth_, usual_, most_, inflation_, power_, spread_;
     std::vector<float> zero_;
-    double noise_;
+    double noise_, counted_;
     std::vector<int> able_;  // active terms, then the others that a trajectory may have
     std::size_t fitted_ = 0;
     SmallMatrix known_{0}, held_{0};

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .deadline import check_time
 from .exponential import Divided, FinerPropagator, Frames, Propagator, gains
-from .gauss_newton import DIFFERENCE, EXACT, ROUNDING, Fit, Residuals, cost, fit
+from .gauss_newton import DIFFERENCE, EXACT, LEAST, ROUNDING, Fit, Residuals, cost, fit
 from .ladder import FloorModule, Inferred, evenly
 from .lattice import LatticePropagator
 from .terms import Terms
@@ -43,11 +43,9 @@ _SOURCE_TURNS = 3
 _DOUBTED, _SURE, _LOOSER, _TURNS = 4.0, 1e-7, 1e-4, 2
 # What a fit with more terms, or on a finer grid, has to take the cost to, and deviation of these terms as a share.
 _MUCH_BETTER, _BETTER, _UNSURE = 0.5, 0.8, 0.1
-# Share of the usual misfit that is noise, to which power the misfit of a trajectory multiplies it, at least, and as how
-# many times that of most it counts at most.
+# Share of the misfit of training data that is noise, to which power the misfit of a trajectory multiplies it, at least,
+# and as how many times that of most it counts at most.
 NOISE, _POWER, _MUCH = 0.1, 0.5, 8.0
-# By how much more the diagonal of a covariance makes up for rounding.
-_POSITIVE = 1e-12
 # Most pairs of frames that coefficients are inferred from, more hardly tell more, and the share of the greatest change,
 # squared, from which on a pair tells much.
 PAIRS, _TELLING = 4, 0.01
@@ -146,6 +144,11 @@ class EquationSolver(FloorModule):
         return Terms(grid, self.channels, lattice=False, spacings=spacings)
 
     @property
+    def counted(self) -> Tensor:
+        """The noise of data that a fit counts at least: more than there is where frames are nearly exact."""
+        return self.noise.clamp_min(NOISE * EXACT)
+
+    @property
     def chosen(self) -> list[int]:
         """Active terms."""
         places: list[int] = torch.nonzero(self.active)[:, 0].tolist()
@@ -166,7 +169,7 @@ class EquationSolver(FloorModule):
         pairs, task, active, able = self.pairs(windows), 0 if own else 1, self.chosen, self.able
         doubted = (_DOUBTED * self.most[task]).clamp_min(_SURE)
         prior = torch.linalg.inv(self.covariance[active][:, active])
-        held, mean = self.noise * prior, self.mean[None]
+        held, mean = self.counted * prior, self.mean[None]
         start = self._start(pairs)
         solution, source = self.fitted(pairs, start, active, held, mean, steps=_STEPS)
         fitted, misfit = solution.coefficients, solution.misfit
@@ -178,7 +181,7 @@ class EquationSolver(FloorModule):
         def again(rows: Tensor, start: Tensor, others: list[int], looser: float, *, on_finer: bool = False) -> None:
             """Fit rows with other terms too, held less, or on the finer grid, and keep what is better."""
             terms = active + others
-            wider = (looser * self.noise * torch.eye(len(terms))).to(held)
+            wider = (looser * self.counted * torch.eye(len(terms))).to(held)
             wider[: len(active), : len(active)] = looser * held
             solution, own_source = self.fitted(pairs[rows], start, terms, wider, mean, steps=_STEPS, finer=on_finer)
             before = cost(misfit[rows], fitted[rows], active, held, mean)
@@ -206,10 +209,6 @@ class EquationSolver(FloorModule):
                 break
             looser *= _LOOSER
             again(rows, fitted[rows], able[len(active) :], looser)
-        usual = self.usual[task].clamp_min(ROUNDING)
-        counts = misfit.clamp(usual, _MUCH * self.most[task].clamp_min(usual))
-        # Draws spread more than the noise says.
-        root = root * (self.inflation[task] * (counts / usual) ** self.power[task])[:, None, None]
         return Equations(fitted, root, misfit, source, self._moves(pairs, fitted, source), finer)
 
     def _start(self, pairs: Tensor) -> Tensor:
@@ -226,18 +225,19 @@ class EquationSolver(FloorModule):
     def _root(self, solution: Fit, terms: Sequence[int], prior: Tensor, task: int) -> Tensor:
         """A root `[B, J, J]` of the covariance of the fit of these terms, the active ones first.
 
-        The fit counts data as if their noise were `self.noise`, and the `prior` precision of active terms beside them.
-        Where frames are nearly exact this is far more than the noise that they have.
+        Beside the data it counts the `prior` precision of active terms, and of others that they are hardly known.
         """
         usual = self.usual[task].clamp_min(ROUNDING)
-        noise = NOISE * usual * (solution.misfit.clamp_min(ROUNDING) / usual) ** _POWER
-        held, count = torch.zeros_like(solution.curvature), len(prior)
-        held[:, :count, :count] = prior
-        others = solution.coefficients[:, list(terms[count:])]
-        held[:, count:, count:] = torch.diag_embed(1 / (_UNSURE * others).square().clamp_min(EXACT))
-        data = solution.curvature / self.noise
-        off = data * (noise / self.noise)[:, None, None] + held
-        off.diagonal(dim1=-2, dim2=-1).mul_(1 + _POSITIVE)
+        counts = solution.misfit.clamp(usual, _MUCH * self.most[task].clamp_min(usual)) / usual
+        # Draws spread more than the noise says, but no more than what is known of the terms.
+        more = self.inflation[task] * counts ** self.power[task]
+        noise = (self.noise * (solution.misfit.clamp_min(ROUNDING) / usual) ** _POWER * more**2)[:, None, None]
+        held = torch.diag_embed(1 / (_UNSURE * solution.coefficients[:, list(terms)]).square().clamp_min(EXACT))
+        held[:, : len(prior), : len(prior)] = prior
+        counted = torch.maximum(noise, self.counted)
+        data = solution.curvature / counted
+        off = data * (noise / counted) + held
+        off.diagonal(dim1=-2, dim2=-1).mul_(1 + LEAST)
         return torch.linalg.solve(data + held, torch.linalg.cholesky(off))
 
     def step(self, past: Tensor, state: Equations) -> Tensor:

@@ -43,10 +43,8 @@ _RIGHT, _NEAR = math.log(1.2e-7), math.log(1e-4)
 _HELD, _RIDGE = 1e-6, 1e-9
 # Misfit of trajectories whose coefficients count, and by which share of their mean they vary at least.
 _GOOD, _LEAST_SPREAD = 0.1, 1e-3
-# Draws to measure their spread, and windows of another trajectory.
-_DRAWS, _WINDOWS = 4, 4
-# Forecasts that are so many times as large as any training data are lost.
-_LOST = 10.0
+# Draws to measure their spread, windows of another trajectory, and how many times any data forecasts are at most.
+_DRAWS, _WINDOWS, _LOST = 4, 4, 10.0
 # No wave grows faster than so many times the fastest one of the training data.
 _GROWING = 1.1
 # Bounds of the ratio of error and spread, and of the power of the misfit with which it grows; logarithms of misfits are
@@ -257,7 +255,7 @@ def describe(floor: EquationSolver, fields: Tensor, environments: Tensor | None)
     least = (_LEAST_SPREAD * good.abs().mean(0)[active]).square()
     near = torch.cov(good[:, active].T).reshape(len(active), len(active)) if len(good) > 2 else 0
     floor.covariance[torch.tensor(active)[:, None], torch.tensor(active)] = near + torch.diag(least + EXACT)
-    floor.noise.fill_(NOISE * float(misfit.median().clamp_min(EXACT)))
+    floor.noise.fill_(NOISE * float(misfit.median().clamp_min(ROUNDING)))
     rates = floor.terms.rates(good / floor.unit).real.flatten(2).amax(2).median(0).values
     floor.growth.copy_(_GROWING * rates.clamp_min(0))
     floor.most.fill_(math.inf)
@@ -273,11 +271,12 @@ def describe(floor: EquationSolver, fields: Tensor, environments: Tensor | None)
 
 
 def _steady(floor: EquationSolver, fields: Tensor) -> None:
-    """As many steps of a frame as forecasts of whole trajectories `[B, T, *x, c]` need to stay bounded."""
+    """As many steps of a frame as forecasts and draws of whole trajectories `[B, T, *x, c]` need to stay bounded."""
     most = _LOST * fields.abs().max()
     while int(floor.steps) < _MOST:
-        state = floor.infer(fields[:, None, :3])
-        if bool((_rolled(floor, fields[:, 2:], state).abs() < most).all()):
+        state, generator = floor.infer(fields[:, None, :3]), torch.Generator().manual_seed(0)
+        drawn = floor.draw(state, torch.randn(len(fields), floor.num_draws, generator=generator))
+        if all(bool((_rolled(floor, fields[:, 2:], one).abs() < most).all()) for one in (state, drawn)):
             return
         floor.steps.mul_(2)
 

@@ -18,7 +18,7 @@ DIFFERENCE, _DAMPING, _EASIER, _HARDER, _STILL = 1e-3, 1e-3, 0.2, 8.0, 1e-2
 # Damping with which a problem is left as it is.
 _HOPELESS = 1e3
 # Mean squares of residuals that are none to a fit, and to fields in fp32; least curvature beside the others.
-EXACT, ROUNDING, _LEAST, TINY = 1e-9, 1e-14, 1e-12, 1e-30
+EXACT, ROUNDING, LEAST, TINY = 1e-9, 1e-14, 1e-12, 1e-30
 # Misfit that is as good as none where terms are chosen.
 _GOOD = 1e-7
 
@@ -56,7 +56,7 @@ def fit(residuals: Residuals, start: Tensor, active: Sequence[int], held: Tensor
             slope[new] = (slopes.mT @ off[new, :, None])[..., 0] / off.shape[1]
         stiff = curvature[rows] + held
         size = stiff.diagonal(dim1=-2, dim2=-1)
-        least = _LEAST * size.mean(1, keepdim=True) + TINY
+        least = LEAST * size.mean(1, keepdim=True) + TINY
         down = slope[rows] + (mean - fitted[rows])[:, active] @ held
         moved = fitted[rows]
         moved[:, active] += torch.linalg.solve(stiff + torch.diag_embed(damping[rows, None] * size + least), down)
@@ -94,7 +94,7 @@ def _slopes(residuals: Residuals, rows: Tensor, coefficients: Tensor, off: Tenso
 def missed(coefficients: Tensor, curvature: Tensor, misfit: Tensor) -> Tensor:
     """How much the misfit `[B]` rises without each of coefficients `[B, J]`, as a mean logarithm `[J]`."""
     size = curvature.diagonal(dim1=-2, dim2=-1)
-    least = _LEAST * size.amax(1, keepdim=True) + TINY
+    least = LEAST * size.amax(1, keepdim=True) + TINY
     inverse = torch.linalg.inv(curvature + torch.diag_embed(least.expand_as(size))).diagonal(dim1=-2, dim2=-1)
     return (coefficients.square() / inverse.clamp_min(TINY) / (misfit[:, None] + _GOOD)).log1p().mean(0)
 
