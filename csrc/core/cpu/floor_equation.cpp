@@ -694,14 +694,14 @@ class EquationFloor : public Floor {
                      noise = noise_ * std::pow(std::max(fit.misfit, ROUNDING) / usual, POWER) * more * more,
                      counted = std::max(noise, counted_);
         SmallMatrix precision = fit.curvature.times(1 / counted), off = precision.times(noise / counted);
+        const auto hold = [&](int i, int j, double held) {
+            precision.at(i, j) += held;
+            off.at(i, j) += held;
+        };
         for (int i = 0; i < off.n; ++i) {
+            for (int j = 0; j < known_.n && i < known_.n; ++j) hold(i, j, known_.at(i, j));
             const double unsure = UNSURE * fit.coefficients[terms[i]];
-            for (int j = 0; j < off.n; ++j) {
-                const bool known = i < known_.n && j < known_.n;
-                const double held = known ? known_.at(i, j) : i == j ? 1 / std::max(unsure * unsure, EXACT) : 0.0;
-                precision.at(i, j) += held;
-                off.at(i, j) += held;
-            }
+            if (i >= known_.n) hold(i, i, 1 / std::max(unsure * unsure, EXACT));
             off.at(i, i) *= 1 + LEAST_STIFF;
         }
         return precision.solved(off.root());

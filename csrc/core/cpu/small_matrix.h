@@ -1,4 +1,4 @@
-// Symmetric matrices [n, n] of a few rows, in fp64.
+// Square matrices [n, n] of a few rows, in fp64.
 #pragma once
 
 #include <algorithm>

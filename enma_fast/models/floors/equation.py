@@ -225,7 +225,7 @@ class EquationSolver(FloorModule):
     def _root(self, solution: Fit, terms: Sequence[int], prior: Tensor, task: int) -> Tensor:
         """A root `[B, J, J]` of the covariance of the fit of these terms, the active ones first.
 
-        Beside the data it counts the `prior` precision of active terms, and of others that they are hardly known.
+        Beside the data it counts the `prior` precision of active terms, and for the others a deviation of a tenth.
         """
         usual = self.usual[task].clamp_min(ROUNDING)
         counts = solution.misfit.clamp(usual, _MUCH * self.most[task].clamp_min(usual)) / usual
