@@ -1,5 +1,6 @@
 """Field models by the engine in C++: the numbers of PyTorch, and bits that nothing else changes."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -114,6 +115,22 @@ def test_members_are_those_of_pytorch(case, known):
     made.dynamics.step.model.size.zero_()
     floor = trajectory(made, fields[:6, :known], [0, 3, 5], context=context, backend="native")
     assert float((native - floor).abs().max()) > 1e-2 * scale
+
+
+@pytest.mark.parametrize("case", CASES[8:12], ids=name)
+def test_members_of_single_waves_have_one_of_several_laws(case):
+    made = field_model(**case)
+    made.dynamics.step.model.size.zero_()
+    fields, grid = waves(made.config, 3, FRAMES, seed=5), made.config.codec.grid
+    places = sum(torch.meshgrid(*(2 * math.pi * torch.arange(n) / n for n in grid), indexing="ij"))
+    turns = torch.tensor([0.4, 1.0, 1.7])[:, None] * torch.arange(FRAMES)
+    one = (3 * places + turns.view(3, FRAMES, *[1] * len(grid))).sin()[..., None].expand_as(fields).contiguous()
+    native, reference = (
+        trajectory(made, fields[:, :1], list(range(24)), context=one, backend=backend)
+        for backend in ("native", "reference")
+    )
+    torch.testing.assert_close(native, reference, atol=tolerance(made) * float(reference.std()), rtol=1e-3)
+    assert float(native[:, :, 1].std(1).square().mean().sqrt()) > 0.1 * float(fields.std())
 
 
 @pytest.mark.parametrize("case", SOME, ids=name)

@@ -15,6 +15,9 @@ namespace {
 
 constexpr int ORDER = 3, STEPS = 8, LOWEST = 12;
 constexpr double WAVE_UNIT = 8.0, DECAY = 20.0, GROWTH = 0.05, TINY = 1e-12, RIGHT = 1e-6;
+// Of other laws that are as right.
+constexpr int OTHERS = 4;
+constexpr double ALIKE = 0.9, APART = 1.0, TELLING = 1e-7;
 
 using Law = std::vector<double>;
 
@@ -26,7 +29,8 @@ struct Multipliers : Inferred {
 };
 
 struct Waves : Multipliers {
-    std::vector<Law> law;                                  // [c]
+    std::vector<std::vector<Law>> laws;                    // [c], that with the least cost first
+    std::vector<std::vector<double>> odds;                 // [c], how likely these are, in units of the first
     std::vector<SmallMatrix> root;                         // [c]
     std::vector<std::vector<Complex>> multiplier, lawful;  // [c][K]
     std::vector<std::vector<double>> held, spread;         // [c][K]
@@ -105,7 +109,7 @@ class WavesFloor : public Floor {
 
     int views() const override { return 2; }
     int features() const override { return channels_ * (J_ + 1 + 4 * static_cast<int>(lowest_.size())); }
-    int draws() const override { return channels_ * (J_ + 2 * waves_.waves()); }
+    int draws() const override { return channels_ * (J_ + 2 * waves_.waves() + 2); }
     std::size_t work_bytes() const override {
         return spectrum_.work_bytes() + (2 * spectrum_.wave_floats() + 2 * waves_.size() + 64) * sizeof(float);
     }
@@ -131,7 +135,9 @@ class WavesFloor : public Floor {
                 left += s.after[k] - 2 * (std::conj(s.cross[k]) * lawful[k]).real() + s.power[k] * std::norm(lawful[k]);
                 after += s.after[k];
             }
-            out->law.push_back(fit.law);
+            out->laws.push_back({fit.law});
+            out->odds.push_back({1.0});
+            add_others(s, fit, c, out->laws.back(), out->odds.back());
             out->root.push_back(fit.hessian.inverse().times(noise).root());
             out->residual.push_back(std::log(std::max(left / (after + TINY), 1e-8)));
             append(multiplier, out->views[0]);
@@ -149,7 +155,7 @@ class WavesFloor : public Floor {
         for (int c = 0; c < channels_; ++c) {
             const Spectra s = spectra(windows, c);
             for (int j = 0; j < J_; ++j) {
-                const double off = waves.law[c][j] - law_mean_[c * J_ + j];
+                const double off = waves.laws[c].front()[j] - law_mean_[c * J_ + j];
                 *out++ = static_cast<float>(std::clamp(off / std::sqrt(covariance_[c].at(j, j)), -4.0, 4.0));
             }
             *out++ = static_cast<float>(waves.residual[c] / 4 + 1);
@@ -172,9 +178,9 @@ class WavesFloor : public Floor {
         const Waves& waves = static_cast<const Waves&>(*inferred);
         auto out = std::make_shared<Multipliers>();
         const int K = waves_.waves();
-        for (int c = 0; c < channels_; ++c, normals += J_ + 2 * K) {
+        for (int c = 0; c < channels_; ++c, normals += J_ + 2 * K + 2) {
             const std::vector<double> moved = waves.root[c].times(Law(normals, normals + J_));
-            Law law = waves.law[c];
+            Law law = waves.laws[c][picked(waves.odds[c], normals + J_ + 2 * K)];
             for (int j = 0; j < J_; ++j) law[j] += moved[j];
             std::vector<Complex> lawful = multipliers(law), multiplier(K);
             for (int k = 0; k < K; ++k) {
@@ -270,22 +276,75 @@ class WavesFloor : public Floor {
         return off / (total + TINY);
     }
 
+    // Which of laws with these odds a member has. Evenly, whatever multiplies normals; the first where that is 0.
+    static std::size_t picked(const std::vector<double>& odds, const float* normals) {
+        const double even =
+            std::atan2(std::abs(double{normals[0]}), std::abs(double{normals[1]})) * 2 / std::numbers::pi;
+        const double total = std::accumulate(odds.begin(), odds.end(), 0.0);
+        std::size_t which = 0;
+        for (double before = odds[0]; which + 1 < odds.size() && even > before / total;) before += odds[++which];
+        return which;
+    }
+
+    Law mean_of(int c) const {
+        return {law_mean_.begin() + std::ptrdiff_t{c} * J_, law_mean_.begin() + std::ptrdiff_t{c + 1} * J_};
+    }
+
     // Gauss-Newton steps from two starts.
     Fit fitted(const Spectra& s, int c) const {
-        const Law mean(law_mean_.begin() + std::ptrdiff_t{c} * J_, law_mean_.begin() + std::ptrdiff_t{c + 1} * J_);
-        Fit first = descended(s, mean, mean, c), second = descended(s, carried(s, mean), mean, c);
+        const std::vector<double> correlation = correlation_of(s);
+        const auto place = std::max_element(correlation.begin(), correlation.end()) - correlation.begin();
+        Fit first = descended(s, mean_of(c), c), second = descended(s, carried(static_cast<int>(place), c), c);
         return second.cost < first.cost ? second : first;
     }
 
-    Fit descended(const Spectra& s, Law law, const Law& mean, int c) const {
+    // Laws that are right too, where frames correlate about as much at other displacements.
+    void add_others(const Spectra& s, const Fit& fit, int c, std::vector<Law>& laws, std::vector<double>& odds) const {
+        if (!(misfit(s, fit.law) < TELLING)) return;
+        const std::vector<double> correlation = correlation_of(s);
+        const double most = *std::max_element(correlation.begin(), correlation.end());
+        const int last = first_.size() == 1 ? 2 * waves_.points : waves_.points,
+                  lines = static_cast<int>(correlation.size()) / last;
+        std::vector<std::pair<double, int>> near;
+        for (int place = 0; place < last * lines; ++place) {
+            const int line = place / last, point = place % last;
+            const auto at = [&](int up, int along) {
+                return correlation[(line + up + lines) % lines * last + (point + along + last) % last];
+            };
+            const double here = correlation[place];
+            const bool above = lines == 1 || (here > at(-1, 0) && here >= at(1, 0));
+            if (!(above && here >= ALIKE * most && here > at(0, -1) && here >= at(0, 1))) continue;
+            const Law there = carried(place, c);
+            double size = 0.0;
+            for (const int j : first_) {
+                size += std::pow(there[j] - law_mean_[c * J_ + j], 2) / covariance_[c].at(j, j);
+            }
+            near.emplace_back(size, place);
+        }
+        if (near.size() < 2) return;
+        std::sort(near.begin(), near.end());
+        near.resize(std::min<std::size_t>(near.size(), OTHERS));
+        for (const auto& [size, place] : near) {
+            Fit other = descended(s, carried(place, c), c);
+            if (!(misfit(s, other.law) < TELLING && fit.hessian.form(minus(other.law, fit.law)) > APART)) continue;
+            odds.push_back(std::exp((fit.cost - other.cost) / (2 * noise_)));
+            laws.push_back(std::move(other.law));
+        }
+    }
+
+    static Law minus(Law a, const Law& b) {
+        for (std::size_t j = 0; j < a.size(); ++j) a[j] -= b[j];
+        return a;
+    }
+
+    Fit descended(const Spectra& s, Law law, int c) const {
+        const Law mean = mean_of(c);
         const double total = std::accumulate(s.power.begin(), s.power.end(), 0.0);
         const SmallMatrix& prior = prior_[c];
         SmallMatrix hessian(J_);
-        Law away(J_);
         for (int step = 0; step < STEPS; ++step) {
             const std::vector<Complex> m = multipliers(law);
-            for (int j = 0; j < J_; ++j) away[j] = mean[j] - law[j];
-            Law slope = prior.times(away);
+            Law slope = prior.times(minus(mean, law));
             hessian = prior;
             for (std::size_t k = 0; k < m.size(); ++k) {
                 Complex off = s.cross[k] / (s.power[k] + TINY) / (m[k] + TINY) - 1.0;
@@ -302,19 +361,21 @@ class WavesFloor : public Floor {
             const Law moved = hessian.solved(std::move(slope));
             for (int j = 0; j < J_; ++j) law[j] += moved[j];
         }
-        for (int j = 0; j < J_; ++j) away[j] = law[j] - mean[j];
-        const double cost = misfit(s, law) + prior.form(away);
+        const double cost = misfit(s, law) + prior.form(minus(law, mean));
         return {std::move(law), std::move(hessian), cost};
     }
 
-    // `mean` with the displacement at which successive frames correlate most.
-    Law carried(const Spectra& s, const Law& mean) const {
+    // Of successive frames, on twice as many points of a line.
+    std::vector<double> correlation_of(const Spectra& s) const {
         std::vector<Complex> cross(s.cross.size());
         for (std::size_t k = 0; k < cross.size(); ++k) cross[k] = s.cross[k] / count_[k];
+        return field_of(waves_, cross, first_.size() == 1 ? 2 * waves_.points : waves_.points);
+    }
+
+    // The mean with the displacement of a place of the correlation.
+    Law carried(int place, int c) const {
         const int points = first_.size() == 1 ? 2 * waves_.points : waves_.points;
-        const std::vector<double> correlation = field_of(waves_, cross, points);
-        auto place = static_cast<int>(std::max_element(correlation.begin(), correlation.end()) - correlation.begin());
-        Law law = mean;
+        Law law = mean_of(c);
         for (std::size_t axis = first_.size(); axis-- > 0;) {
             const int n = axis + 1 == first_.size() ? points : waves_.lines, shift = place % n;
             place /= n;

@@ -8,9 +8,11 @@ spectrum S, where they have energy. Elsewhere a law holds it, a polynomial of th
 
 whose coefficients c are themselves held by their mean and covariance over the training trajectories (empirical
 Bayes). Where the law fits frames worse than it does those of training, e is less. No equation is used: advection,
-diffusion and dispersion are laws of first, second and third order.
+diffusion and dispersion are laws of first, second and third order. Frames of few waves may tell a displacement only up
+to some of their lengths: members then have one of several laws.
 
-Legend: B trajectories, W windows, T frames, c channels, K waves (flattened), J coefficients; `*x` space.
+Legend: B trajectories, W windows, T frames, c channels, K waves (flattened), J coefficients, M other laws;
+`*x` space.
 """
 
 from __future__ import annotations
@@ -45,6 +47,18 @@ _TRIALS, _DRAWS = 200, 4
 _LOWEST = 12
 # Frames of the parts that long series are cut into.
 _LONG = 20
+# Most displacements that are tried for other laws, share of the greatest correlation that frames have there, how far
+# they are apart at least in what a step gives, and share of energy that another wave has which tells them apart.
+_OTHERS, _ALIKE, _APART, _TELLING = 4, 0.9, 1.0, 1e-7
+
+
+@dataclass(frozen=True, eq=False)
+class _Spectra(Inferred):
+    """Cross-spectrum of successive frames, spectrum of the earlier and of the later ones, `[B, c, K]` each."""
+
+    cross: Tensor
+    power: Tensor
+    after: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +74,8 @@ class Waves(Inferred):
     held : [B, c, K] share of the law in the multipliers
     spread : [B, c, K] standard deviation of the multipliers, given the law
     residual : [B, c] logarithm of the share of the energy of a step that the law leaves unexplained
+    others : [B, c, M, J] coefficients of laws that are as right
+    likely : [B, c, M] probability of the law and of the others before each of these; 1 if there are none
     """
 
     law: Tensor
@@ -69,6 +85,8 @@ class Waves(Inferred):
     held: Tensor
     spread: Tensor
     residual: Tensor
+    others: Tensor
+    likely: Tensor
 
 
 class SpectralFloor(FloorModule):
@@ -93,6 +111,8 @@ class SpectralFloor(FloorModule):
         super().__init__()
         self.grid, self.channels, self.order = tuple(grid), channels, order
         dims = len(self.grid)
+        # Places of the correlation.
+        self._fine = tuple(2 * n for n in self.grid) if dims == 1 else self.grid
         numbers = [torch.fft.fftfreq(n, 1 / n) for n in self.grid[:-1]]
         numbers.append(torch.fft.rfftfreq(self.grid[-1], 1 / self.grid[-1]))
         k_Kd = torch.stack(torch.meshgrid(*numbers, indexing="ij"), -1).reshape(-1, dims).double()
@@ -127,13 +147,14 @@ class SpectralFloor(FloorModule):
 
         `own` says that they belong to the trajectory that is forecast, not to another one of the same physics.
         """
-        cross, power, after = self._spectra(windows)
-        law, hessian = self._laws(cross, power)
-        task = 0 if own else 1
+        spectra, task = self._spectra(windows), 0 if own else 1
+        law, hessian = self._laws(spectra)
         # A law holds frames less that it fits worse than most of the training data.
-        share = self.typical[task] / self._misfit(cross, power, law).clamp_min(_RIGHT)
+        share = self.typical[task] / self._misfit(spectra, law).clamp_min(_RIGHT)
         hold = self.hold[task] * share.clamp(max=1).square()[..., None]
-        return self._waves(cross, power, after, law, hessian, hold, self.inflation[task])
+        waves = self._waves(spectra, law, hessian, hold, self.inflation[task])
+        others, likely = self._others(spectra, law, hessian)
+        return replace(waves, others=others, likely=likely)
 
     def step(self, past: Tensor, waves: Waves) -> Tensor:
         """The frame after `past [B, P, *x, c]`, of which the last is read."""
@@ -152,9 +173,8 @@ class SpectralFloor(FloorModule):
         """Numbers `[B, F]` of about unit size for a network: law, residual, and the lowest measured multipliers."""
         spread = self.law_covariance.diagonal(dim1=-2, dim2=-1).sqrt()
         law = ((waves.law - self.law_mean) / spread).clamp(-4, 4)
-        cross, power, _ = self._spectra(windows)
-        near = self._order[:_LOWEST]
-        cross, power = cross[..., near], power[..., near]
+        spectra, near = self._spectra(windows), self._order[:_LOWEST]
+        cross, power = spectra.cross[..., near], spectra.power[..., near]
         gain = cross / (power + 1e-3 * power.mean(-1, keepdim=True) + _TINY)
         share = power / (power.sum(-1, keepdim=True) + _TINY)
         parts = [law, waves.residual[..., None] / 4 + 1, gain.real, gain.imag, share, (power + 1e-6).log() / 4]
@@ -163,13 +183,17 @@ class SpectralFloor(FloorModule):
     @property
     def num_draws(self) -> int:
         """Standard normals of a draw."""
-        return self.channels * (self.law_mean.shape[1] + 2 * len(self._count))
+        return self.channels * (self.law_mean.shape[1] + 2 * len(self._count) + 2)
 
     def draw(self, waves: Waves, normals: Tensor) -> Waves:
         """Coefficients from their posterior, one set for each trajectory, by standard normals `[B, num_draws]`."""
         J, K = self.law_mean.shape[1], len(self._count)
-        for_law, real, imaginary = normals.double().unflatten(1, (self.channels, -1)).split([J, K, K], -1)
-        law = waves.law + (waves.root @ for_law[..., None])[..., 0]
+        for_law, real, imaginary, pick = normals.double().unflatten(1, (self.channels, -1)).split([J, K, K, 2], -1)
+        # Evenly between 0 and 1, whatever multiplies normals; 0 where that is 0.
+        even = torch.atan2(*pick.abs().unbind(-1)) * (2 / math.pi)
+        which = (even[..., None] > waves.likely).sum(-1)[..., None, None].expand(-1, -1, 1, J)
+        law = torch.cat([waves.law[:, :, None], waves.others], 2).gather(2, which)[:, :, 0]
+        law = law + (waves.root @ for_law[..., None])[..., 0]
         lawful = _bounded(self._multipliers(law))
         off = torch.complex(real, imaginary) * (waves.spread / math.sqrt(2))
         moved = waves.multiplier.to(torch.complex128) + waves.held * (lawful - waves.lawful.to(torch.complex128)) + off
@@ -188,16 +212,14 @@ class SpectralFloor(FloorModule):
             # A long series tells as much as several short ones.
             fields = fields.unfold(1, _LONG, _LONG).movedim(-1, 2).flatten(0, 1)
             environments = None
-        cross, power, _ = self._spectra(fields[:, None])
-        J = self.law_mean.shape[1]
+        spectra, J = self._spectra(fields[:, None]), self.law_mean.shape[1]
         free = _LEAST_VARIANCE * 1e-2 * torch.eye(J, dtype=torch.float64).repeat(self.channels, 1, 1)
-        law, _ = self._fitted(cross, power, free, torch.zeros_like(self.law_mean))
-        self._describe(law, cross, power)
-        self._describe(self._laws(cross, power)[0], cross, power)
+        self._describe(spectra, self._fitted(spectra, free, torch.zeros_like(self.law_mean))[0])
+        self._describe(spectra, self._laws(spectra)[0])
         self._choose(fields, environments)
 
-    def _describe(self, law: Tensor, cross: Tensor, power: Tensor) -> None:
-        misfit = self._misfit(cross, power, law)
+    def _describe(self, spectra: _Spectra, law: Tensor) -> None:
+        misfit = self._misfit(spectra, law)
         for c in range(self.channels):
             self.law_mean[c], self.law_covariance[c] = _typical(law[:, c], misfit[:, c])
 
@@ -213,20 +235,18 @@ class SpectralFloor(FloorModule):
                 tasks.append((fields[pairs[1]][:, None], fields[pairs[0]]))
         best = [(math.inf, 0.0, 0.0)] * len(tasks)
         for task, (windows, frames) in enumerate(tasks):
-            cross, power, after = self._spectra(windows)
+            spectra = self._spectra(windows)
             for noise in _NOISES if task == 0 else (best[0][1],):
                 self.noise.fill_(noise)
-                law, hessian = self._laws(cross, power)
+                laws, one = self._laws(spectra), self.hold.new_ones(())
                 for hold in _HOLDS:
-                    waves = self._waves(
-                        cross, power, after, law, hessian, self.hold.new_tensor(hold), self.hold.new_ones(())
-                    )
+                    waves = self._waves(spectra, *laws, hold * one, one)
                     best[task] = min(best[task], (self._error(frames, waves), noise, hold))
         self.noise.fill_(best[0][1])
         for task, (windows, frames) in enumerate(tasks):
             self.hold[task] = best[task][2]
-            cross, power, _ = self._spectra(windows)
-            misfit = self._misfit(cross, power, self._laws(cross, power)[0])
+            spectra = self._spectra(windows)
+            misfit = self._misfit(spectra, self._laws(spectra)[0])
             self.typical[task] = misfit.median(0).values.clamp_min(_RIGHT)
             self.inflation[task] = self._inflation(windows, frames, own=task == 0)
         if len(tasks) == 1:
@@ -241,9 +261,10 @@ class SpectralFloor(FloorModule):
         for _ in range(_DRAWS):
             drawn = self.draw(waves, torch.randn(len(frames), self.num_draws, generator=generator))
             forecasts.append(self._power(drawn, steps, frames[:, 0]))
-        error = (forecasts[0] - frames[:, -1]).square().mean()
-        spread = torch.stack([m - forecasts[0] for m in forecasts[1:]]).square().mean()
-        return float((error / spread.clamp_min(_TINY)).sqrt().clamp(1e-3, 1e3))
+        error = (forecasts[0] - frames[:, -1]).square().flatten(1).mean(1)
+        spread = torch.stack([m - forecasts[0] for m in forecasts[1:]]).square().mean(0).flatten(1).mean(1)
+        # The median, as a forecast by one of several laws says nothing of a law's.
+        return float((error / spread.clamp_min(_TINY)).sqrt().median().clamp(1e-6, 1e3))
 
     def _power(self, waves: Waves, steps: int, first: Tensor) -> Tensor:
         """The frame so many steps after `first [B, *x, c]`."""
@@ -258,66 +279,90 @@ class SpectralFloor(FloorModule):
         size = (frames[:, 1:] - self.mean).square().flatten(1).sum(1)
         return float((square / size.clamp_min(_TINY)).sqrt().mean())
 
-    def _spectra(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross-spectrum of successive frames, spectrum of the earlier and of the later ones, `[B, c, K]` each."""
+    def _spectra(self, windows: Tensor) -> _Spectra:
         u = (windows - self.mean).movedim(-1, 1).double()
         waves = torch.fft.rfftn(u, dim=tuple(range(-len(self.grid), 0)), norm="ortho").flatten(4)
         before, after = waves[:, :, :, :-1], waves[:, :, :, 1:]
-        cross = (before.conj() * after).sum((2, 3)) * self._count
-        return cross, before.abs().square().sum((2, 3)) * self._count, after.abs().square().sum((2, 3)) * self._count
+        products = (before.conj() * after, before.abs().square(), after.abs().square())
+        return _Spectra(*(product.sum((2, 3)) * self._count for product in products))
 
-    def _laws(self, cross: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
-        return self._fitted(cross, power, self.noise * torch.linalg.inv(self.law_covariance), self.law_mean)
+    def _laws(self, spectra: _Spectra) -> tuple[Tensor, Tensor]:
+        return self._fitted(spectra, self._prior, self.law_mean)
 
-    def _fitted(self, cross: Tensor, power: Tensor, prior: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def _prior(self) -> Tensor:
+        """What holds laws to their mean, `[c, J, J]`."""
+        return self.noise * torch.linalg.inv(self.law_covariance)
+
+    def _fitted(self, spectra: _Spectra, prior: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Laws `[B, c, J]` and the curvature of their misfit, trajectories in parts."""
         size = max(1, _AT_ONCE // (self.channels * self._basis[0].numel()))
-        parts = zip(cross.split(size), power.split(size), strict=True)
-        laws, curvatures = zip(*(self._fit(*part, prior, mean) for part in parts), strict=True)
+        parts = [spectra[first : first + size] for first in range(0, len(spectra.power), size)]
+        laws, curvatures = zip(*(self._fit(part, prior, mean) for part in parts), strict=True)
         return torch.cat(laws), torch.cat(curvatures)
 
-    def _fit(self, cross: Tensor, power: Tensor, prior: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Gauss-Newton steps on sum_k w |C / S - m|^2 + (c - mean)' prior (c - mean), from two starts."""
-        weight = power / (power.sum(-1, keepdim=True) + _TINY)
-        target = cross / (power + _TINY)
-        best: tuple[Tensor, Tensor, Tensor] | None = None
-        for law in (mean.expand(len(cross), -1, -1), self._carried(cross, mean)):
-            hessian = prior
-            for _ in range(_STEPS):
-                m = self._multipliers(law)
-                off = target / (m + _TINY) - 1
-                off = torch.where(off.abs() > 1, off / (off.abs() + _TINY), off)
-                sized = (weight * m.abs().square())[..., None]
-                re, im = self._basis
-                hessian = (re * sized).mT @ re + (im * sized).mT @ im + prior
-                slope = ((re * sized).mT @ off.real[..., None] + (im * sized).mT @ off.imag[..., None])[..., 0]
-                slope = slope + (prior @ (mean - law)[..., None])[..., 0]
-                law = law + torch.linalg.solve(hessian, slope)
-            away = law - mean
-            cost = self._misfit(cross, power, law) + (away * (prior @ away[..., None])[..., 0]).sum(-1)
-            if best is None:
-                best = cost, law, hessian
-            else:
-                better = cost < best[0]
-                best = (
-                    torch.minimum(cost, best[0]),
-                    torch.where(better[..., None], law, best[1]),
-                    torch.where(better[..., None, None], hessian, best[2]),
-                )
-        assert best is not None
-        return best[1], best[2]
+    def _fit(self, spectra: _Spectra, prior: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """The better law, and its curvature, from two starts: the mean, and as frames correlate most."""
+        carried = self._carried(self._correlation(spectra).flatten(2).argmax(-1), mean)
+        law, hessian, cost = self._descended(spectra, prior, mean, mean.expand_as(carried))
+        other, of_other, less = self._descended(spectra, prior, mean, carried)
+        better = (less < cost)[..., None]
+        return torch.where(better, other, law), torch.where(better[..., None], of_other, hessian)
 
-    def _carried(self, cross: Tensor, mean: Tensor) -> Tensor:
-        """`mean` with the displacement at which successive frames correlate most, `[B, c, J]`."""
-        dims = len(self.grid)
-        half = (*self.grid[:-1], self.grid[-1] // 2 + 1)
-        fine = tuple(2 * n for n in self.grid) if dims == 1 else self.grid
-        spectrum = (cross / self._count).unflatten(-1, half)
-        correlation = torch.fft.irfftn(spectrum, s=fine, dim=tuple(range(-dims, 0)))
-        place = correlation.flatten(2).argmax(-1)
+    def _descended(self, s: _Spectra, prior: Tensor, mean: Tensor, law: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gauss-Newton steps on sum_k w |C / S - m|^2 + (c - mean)' prior (c - mean): law, curvature and cost."""
+        weight = s.power / (s.power.sum(-1, keepdim=True) + _TINY)
+        target, hessian = s.cross / (s.power + _TINY), prior
+        for _ in range(_STEPS):
+            m = self._multipliers(law)
+            off = target / (m + _TINY) - 1
+            off = torch.where(off.abs() > 1, off / (off.abs() + _TINY), off)
+            sized = (weight * m.abs().square())[..., None]
+            re, im = self._basis
+            hessian = (re * sized).mT @ re + (im * sized).mT @ im + prior
+            slope = ((re * sized).mT @ off.real[..., None] + (im * sized).mT @ off.imag[..., None])[..., 0]
+            slope = slope + (prior @ (mean - law)[..., None])[..., 0]
+            law = law + torch.linalg.solve(hessian, slope)
+        return law, hessian, self._misfit(s, law) + _form(prior, law - mean)
+
+    def _others(self, spectra: _Spectra, law: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
+        """Laws that are right too, where frames correlate about as much at other displacements."""
+        correlation, misfit = self._correlation(spectra), self._misfit(spectra, law)
+        axes = tuple(range(2, correlation.ndim))
+        peak = correlation >= _ALIKE * correlation.amax(axes, keepdim=True)
+        for axis in axes:
+            peak &= (correlation > correlation.roll(1, axis)) & (correlation >= correlation.roll(-1, axis))
+        peak = peak.flatten(2)
+        others, odds = law[:, :, None].repeat(1, 1, _OTHERS, 1), torch.zeros(*law.shape[:2], _OTHERS).to(law)
+        rows = torch.nonzero(((peak.sum(2) > 1) & (misfit < _TELLING)).any(1))[:, 0]
+        spectra, law, mean, prior = spectra[rows], law[rows], self.law_mean, self._prior
+        cost = misfit[rows] + _form(prior, law - mean)
+        far, tried = self._away(peak[rows]).sort(stable=True)
+        for m in range(_OTHERS if len(rows) else 0):
+            other, _, its = self._descended(spectra, prior, mean, self._carried(tried[..., m], mean))
+            alike = (self._misfit(spectra, other) < _TELLING) & far[..., m].isfinite()
+            alike &= _form(hessian[rows], other - law) > _APART
+            others[rows, :, m], odds[rows, :, m] = other, ((cost - its) / (2 * self.noise)).exp() * alike
+        before = torch.cat([torch.ones_like(odds[..., :1]), odds], -1).cumsum(-1)
+        return others, before[..., :-1] / before[..., -1:]
+
+    def _away(self, peak: Tensor) -> Tensor:
+        """How far displacements of places in `peak [B, c, X]` are from the mean; infinite elsewhere."""
+        places = torch.arange(peak.shape[2])[:, None].expand(-1, self.channels)
+        away = self._carried(places, self.law_mean) - self.law_mean
+        size = (away.square() / self.law_covariance.diagonal(dim1=1, dim2=2)).sum(-1).T
+        return torch.where(peak, size, torch.full_like(size, math.inf))
+
+    def _correlation(self, spectra: _Spectra) -> Tensor:
+        """Correlation `[B, c, *x]` of successive frames, on twice as many points of a line."""
+        waves = (spectra.cross / self._count).unflatten(-1, (*self.grid[:-1], -1))
+        return torch.fft.irfftn(waves, s=self._fine, dim=tuple(range(-len(self.grid), 0)))
+
+    def _carried(self, place: Tensor, mean: Tensor) -> Tensor:
+        """`mean [c, J]` with the displacements of places `[B, c]` of the correlation."""
         law = mean.expand(*place.shape, -1).clone()
-        for axis in reversed(range(dims)):
-            n = fine[axis]
+        for axis in reversed(range(len(self.grid))):
+            n = self._fine[axis]
             shift = place % n
             place = place // n
             turns = torch.where(shift > n // 2, shift - n, shift).double() / n
@@ -328,21 +373,13 @@ class SpectralFloor(FloorModule):
         re, im = self._basis
         return torch.exp(torch.complex((law @ re.T).clamp(-_DECAY, _GROWTH), law @ im.T))
 
-    def _misfit(self, cross: Tensor, power: Tensor, law: Tensor) -> Tensor:
+    def _misfit(self, s: _Spectra, law: Tensor) -> Tensor:
         """Share of the energy that a law's step gets wrong, beyond what any multiplier does, `[B, c]`."""
-        off = (cross / (power + _TINY) - _bounded(self._multipliers(law))).abs().square()
-        return (power * off).sum(-1) / (power.sum(-1) + _TINY)
+        off = (s.cross / (s.power + _TINY) - _bounded(self._multipliers(law))).abs().square()
+        return (s.power * off).sum(-1) / (s.power.sum(-1) + _TINY)
 
-    def _waves(
-        self,
-        cross: Tensor,
-        power: Tensor,
-        after: Tensor,
-        law: Tensor,
-        hessian: Tensor,
-        hold: Tensor,
-        inflation: Tensor,
-    ) -> Waves:
+    def _waves(self, spectra: _Spectra, law: Tensor, hessian: Tensor, hold: Tensor, inflation: Tensor) -> Waves:
+        cross, power, after = spectra.cross, spectra.power, spectra.after
         lawful = _bounded(self._multipliers(law))
         total = power.sum(-1, keepdim=True)
         held = hold * power.mean(-1, keepdim=True) + _TINY
@@ -353,7 +390,8 @@ class SpectralFloor(FloorModule):
         left = after - 2 * (cross.conj() * lawful).real + power * lawful.abs().square()
         residual = (left.sum(-1) / (after.sum(-1) + _TINY)).clamp_min(1e-8).log()
         multiplier, lawful = multiplier.to(torch.complex64), lawful.to(torch.complex64)
-        return Waves(law, root, multiplier, lawful, held / (power + held), spread, residual)
+        share, others, likely = held / (power + held), law[:, :, None], torch.ones_like(power[..., :1])
+        return Waves(law, root, multiplier, lawful, share, spread, residual, others, likely)
 
     def _multiplied(self, last: Tensor, multiplier: Tensor) -> Tensor:
         axes = tuple(range(1, 1 + len(self.grid)))
@@ -361,6 +399,11 @@ class SpectralFloor(FloorModule):
         multiplier = multiplier.movedim(1, -1).unflatten(1, waves.shape[1:-1])
         moved = torch.fft.irfftn(waves * multiplier, s=self.grid, dim=axes) + self.mean
         return moved.to(last.dtype)
+
+
+def _form(matrix: Tensor, x: Tensor) -> Tensor:
+    """x' matrix x of vectors `[..., J]`."""
+    return (x * (matrix @ x[..., None])[..., 0]).sum(-1)
 
 
 def _bounded(multiplier: Tensor) -> Tensor:

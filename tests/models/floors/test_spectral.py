@@ -144,6 +144,43 @@ def test_frames_that_break_the_law_are_believed():
     assert error(lawful, u[:, 3]) > 0.3
 
 
+@pytest.mark.parametrize("grid", [(32,), (16, 12)])
+def test_one_wave_leaves_several_displacements(grid):
+    """Four waves along each axis turn alike at speeds that differ by 2 pi / 4: members have each as it is likely."""
+    generator = torch.Generator().manual_seed(0)
+    places = sum(torch.meshgrid(*(2 * math.pi * torch.arange(n) / n for n in grid), indexing="ij"))
+
+    def carried(speed, waves, frames):
+        t = (speed[:, None] * torch.arange(frames)).view(len(speed), frames, *[1] * len(grid))
+        return sum((k * (places - t)).sin() for k in waves).float()[..., None]
+
+    floor = SpectralFloor(grid, 1)
+    floor.learn(carried(0.8 * torch.randn(200, generator=generator).double(), (1, 2), 8))
+    speeds, apart = torch.linspace(-1.2, 1.2, 9).double(), 2 * math.pi / 4
+    state = floor.infer(carried(speeds, (4,), 3)[:, None], own=False)
+
+    def steps(law):
+        """By how many multiples the displacement of a law along all axes is off."""
+        moved = -law[..., [floor._first[axis] for axis in range(len(grid))]].sum(-1) / 8
+        off = (moved - speeds.view(9, *[1] * (moved.ndim - 1))) / apart
+        assert float((off - off.round()).abs().max()) < 1e-2
+        return off.round()
+
+    normals = torch.randn(600, 9, floor.num_draws, generator=generator)
+    drawn = steps(torch.stack([floor.draw(state, n).law[:, 0] for n in normals], 1))
+    laws = steps(torch.cat([state.law, state.others[:, 0]], 1))
+    chances = torch.cat([torch.zeros(9, 1), state.likely[:, 0], torch.ones(9, 1)], 1).diff(dim=1)
+    for row in range(9):
+        of_truth = float((drawn[row] == 0).double().mean())
+        assert 0.1 < of_truth < 0.9
+        for n in drawn[row].unique():
+            share, expected = (drawn[row] == n).double().mean(), chances[row][laws[row] == n].sum()
+            assert abs(float(share - expected)) < 0.08
+    # Who draws nothing has the first law, and a second wave tells which it is.
+    assert torch.equal(floor.draw(state, torch.zeros(9, floor.num_draws)).law, state.law)
+    assert float(floor.infer(carried(speeds, (3, 4), 3)[:, None], own=False).likely.min()) == 1
+
+
 def test_one_long_series_is_enough():
     grid = (32,)
     floor = SpectralFloor(grid, 1)
