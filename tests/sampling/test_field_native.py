@@ -204,6 +204,24 @@ def test_waves_that_a_grid_does_not_hold(case, known):
     torch.testing.assert_close(native, reference, atol=tolerance(made) * float(reference.std()), rtol=1e-3)
 
 
+@pytest.mark.parametrize("case", EQUATIONS[:5:2], ids=name)
+def test_frames_with_errors(case):
+    made = field_model(**case)
+    fields = waves(made.config, 3, 4, seed=5)
+    fields += 0.3 * torch.randn(fields.shape, generator=torch.Generator().manual_seed(2))
+    floor = made.dynamics.context.floor
+    state = floor.infer(fields[:, None, :3])
+    assert float(state.misfit.min()) > 1e-2
+    away = (state.coefficients - floor.mean) / floor.covariance.diagonal().sqrt()
+    assert float(away[:, floor.chosen].abs().max()) < 4
+    for temperature, close in ((0.0, tolerance(made)), (1.0, 3e-3)):
+        native, reference = (
+            trajectory(made, fields, [0, 3], backend=backend, temperature=temperature)
+            for backend in ("native", "reference")
+        )
+        torch.testing.assert_close(native, reference, atol=close * float(reference.std()), rtol=1e-3)
+
+
 @pytest.mark.parametrize("case", [EQUATIONS[0], EQUATIONS[4]], ids=name)
 def test_where_an_equation_is_lost_the_last_frame_stays(case):
     made = field_model(**case)

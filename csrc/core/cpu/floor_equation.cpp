@@ -24,7 +24,7 @@ constexpr int MOST_CHANNELS = 3, LEAST_POINTS = 8, STEPS = 20, TURNS = 2, STARTS
 // Of a frame.
 constexpr float MOST_STEPS = 32;
 constexpr double DIFFERENCE = 1e-3, DAMPING = 1e-3, EASIER = 0.2, HARDER = 8.0, HOPELESS = 1e3, STILL = 1e-2;
-constexpr double LOOSER = 1e-4, DOUBTED = 4.0, MUCH_BETTER = 0.5, BETTER = 0.8, UNSURE = 0.1, NOISE = 0.1, POWER = 0.5,
+constexpr double LOOSER = 1e-4, DOUBTED = 4.0, MUCH_BETTER = 0.5, BETTER = 0.8, UNSURE = 0.1, NOISE = 0.1, ERRORS = 0.03, FAR_BETTER = 0.1, POWER = 0.5,
                  MUCH = 8.0, EXACT = 1e-9, ROUNDING = 1e-14, SURE = 1e-7, TELLING = 0.01, LEAST_STIFF = 1e-12,
                  TINY = 1e-30, LOST = 1e3;
 constexpr double DECAY = 60.0, NEAR = 1.0;
@@ -228,6 +228,17 @@ class EquationFloor : public Floor {
         for (int turn = 0; turn < TURNS && in_doubt(); ++turn) {
             looser *= LOOSER;
             again(fit.coefficients, reserve, looser, false);
+        }
+        if (fit.misfit > doubted && !fit.finer) {
+            // Frames have errors, unless what training data say of coefficients leaves far more unexplained.
+            const double noise = ERRORS * fit.misfit;
+            Fit held = fitted(run, pairs, start, active, known_.times(noise), false, work);
+            if (!(fit.misfit < FAR_BETTER * held.misfit)) {
+                fit = std::move(held);
+                // All floors draw more where misfits are large, which the noise has counted.
+                const double more = std::sqrt(std::min(std::sqrt(fit.misfit / std::max(usual_[task], ROUNDING)), MUCH));
+                set_root(active, covering(fit, active, noise, noise).times(1 / more));
+            }
         }
         auto out = std::make_shared<Equation>();
         out->root = root;
@@ -685,14 +696,18 @@ class EquationFloor : public Floor {
         }
     }
 
-    // A root of the covariance of the fit of these terms, the active ones first. The fit counts more noise than there is.
+    // A root of the covariance of the fit of these terms, the active ones first.
     SmallMatrix root_of(const Fit& fit, const std::vector<int>& terms, int task) const {
         const double usual = std::max(usual_[task], ROUNDING),
                      counts = std::clamp(fit.misfit, usual, MUCH * std::max(most_[task], usual)) / usual;
         // Draws spread more than the noise says, but no more than what is known of the terms.
         const double more = inflation_[task] * std::pow(counts, power_[task]),
-                     noise = noise_ * std::pow(std::max(fit.misfit, ROUNDING) / usual, POWER) * more * more,
-                     counted = std::max(noise, counted_);
+                     noise = noise_ * std::pow(std::max(fit.misfit, ROUNDING) / usual, POWER) * more * more;
+        return covering(fit, terms, noise, std::max(noise, counted_));
+    }
+
+    // The same of a fit that counts more noise than there is.
+    SmallMatrix covering(const Fit& fit, const std::vector<int>& terms, double noise, double counted) const {
         SmallMatrix precision = fit.curvature.times(1 / counted), off = precision.times(noise / counted);
         const auto hold = [&](int i, int j, double held) {
             precision.at(i, j) += held;

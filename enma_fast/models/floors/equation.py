@@ -28,7 +28,7 @@ from torch import Tensor
 from .deadline import check_time
 from .exponential import Divided, FinerPropagator, Frames, Propagator, gains
 from .gauss_newton import DIFFERENCE, EXACT, LEAST, ROUNDING, Fit, Residuals, cost, fit
-from .ladder import FloorModule, Inferred, evenly
+from .ladder import FloorModule, Inferred, evenly, widening
 from .lattice import LatticePropagator
 from .terms import Terms
 
@@ -46,6 +46,9 @@ _MUCH_BETTER, _BETTER, _UNSURE = 0.5, 0.8, 0.1
 # Share of the misfit of training data that is noise, to which power the misfit of a trajectory multiplies it, at least,
 # and as how many times that of most it counts at most.
 NOISE, _POWER, _MUCH = 0.1, 0.5, 8.0
+# Share of the misfit of frames with errors that is noise, by how far coefficients then are from the truth, and share
+# of it to which another fit has to take it.
+_ERRORS, _FAR_BETTER = 0.03, 0.1
 # Most pairs of frames that coefficients are inferred from, more hardly tell more, and the share of the greatest change,
 # squared, from which on a pair tells much.
 PAIRS, _TELLING = 4, 0.01
@@ -209,6 +212,16 @@ class EquationSolver(FloorModule):
                 break
             looser *= _LOOSER
             again(rows, fitted[rows], able[len(active) :], looser)
+        for row in torch.nonzero((misfit > doubted) & ~finer)[:, 0].tolist():
+            # Frames have errors, unless what training data say of coefficients leaves far more unexplained.
+            one, noise = slice(row, row + 1), _ERRORS * misfit[row]
+            solution, own_source = self.fitted(pairs[one], start[one], active, noise * prior, mean, steps=_STEPS)
+            if misfit[row] < _FAR_BETTER * solution.misfit:
+                continue
+            fitted[one], misfit[one], source[one], root[one] = solution.coefficients, solution.misfit, own_source, 0.0
+            # All floors draw more where misfits are large, which the noise has counted.
+            more = widening((misfit[row] / self.usual[task].clamp_min(ROUNDING)).sqrt())
+            root[one, : len(active), : len(active)] = self._covering(solution, active, prior, noise, noise) / more
         return Equations(fitted, root, misfit, source, self._moves(pairs, fitted, source), finer)
 
     def _start(self, pairs: Tensor) -> Tensor:
@@ -232,10 +245,14 @@ class EquationSolver(FloorModule):
         # Draws spread more than the noise says, but no more than what is known of the terms.
         more = self.inflation[task] * counts ** self.power[task]
         noise = (self.noise * (solution.misfit.clamp_min(ROUNDING) / usual) ** _POWER * more**2)[:, None, None]
-        held = torch.diag_embed(1 / (_UNSURE * solution.coefficients[:, list(terms)]).square().clamp_min(EXACT))
+        return self._covering(solution, terms, prior, noise, torch.maximum(noise, self.counted))
+
+    @staticmethod
+    def _covering(fit: Fit, terms: Sequence[int], prior: Tensor, noise: Tensor, counted: Tensor) -> Tensor:
+        """A root of the covariance of a fit that counts more noise, `[B, 1, 1]`, than there is."""
+        held = torch.diag_embed(1 / (_UNSURE * fit.coefficients[:, list(terms)]).square().clamp_min(EXACT))
         held[:, : len(prior), : len(prior)] = prior
-        counted = torch.maximum(noise, self.counted)
-        data = solution.curvature / counted
+        data = fit.curvature / counted
         off = data * (noise / counted) + held
         off.diagonal(dim1=-2, dim2=-1).mul_(1 + LEAST)
         return torch.linalg.solve(data + held, torch.linalg.cholesky(off))

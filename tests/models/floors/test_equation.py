@@ -164,6 +164,29 @@ def test_a_linear_term_that_no_training_data_had_is_inferred(learned):
     assert forecast_error(learned, own(fields), fields, known=3) < 1e-2
 
 
+def test_frames_with_errors_are_held_by_what_training_data_say(learned):
+    """Errors that no term explains: coefficients stay plausible, and are as far from the truth as draws say."""
+    fields, given = burgers(40, frames=12, seed=5)
+    seen = fields[:, :3] + 0.2 * smooth(120, (32,), waves=8, seed=9).view(40, 3, 32, 1).float()
+    state, chosen = learned.infer(own(seen)), learned.chosen
+    truth = given[:, chosen] * learned.unit[chosen]
+    spread = learned.covariance.diagonal()[chosen].sqrt()
+    off = state.coefficients[:, chosen] - truth
+    # Fits that believe the frames are further off than the mean is.
+    pairs, mean, nothing = learned.pairs(own(seen)), learned.mean[None], torch.zeros(len(chosen), len(chosen)).double()
+    free = (
+        learned.fitted(pairs, mean.expand(40, -1), chosen, nothing, mean, steps=20)[0].coefficients[:, chosen] - truth
+    )
+    assert float((free / spread).square().mean().sqrt()) > 1.5
+    assert float((off / spread).square().mean().sqrt()) < 1.0
+    root = state.root[:, : len(chosen), : len(chosen)]
+    sizes = torch.linalg.solve(root, off[..., None])[..., 0].square().mean(1).sqrt()
+    assert 0.4 < float(sizes.median()) < 4
+    # Exact frames are believed.
+    exact = learned.infer(own(fields)).coefficients[:, chosen] - truth
+    assert float((exact / spread)[:, 0].abs().max()) < 1e-3
+
+
 def test_what_is_zero_to_the_terms_keeps_an_equation_simple():
     """Standardised fields of the same data; about another zero the flow would carry waves by its mean too."""
     fields, _ = burgers(24)
