@@ -5,8 +5,8 @@
 The terms F_j are those of a library (`terms`) that the training data need (`equation_search`). The coefficients of a
 trajectory are found by Gauss-Newton steps on forecasts of the frames that are known, held by their distribution over
 the training trajectories (empirical Bayes). Where these frames stay worse than those of training they are held less,
-and linear terms that training never needed are tried. What is left of their uncertainty is what members draw. The
-steady source s is what all forecasts of a trajectory lack alike, where training data need it.
+and linear terms that training never needed are tried; what is still unexplained counts as errors of the frames. What is
+left of their uncertainty is what members draw. The steady source s is what all forecasts of a trajectory lack alike.
 
 After Brunton, Proctor and Kutz (2016), PNAS 113, 3932-3937, and Rudy et al. (2017), Science Advances 3, e1602614, with
 forecasts in place of derivatives.
