@@ -706,7 +706,7 @@ class EquationFloor : public Floor {
         return covering(fit, terms, noise, std::max(noise, counted_));
     }
 
-    // The same of a fit that counts more noise than there is.
+    // The same of a fit that counts as much noise as there is, or more.
     SmallMatrix covering(const Fit& fit, const std::vector<int>& terms, double noise, double counted) const {
         SmallMatrix precision = fit.curvature.times(1 / counted), off = precision.times(noise / counted);
         const auto hold = [&](int i, int j, double held) {

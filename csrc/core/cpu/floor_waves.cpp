@@ -55,7 +55,8 @@ class WavesFloor : public Floor {
         : Floor(grid.values()),
           channels_(grid.channels),
           waves_{grid.axes.size() == 1 ? 1 : grid.axes.front().points, grid.axes.back().points},
-          spectrum_(waves_) {
+          spectrum_(waves_),
+          fine_(grid.axes.size() == 1 ? 2 * waves_.points : waves_.points) {
         std::vector<std::vector<int>> powers;
         const bool plane = waves_.lines > 1 || grid.axes.size() == 2;
         for (int sum = 0; sum <= ORDER; ++sum) {
@@ -119,8 +120,10 @@ class WavesFloor : public Floor {
         const int task = windows.own ? 0 : 1, K = waves_.waves();
         for (int c = 0; c < channels_; ++c) {
             const Spectra s = spectra(windows, c);
-            const Fit fit = fitted(s, c);
-            const double doubt = std::min(typical_[task * channels_ + c] / std::max(misfit(s, fit.law), RIGHT), 1.0);
+            const std::vector<double> correlation = correlation_of(s);
+            const Fit fit = fitted(s, correlation, c);
+            const double unexplained = misfit(s, fit.law);
+            const double doubt = std::min(typical_[task * channels_ + c] / std::max(unexplained, RIGHT), 1.0);
             const double hold = hold_[task] * doubt * doubt, noise = noise_ * inflation_[task] * inflation_[task];
             const double total = std::accumulate(s.power.begin(), s.power.end(), 0.0);
             const double added = hold * (total / K) + TINY;
@@ -137,7 +140,7 @@ class WavesFloor : public Floor {
             }
             out->laws.push_back({fit.law});
             out->odds.push_back({1.0});
-            add_others(s, fit, c, out->laws.back(), out->odds.back());
+            if (unexplained < TELLING) add_others(s, correlation, fit, c, out->laws.back(), out->odds.back());
             out->root.push_back(fit.hessian.inverse().times(noise).root());
             out->residual.push_back(std::log(std::max(left / (after + TINY), 1e-8)));
             append(multiplier, out->views[0]);
@@ -291,20 +294,17 @@ class WavesFloor : public Floor {
     }
 
     // Gauss-Newton steps from two starts.
-    Fit fitted(const Spectra& s, int c) const {
-        const std::vector<double> correlation = correlation_of(s);
+    Fit fitted(const Spectra& s, const std::vector<double>& correlation, int c) const {
         const auto place = std::max_element(correlation.begin(), correlation.end()) - correlation.begin();
         Fit first = descended(s, mean_of(c), c), second = descended(s, carried(static_cast<int>(place), c), c);
         return second.cost < first.cost ? second : first;
     }
 
     // Laws that are right too, where frames correlate about as much at other displacements.
-    void add_others(const Spectra& s, const Fit& fit, int c, std::vector<Law>& laws, std::vector<double>& odds) const {
-        if (!(misfit(s, fit.law) < TELLING)) return;
-        const std::vector<double> correlation = correlation_of(s);
+    void add_others(const Spectra& s, const std::vector<double>& correlation, const Fit& fit, int c,
+                    std::vector<Law>& laws, std::vector<double>& odds) const {
         const double most = *std::max_element(correlation.begin(), correlation.end());
-        const int last = first_.size() == 1 ? 2 * waves_.points : waves_.points,
-                  lines = static_cast<int>(correlation.size()) / last;
+        const int last = fine_, lines = static_cast<int>(correlation.size()) / last;
         std::vector<std::pair<double, int>> near;
         for (int place = 0; place < last * lines; ++place) {
             const int line = place / last, point = place % last;
@@ -369,15 +369,14 @@ class WavesFloor : public Floor {
     std::vector<double> correlation_of(const Spectra& s) const {
         std::vector<Complex> cross(s.cross.size());
         for (std::size_t k = 0; k < cross.size(); ++k) cross[k] = s.cross[k] / count_[k];
-        return field_of(waves_, cross, first_.size() == 1 ? 2 * waves_.points : waves_.points);
+        return field_of(waves_, cross, fine_);
     }
 
     // The mean with the displacement of a place of the correlation.
     Law carried(int place, int c) const {
-        const int points = first_.size() == 1 ? 2 * waves_.points : waves_.points;
         Law law = mean_of(c);
         for (std::size_t axis = first_.size(); axis-- > 0;) {
-            const int n = axis + 1 == first_.size() ? points : waves_.lines, shift = place % n;
+            const int n = axis + 1 == first_.size() ? fine_ : waves_.lines, shift = place % n;
             place /= n;
             law[first_[axis]] =
                 -2 * std::numbers::pi * (shift > n / 2 ? shift - n : shift) / static_cast<double>(n) * WAVE_UNIT;
@@ -388,6 +387,7 @@ class WavesFloor : public Floor {
     int channels_, J_ = 0;
     WaveGrid waves_;
     Spectrum spectrum_;
+    int fine_;  // points of a line of the correlation
     std::vector<int> first_, odd_, lowest_;
     std::vector<double> basis_, count_;  // [K, J], [K]
     std::vector<float> mean_;

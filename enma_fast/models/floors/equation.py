@@ -249,7 +249,7 @@ class EquationSolver(FloorModule):
 
     @staticmethod
     def _covering(fit: Fit, terms: Sequence[int], prior: Tensor, noise: Tensor, counted: Tensor) -> Tensor:
-        """A root of the covariance of a fit that counts more noise, `[B, 1, 1]`, than there is."""
+        """A root of the covariance of a fit that counts as much noise, `[B, 1, 1]`, as there is, or more."""
         held = torch.diag_embed(1 / (_UNSURE * fit.coefficients[:, list(terms)]).square().clamp_min(EXACT))
         held[:, : len(prior), : len(prior)] = prior
         data = fit.curvature / counted
