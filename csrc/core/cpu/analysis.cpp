@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "core/cpu/dispatch.h"
+#include "core/cpu/place_covariance.h"
 #include "core/philox.h"
 
 namespace enma {
@@ -219,6 +220,10 @@ struct Channel {
     Matrix waves(const float* points, std::int64_t rows) const;
     // Covariance of the amplitudes of each wave so many frames apart.
     Values shared(std::int64_t apart) const;
+    // That of the field at two places so many frames apart.
+    const PlaceCovariance& between(std::int64_t apart) const;
+    // Adds places of points [rows, d].
+    void add_places(const float* points, std::int64_t rows, std::vector<TablePlace>& out) const;
     // Normals of waves or of observations, one for each number, of a draw.
     void normals(const FieldDraws& draws, std::uint32_t number, std::uint32_t frame, const std::int64_t* tokens,
                  std::int64_t count, double* out) const;
@@ -228,6 +233,7 @@ struct Channel {
     double total = 0;
     std::vector<std::int64_t> kept;
     Values power, correlation;
+    mutable std::map<std::int64_t, PlaceCovariance> tables;
 };
 
 Channel::Channel(const FieldCovariance& covariance, int channel) : of(covariance), channel(channel) {
@@ -276,6 +282,24 @@ Values Channel::shared(std::int64_t apart) const {
     return out;
 }
 
+const PlaceCovariance& Channel::between(std::int64_t apart) const {
+    const auto found = tables.find(apart);
+    if (found != tables.end()) return found->second;
+    const auto axis = [&](int i) { return PlaceCovariance::Axis{of.grid[i], of.lengths[i], of.periodic[i]}; };
+    const int last = of.dims() - 1;
+    const Values amplitudes = shared(apart);
+    Values by_entry(of.entries() / of.channels);
+    for (std::size_t m = 0; m < kept.size(); ++m) by_entry[entry_of(of, kept[m])] = amplitudes[m];
+    const PlaceCovariance::Axis none{1, 1.0, true};
+    return tables.try_emplace(apart, std::array{last == 0 ? none : axis(0), axis(last)}, by_entry).first->second;
+}
+
+void Channel::add_places(const float* points, std::int64_t rows, std::vector<TablePlace>& out) const {
+    const PlaceCovariance& table = between(0);
+    const int d = of.dims();
+    for (; rows-- > 0; points += d) out.push_back(table.place(d == 1 ? 0.0 : points[0], points[d - 1]));
+}
+
 void Channel::normals(const FieldDraws& draws, std::uint32_t number, std::uint32_t frame, const std::int64_t* tokens,
                       std::int64_t count, double* out) const {
     std::vector<float> each(of.channels);
@@ -310,33 +334,23 @@ std::vector<Window> windows(const std::vector<std::int64_t>& rows) {
     return out;
 }
 
-// Root of the covariance of observations, waves [P, M] of frames one after the other, each with what it has of its own.
-Matrix root_of(const Channel& channel, const Matrix& waves, const std::vector<std::int64_t>& frame_of, double own) {
-    const std::int64_t P = waves.rows, M = waves.columns;
+// Root of the covariance of observations at places of frames one after the other, each with what it has of its own.
+Matrix root_of(const Channel& channel, const std::vector<TablePlace>& places, const std::vector<std::int64_t>& frame_of,
+               double own) {
+    const std::int64_t P = static_cast<std::int64_t>(places.size());
     Matrix covariance(P, P);
-    std::map<std::int64_t, Values> shared;
-    for (std::int64_t apart = frame_of.front() - frame_of.back(); apart <= 0; ++apart) {
-        shared.emplace(-apart, channel.shared(apart));
-    }
-    for (std::int64_t i = 0; i < P; i += BLOCK) {
-        // Rows of a block may be of several frames, and so may those before them.
-        for (std::int64_t row = i; row < std::min(P, i + BLOCK);) {
-            std::int64_t end = row;
-            while (end < std::min(P, i + BLOCK) && frame_of[end] == frame_of[row]) ++end;
-            Matrix scaled(end - row, M);
-            for (std::int64_t column = 0; column < end;) {
-                std::int64_t stop = column;
-                while (stop < end && frame_of[stop] == frame_of[column]) ++stop;
-                const Values& factor = shared.at(frame_of[row] - frame_of[column]);
-                for (std::int64_t r = row; r < end; ++r) {
-                    for (std::int64_t m = 0; m < M; ++m) scaled.row(r - row)[m] = waves.row(r)[m] * factor[m];
-                }
-                products(scaled.values.data(), scaled.stride, end - row, waves.row(column), waves.stride, stop - column,
-                         M, covariance.row(row) + column, covariance.stride);
-                column = stop;
+    for (std::int64_t from = 0; from < P;) {
+        std::int64_t end = from;
+        while (end < P && frame_of[end] == frame_of[from]) ++end;
+        for (std::int64_t row = from; row < P;) {
+            const std::int64_t frame = frame_of[row];
+            const PlaceCovariance& table = channel.between(frame - frame_of[from]);
+            for (; row < P && frame_of[row] == frame; ++row) {
+                table.between(places[row], places.data() + from, std::min(end, row + 1) - from,
+                              covariance.row(row) + from);
             }
-            row = end;
         }
+        from = end;
     }
     for (std::int64_t i = 0; i < P; ++i) covariance.row(i)[i] += own;
     factorise(covariance, own);
@@ -464,7 +478,9 @@ Estimate from_same_points(const Channel& channel, const ScatteredFrames& frames,
     for (std::int64_t t = 0; t < L; ++t) values_of(channel, frames, t * P, P, seen.row(t));
     products(prior.values.data(), prior.stride, S, waves.values.data(), waves.stride, P, M, seen.row(L), seen.stride);
     Matrix weights = seen;
-    solve(root_of(channel, waves, std::vector<std::int64_t>(P), own), weights);
+    std::vector<TablePlace> places;
+    channel.add_places(frames.points, P, places);
+    solve(root_of(channel, places, std::vector<std::int64_t>(P), own), weights);
     Matrix all(L + S, M);
     add_waves(weights, waves, 0, P, all);
     Estimate out{std::vector<Matrix>(L, Matrix(1 + S, M)), Values(L), Values(L, static_cast<double>(P))};
@@ -490,10 +506,13 @@ Estimate from_own_points(const Channel& channel, const ScatteredFrames& frames, 
         const std::int64_t from = begins[window.first], P = begins[window.first + window.count] - from;
         Matrix waves(P, M), seen(1 + S, P);
         std::vector<std::int64_t> frame_of;
+        std::vector<TablePlace> places;
         for (std::int64_t t = window.first; t < window.first + window.count; ++t) {
             const std::int64_t rows = frames.rows[t], at = begins[t] - from;
             frame_of.insert(frame_of.end(), rows, t);
-            const Matrix part = channel.waves(frames.points + (frames.shared ? 0 : begins[t] * d), rows);
+            const float* const points = frames.points + (frames.shared ? 0 : begins[t] * d);
+            channel.add_places(points, rows, places);
+            const Matrix part = channel.waves(points, rows);
             std::copy_n(part.values.data(), rows * part.stride, waves.row(at));
             values_of(channel, frames, begins[t], rows, seen.row(0) + at);
             if (S == 0) continue;
@@ -507,7 +526,7 @@ Estimate from_own_points(const Channel& channel, const ScatteredFrames& frames, 
             }
         }
         Matrix weights = seen;
-        solve(root_of(channel, waves, frame_of, own), weights);
+        solve(root_of(channel, places, frame_of, own), weights);
         for (std::int64_t t = window.first; t < window.first + window.count; ++t) {
             Matrix sum(1 + S, M);
             add_waves(weights, waves, begins[t] - from, begins[t + 1] - from, sum);

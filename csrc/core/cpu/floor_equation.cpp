@@ -24,9 +24,9 @@ constexpr int MOST_CHANNELS = 3, LEAST_POINTS = 8, STEPS = 20, TURNS = 2, STARTS
 // Of a frame.
 constexpr float MOST_STEPS = 32;
 constexpr double DIFFERENCE = 1e-3, DAMPING = 1e-3, EASIER = 0.2, HARDER = 8.0, HOPELESS = 1e3, STILL = 1e-2;
-constexpr double LOOSER = 1e-4, DOUBTED = 4.0, MUCH_BETTER = 0.5, BETTER = 0.8, UNSURE = 0.1, NOISE = 0.1,
-                 ERRORS = 0.03, FAR_BETTER = 0.1, POWER = 0.5, MUCH = 8.0, EXACT = 1e-9, ROUNDING = 1e-14, SURE = 1e-7,
-                 TELLING = 0.01, LEAST_STIFF = 1e-12, TINY = 1e-30, LOST = 1e3;
+constexpr double LOOSER = 1e-4, DOUBTED = 4.0, MUCH_BETTER = 0.5, BETTER = 0.8, PROMISING = 0.9, UNSURE = 0.1,
+                 NOISE = 0.1, ERRORS = 0.03, FAR_BETTER = 0.1, POWER = 0.5, MUCH = 8.0, EXACT = 1e-9, ROUNDING = 1e-14,
+                 SURE = 1e-7, TELLING = 0.01, LEAST_STIFF = 1e-12, TINY = 1e-30, LOST = 1e3;
 constexpr double DECAY = 60.0, NEAR = 1.0;
 constexpr int SERIES = 18;
 
@@ -198,22 +198,48 @@ class EquationFloor : public Floor {
         const auto set_root = [&](const std::vector<int>& terms, const SmallMatrix& own) {
             std::fill(root.values.begin(), root.values.end(), 0.0);
             std::vector<int> places;
-            for (const int j : terms) {
-                places.push_back(static_cast<int>(std::find(able_.begin(), able_.end(), j) - able_.begin()));
-            }
+            for (const int j : terms) places.push_back(place_of(j));
             for (int i = 0; i < own.n; ++i) {
                 for (int j = 0; j < own.n; ++j) root.at(places[i], places[j]) = own.at(i, j);
             }
         };
         set_root(active, root_of(fit, active, task));
+        // Slopes of the fit with all terms; none until they are asked for.
+        std::optional<std::pair<SmallMatrix, Numbers>> slopes;
+        const auto promises = [&](const std::vector<int>& terms, const SmallMatrix& held) {
+            if (!slopes) {
+                slopes.emplace(SmallMatrix(draws()), Numbers(draws()));
+                const Propagator by = propagator(fit.coefficients, fit.source, false, nullptr);
+                add_slopes(run, pairs, fit.coefficients, by, off(run, pairs, by, work), able_, slopes->first,
+                           slopes->second, work);
+            }
+            SmallMatrix curvature(held.n), stiff = held;
+            Numbers slope(held.n), down = held.times(away(fit.coefficients, terms));
+            for (int i = 0; i < held.n; ++i) {
+                const int place = place_of(terms[i]);
+                slope[i] = slopes->second[place];
+                down[i] = slope[i] - down[i];
+                for (int j = 0; j < held.n; ++j) {
+                    curvature.at(i, j) = slopes->first.at(place, place_of(terms[j]));
+                    stiff.at(i, j) += curvature.at(i, j);
+                }
+                stiff.at(i, i) += LEAST_STIFF * stiff.at(i, i) + TINY;
+            }
+            const Numbers step = stiff.solved(down);
+            double left = fit.misfit + curvature.form(step);
+            for (int i = 0; i < held.n; ++i) left -= 2 * step[i] * slope[i];
+            return left < PROMISING * cost(fit);
+        };
         // With other terms too, held less, or on the finer grid; what is better is kept.
         const auto again = [&](const Numbers& from, const std::vector<int>& others, double looser, bool finer) {
             std::vector<int> terms = active;
             terms.insert(terms.end(), others.begin(), others.end());
             const SmallMatrix held = wider(static_cast<int>(terms.size()), looser);
+            if (!finer && !promises(terms, held)) return;
             Fit found = fitted(run, pairs, from, terms, held, finer, work);
             if (!(cost(found) < (finer ? BETTER : MUCH_BETTER) * cost(fit))) return;
             fit = std::move(found);
+            slopes.reset();
             set_root(terms, root_of(fit, terms, task));
         };
         // What a finer grid leaves is of waves that frames do not hold.
@@ -661,6 +687,10 @@ class EquationFloor : public Floor {
             if (!(before - after > STILL * before + EXACT)) break;
         }
         return out;
+    }
+
+    int place_of(int term) const {
+        return static_cast<int>(std::find(able_.begin(), able_.end(), term) - able_.begin());
     }
 
     // From the mean.

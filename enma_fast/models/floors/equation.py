@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .deadline import check_time
 from .exponential import Divided, FinerPropagator, Frames, Propagator, gains
-from .gauss_newton import DIFFERENCE, EXACT, LEAST, ROUNDING, Fit, Residuals, cost, fit
+from .gauss_newton import DIFFERENCE, EXACT, LEAST, ROUNDING, Fit, Residuals, cost, fit, left, slopes
 from .ladder import FloorModule, Inferred, evenly, widening
 from .lattice import LatticePropagator
 from .terms import Terms
@@ -41,8 +41,9 @@ _SOURCE_TURNS = 3
 # A trajectory is held less while its cost, its misfit and what holds its coefficients, is so many times the misfit of
 # most, and so much, by such a factor and so many times.
 _DOUBTED, _SURE, _LOOSER, _TURNS = 4.0, 1e-7, 1e-4, 2
-# What a fit with more terms, or on a finer grid, has to take the cost to, and deviation of these terms as a share.
-_MUCH_BETTER, _BETTER, _UNSURE = 0.5, 0.8, 0.1
+# What a fit with more terms, or on a finer grid, has to take the cost to, what a step with these has to promise, and
+# their deviation as a share.
+_MUCH_BETTER, _BETTER, _PROMISING, _UNSURE = 0.5, 0.8, 0.9, 0.1
 # Share of the misfit of training data that is noise, to which power the misfit of a trajectory multiplies it, at least,
 # and as how many times that of most it counts at most.
 NOISE, _POWER, _MUCH = 0.1, 0.5, 8.0
@@ -181,18 +182,37 @@ class EquationSolver(FloorModule):
 
         finer = torch.zeros(len(pairs), dtype=torch.bool, device=pairs.device)
 
+        # Of the fits with all terms, where they were asked for.
+        curvature, slope, known = torch.zeros_like(root), torch.zeros_like(root[..., 0]), torch.zeros_like(finer)
+
+        def promises(rows: Tensor, terms: list[int], held_less: Tensor) -> Tensor:
+            if len(new := rows[~known[rows]]):
+                residuals, everyone = self.residuals(pairs[new], source[new]), torch.arange(len(new))
+                off = residuals(everyone, fitted[new])
+                curvature[new], slope[new] = slopes(residuals, everyone, fitted[new], off, able)
+                known[new] = True
+            places = [able.index(j) for j in terms]
+            now = Fit(fitted[rows], misfit[rows], curvature[rows][:, places][..., places])
+            then = left(now, slope[rows][:, places], (fitted[rows] - mean)[:, terms], held_less)
+            return then < _PROMISING * cost(misfit[rows], fitted[rows], active, held, mean)
+
         def again(rows: Tensor, start: Tensor, others: list[int], looser: float, *, on_finer: bool = False) -> None:
             """Fit rows with other terms too, held less, or on the finer grid, and keep what is better."""
             terms = active + others
             wider = (looser * self.counted * torch.eye(len(terms))).to(held)
             wider[: len(active), : len(active)] = looser * held
+            if not on_finer:
+                kept = promises(rows, terms, wider)
+                rows, start = rows[kept], start[kept]
+            if not len(rows):
+                return
             solution, own_source = self.fitted(pairs[rows], start, terms, wider, mean, steps=_STEPS, finer=on_finer)
             before = cost(misfit[rows], fitted[rows], active, held, mean)
             least = (_BETTER if on_finer else _MUCH_BETTER) * before
             better = cost(solution.misfit, solution.coefficients, active, held, mean) < least
             to, places = rows[better], torch.tensor([able.index(j) for j in terms])
             fitted[to], misfit[to], root[to] = solution.coefficients[better], solution.misfit[better], 0.0
-            source[to], finer[to] = own_source[better], on_finer
+            source[to], finer[to], known[to] = own_source[better], on_finer, False
             root[to[:, None, None], places[:, None], places] = self._root(solution, terms, prior, task)[better]
 
         def in_doubt() -> Tensor:

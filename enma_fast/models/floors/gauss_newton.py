@@ -51,9 +51,7 @@ def fit(residuals: Residuals, start: Tensor, active: Sequence[int], held: Tensor
     for _ in range(steps):
         new = rows[fresh[rows]]
         if len(new):
-            slopes = _slopes(residuals, new, fitted[new], off[new], active)
-            curvature[new] = slopes.mT @ slopes / off.shape[1]
-            slope[new] = (slopes.mT @ off[new, :, None])[..., 0] / off.shape[1]
+            curvature[new], slope[new] = slopes(residuals, new, fitted[new], off[new], active)
         stiff = curvature[rows] + held
         size = stiff.diagonal(dim1=-2, dim2=-1)
         least = LEAST * size.mean(1, keepdim=True) + TINY
@@ -81,14 +79,25 @@ def cost(misfit: Tensor, coefficients: Tensor, active: Sequence[int], held: Tens
     return misfit + ((away @ held) * away).sum(1)
 
 
-def _slopes(residuals: Residuals, rows: Tensor, coefficients: Tensor, off: Tensor, active: Sequence[int]) -> Tensor:
-    """By how much residuals fall with each active coefficient, `[b, M, J]`."""
+def slopes(
+    residuals: Residuals, rows: Tensor, coefficients: Tensor, off: Tensor, active: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The curvature `[b, J, J]` of misfits and half of their slope `[b, J]`, where residuals `[b, M]` are `off`."""
     columns = []
     for j in active:
         moved = coefficients.clone()
         moved[:, j] += DIFFERENCE
         columns.append((off - residuals(rows, moved)) / DIFFERENCE)
-    return torch.stack(columns, -1)
+    fall = torch.stack(columns, -1)
+    return fall.mT @ fall / off.shape[1], (fall.mT @ off[..., None])[..., 0] / off.shape[1]
+
+
+def left(fit: Fit, slope: Tensor, away: Tensor, held: Tensor) -> Tensor:
+    """The misfits `[B]` that a Gauss-Newton step would leave, from coefficients `[B, J]` so far from their mean."""
+    stiff = fit.curvature + held
+    stiff.diagonal(dim1=-2, dim2=-1).mul_(1 + LEAST).add_(TINY)
+    step = torch.linalg.solve(stiff, slope - away @ held)
+    return fit.misfit + ((fit.curvature @ step[..., None])[..., 0] * step).sum(1) - 2 * (step * slope).sum(1)
 
 
 def missed(coefficients: Tensor, curvature: Tensor, misfit: Tensor) -> Tensor:
