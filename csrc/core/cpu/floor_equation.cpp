@@ -24,9 +24,9 @@ constexpr int MOST_CHANNELS = 3, LEAST_POINTS = 8, STEPS = 20, TURNS = 2, STARTS
 // Of a frame.
 constexpr float MOST_STEPS = 32;
 constexpr double DIFFERENCE = 1e-3, DAMPING = 1e-3, EASIER = 0.2, HARDER = 8.0, HOPELESS = 1e3, STILL = 1e-2;
-constexpr double LOOSER = 1e-4, DOUBTED = 4.0, MUCH_BETTER = 0.5, BETTER = 0.8, PROMISING = 0.9, UNSURE = 0.1,
-                 NOISE = 0.1, ERRORS = 0.03, FAR_BETTER = 0.1, POWER = 0.5, MUCH = 8.0, EXACT = 1e-9, ROUNDING = 1e-14,
-                 SURE = 1e-7, TELLING = 0.01, LEAST_STIFF = 1e-12, TINY = 1e-30, LOST = 1e3;
+constexpr double LOOSER = 1e-4, DOUBTED = 4.0, MUCH_BETTER = 0.5, BETTER = 0.8, PROMISING = 0.9, UNCLEAR = 0.2,
+                 UNSURE = 0.1, NOISE = 0.1, ERRORS = 0.03, FAR_BETTER = 0.1, POWER = 0.5, MUCH = 8.0, EXACT = 1e-9,
+                 ROUNDING = 1e-14, SURE = 1e-7, TELLING = 0.01, LEAST_STIFF = 1e-12, TINY = 1e-30, LOST = 1e3;
 constexpr double DECAY = 60.0, NEAR = 1.0;
 constexpr int SERIES = 18;
 
@@ -207,6 +207,7 @@ class EquationFloor : public Floor {
         // Slopes of the fit with all terms; none until they are asked for.
         std::optional<std::pair<SmallMatrix, Numbers>> slopes;
         const auto promises = [&](const std::vector<int>& terms, const SmallMatrix& held) {
+            if (fit.misfit < UNCLEAR) return true;
             if (!slopes) {
                 slopes.emplace(SmallMatrix(draws()), Numbers(draws()));
                 const Propagator by = propagator(fit.coefficients, fit.source, false, nullptr);

@@ -41,9 +41,11 @@ _SOURCE_TURNS = 3
 # A trajectory is held less while its cost, its misfit and what holds its coefficients, is so many times the misfit of
 # most, and so much, by such a factor and so many times.
 _DOUBTED, _SURE, _LOOSER, _TURNS = 4.0, 1e-7, 1e-4, 2
-# What a fit with more terms, or on a finer grid, has to take the cost to, what a step with these has to promise, and
-# their deviation as a share.
-_MUCH_BETTER, _BETTER, _PROMISING, _UNSURE = 0.5, 0.8, 0.9, 0.1
+# What a fit with more terms, or on a finer grid, has to take the cost to, and deviation of these terms as a share.
+_MUCH_BETTER, _BETTER, _UNSURE = 0.5, 0.8, 0.1
+# What a step with more terms has to promise before they are fitted, where more than so much is left unexplained. A
+# smaller misfit lies in a valley, of which a step says little.
+_PROMISING, _UNCLEAR = 0.9, 0.2
 # Share of the misfit of training data that is noise, to which power the misfit of a trajectory multiplies it, at least,
 # and as how many times that of most it counts at most.
 NOISE, _POWER, _MUCH = 0.1, 0.5, 8.0
@@ -186,7 +188,8 @@ class EquationSolver(FloorModule):
         curvature, slope, known = torch.zeros_like(root), torch.zeros_like(root[..., 0]), torch.zeros_like(finer)
 
         def promises(rows: Tensor, terms: list[int], held_less: Tensor) -> Tensor:
-            if len(new := rows[~known[rows]]):
+            unclear = misfit[rows] >= _UNCLEAR
+            if len(new := rows[unclear & ~known[rows]]):
                 residuals, everyone = self.residuals(pairs[new], source[new]), torch.arange(len(new))
                 off = residuals(everyone, fitted[new])
                 curvature[new], slope[new] = slopes(residuals, everyone, fitted[new], off, able)
@@ -194,7 +197,7 @@ class EquationSolver(FloorModule):
             places = [able.index(j) for j in terms]
             now = Fit(fitted[rows], misfit[rows], curvature[rows][:, places][..., places])
             then = left(now, slope[rows][:, places], (fitted[rows] - mean)[:, terms], held_less)
-            return then < _PROMISING * cost(misfit[rows], fitted[rows], active, held, mean)
+            return ~unclear | (then < _PROMISING * cost(misfit[rows], fitted[rows], active, held, mean))
 
         def again(rows: Tensor, start: Tensor, others: list[int], looser: float, *, on_finer: bool = False) -> None:
             """Fit rows with other terms too, held less, or on the finer grid, and keep what is better."""
