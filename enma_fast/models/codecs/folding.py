@@ -36,7 +36,7 @@ class FoldedEnd:
         self.frames = last.pad_time + 1
         linear = copy.deepcopy(nn.Sequential(*codec.up[first:], last)).double()
         inward = cast(nn.Conv2d, cast(ExpandSpace, codec.up[first]).conv.conv).in_channels
-        grid = [n // self.factor for n in config.grid]
+        grid = [min(n // self.factor, 2 * radius + 1) for n in config.grid]
         with torch.no_grad():
             # Responses to a 1 in each channel at place 0 of frame 0, less the response to zeros.
             x = torch.zeros(inward + 1, inward, self.frames, *grid, dtype=torch.float64, device=weight.device)
