@@ -222,6 +222,23 @@ def test_frames_with_errors(case):
         torch.testing.assert_close(native, reference, atol=close * float(reference.std()), rtol=1e-3)
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case["floor"] in ("vibration", "diffusion")][:3], ids=name)
+def test_frames_with_errors_and_points_that_never_move_between_walls(case):
+    made = field_model(**case)
+    fields = waves(made.config, 3, 4, seed=5)
+    fields += 0.3 * torch.randn(fields.shape, generator=torch.Generator().manual_seed(2))
+    floor = made.dynamics.context.floor
+    floor.noise.fill_(1e-9)
+    floor.still[0] = True
+    floor.still[-1, ..., -1] = True
+    for temperature, close in ((0.0, tolerance(made)), (1.0, 3e-3)):
+        native, reference = (
+            trajectory(made, fields, [0, 3], backend=backend, temperature=temperature)
+            for backend in ("native", "reference")
+        )
+        torch.testing.assert_close(native, reference, atol=close * float(reference.std()), rtol=1e-3)
+
+
 @pytest.mark.parametrize("case", [EQUATIONS[0], EQUATIONS[4]], ids=name)
 def test_where_an_equation_is_lost_the_last_frame_stays(case):
     made = field_model(**case)

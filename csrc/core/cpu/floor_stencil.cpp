@@ -15,7 +15,7 @@ namespace enma {
 namespace {
 
 constexpr int TERMS = 48, STEPS = 12;
-constexpr double TINY = 1e-14, DECAY = 40.0, GROWTH = 0.5, LEAST_NOISE = 1e-12;
+constexpr double TINY = 1e-14, DECAY = 40.0, GROWTH = 0.5, LEAST_NOISE = 1e-12, ERRORS = 0.03, MUCH = 8.0;
 // The largest size of an eigenvalue of one axis; and Chebyshev coefficients below this share change no value of a field.
 constexpr double LARGEST = 16.0 / 3, LEAST = 1e-10;
 constexpr double FIVE_POINTS[INSIDE] = {-1.0 / 12, 16.0 / 12, -30.0 / 12, 16.0 / 12, -1.0 / 12};
@@ -69,6 +69,13 @@ class StencilFloor : public Floor {
         const std::vector<double> covariance = take.wide("law_covariance", {c, J, J});
         noise_ = take.wide("noise", {c});
         rests_ = *take.take("rests", {}) != 0.0f;
+        std::vector<std::int64_t> shape;
+        for (const GridAxis& axis : grid.axes) shape.push_back(axis.points);
+        shape.push_back(c);
+        const std::vector<float> still = take.values("still", shape);
+        for (int i = 0; i < values_; ++i) {
+            if (still[i] != 0.0f) still_.push_back(i);
+        }
         const double least = *std::min_element(grid.spacings.begin(), grid.spacings.end());
         double total = 0.0;
         for (const double spacing : grid.spacings) total += least / spacing * (least / spacing);
@@ -104,8 +111,15 @@ class StencilFloor : public Floor {
         auto out = std::make_shared<Laws>();
         for (int c = 0; c < channels_; ++c) {
             const Gram gram = gram_of(windows, c, vector_kernels(isa).differences);
-            const Fit fit = fitted(gram, c);
-            out->root.push_back(fit.hessian.inverse().times(noise_[c]).root());
+            Fit fit = fitted(gram, prior_[c], c);
+            double drawn = noise_[c];
+            const double left = share(gram, fit.law), errors = ERRORS * left;
+            if (errors > noise_[c]) {
+                // All floors draw more where misfits are large, which the noise has counted.
+                drawn = errors / std::min(std::sqrt(left / noise_[c]), MUCH);
+                fit = fitted(gram, prior_[c].times(errors / noise_[c]), c);
+            }
+            out->root.push_back(fit.hessian.inverse().times(drawn).root());
             out->residual.push_back(std::log(std::max(share(gram, fit.law), TINY)));
             out->law.push_back(fit.law);
         }
@@ -147,6 +161,9 @@ class StencilFloor : public Floor {
             if (order_ == 2) {
                 // The product with the frame before takes the place of the last frame.
                 read_rows(past[PAST_FRAMES - 2], c, parts[5]);
+                for (const int i : still_) {
+                    if (i % channels_ == c) parts[5][i / channels_] = parts[0][i / channels_];
+                }
                 apply(run, parts[5], laws.b[c], parts + 2, parts[0]);
                 const double* const both[] = {parts[1], parts[0]};
                 constexpr double FACTORS[] = {1.0, -1.0};
@@ -154,6 +171,7 @@ class StencilFloor : public Floor {
             }
             write_rows(parts[1], c, views);
         }
+        for (const int i : still_) views[i] = past[PAST_FRAMES - 1][i];
     }
 
     void before(const float* first, const Inferred* inferred, Isa isa, float* out) const override {
@@ -357,31 +375,31 @@ class StencilFloor : public Floor {
         return std::max(made, 0.0);
     }
 
-    double cost(const Gram& gram, const Law& law, const Law& mean, int c) const {
+    double cost(const Gram& gram, const Law& law, const Law& mean, const SmallMatrix& prior) const {
         Law away(J_);
         for (int j = 0; j < J_; ++j) away[j] = law[j] - mean[j];
-        return share(gram, law) + prior_[c].form(away);
+        return share(gram, law) + prior.form(away);
     }
 
     // From the two best of many starts.
-    Fit fitted(const Gram& gram, int c) const {
+    Fit fitted(const Gram& gram, const SmallMatrix& prior, int c) const {
         const Law mean(law_mean_.begin() + std::ptrdiff_t{c} * J_, law_mean_.begin() + std::ptrdiff_t{c + 1} * J_);
-        std::vector<std::pair<double, Law>> starts{{cost(gram, mean, mean, c), mean}};
+        std::vector<std::pair<double, Law>> starts{{cost(gram, mean, mean, prior), mean}};
         for (const double value : starts_) {
             Law law = mean;
             law[J_ - 2] = value;
-            starts.emplace_back(cost(gram, law, mean, c), std::move(law));
+            starts.emplace_back(cost(gram, law, mean, prior), std::move(law));
         }
         std::stable_sort(starts.begin(), starts.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-        Fit first = descended(gram, starts[0].second, mean, c), second = descended(gram, starts[1].second, mean, c);
+        Fit first = descended(gram, starts[0].second, mean, prior),
+            second = descended(gram, starts[1].second, mean, prior);
         return second.cost < first.cost ? second : first;
     }
 
     // After Levenberg-Marquardt steps.
-    Fit descended(const Gram& gram, Law law, const Law& mean, int c) const {
-        const SmallMatrix& prior = prior_[c];
+    Fit descended(const Gram& gram, Law law, const Law& mean, const SmallMatrix& prior) const {
         SmallMatrix hessian = prior;
-        double least = cost(gram, law, mean, c), damping = 1e-4;
+        double least = cost(gram, law, mean, prior), damping = 1e-4;
         for (int step = 0; step < STEPS; ++step) {
             const Symbols symbols = symbols_of(law, GROWTH, true);
             const std::vector<double> x = both_terms(symbols.a, symbols.b), moved = moved_by(gram, x);
@@ -402,7 +420,7 @@ class StencilFloor : public Floor {
             for (int j = 0; j < J_; ++j) held.at(j, j) += damping * (hessian.at(j, j) + LEAST_NOISE);
             Law next = held.solved(std::move(slope));
             for (int j = 0; j < J_; ++j) next[j] += law[j];
-            const double made = cost(gram, next, mean, c);
+            const double made = cost(gram, next, mean, prior);
             const bool better = made < least;
             if (better) {
                 law = std::move(next);
@@ -417,6 +435,7 @@ class StencilFloor : public Floor {
     Difference difference_{};
     double size_ = 0.0;
     bool rests_ = false;
+    std::vector<int> still_;  // values that never move
     std::vector<double> mean_, law_mean_, noise_, starts_;
     std::vector<SmallMatrix> covariance_, prior_;
     Nodes powers_[3];

@@ -10,7 +10,8 @@ Diffusion is of the first order, waves and vibrations with damping are of the se
 Chebyshev polynomials, so a step is some tens of applications of A. The few coefficients of a trajectory are found by
 Gauss-Newton steps from its frames, held by their distribution over the training trajectories (empirical Bayes). What
 A does next to a wall is learned from the training trajectories. No equation is used. Nothing grows: s and d are not
-below 0, and c is not above.
+below 0, and c is not above. Where they explain far less of the frames than of training data, frames have errors, and
+laws are held by their distribution. Points that no training trajectory moves stay as they are.
 
 Legend: B trajectories, W windows, T frames, c channels, N rows (trajectories times channels), J coefficients, L nodes
 and polynomials; `*x` space.
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..grid_layers import Edge
-from .ladder import FloorModule, Inferred
+from .ladder import FloorModule, Inferred, widening
 from .second_difference import LARGEST, ROWS, WALLS, applied, matrix, polynomials
 
 _TERMS = 48
@@ -38,6 +39,8 @@ _DECAY, _GROWTH = 40.0, 0.5
 _LEAST_VARIANCE, _LEAST_NOISE = 1e-8, 1e-12
 # Share of energy below which a law counts as right.
 _RIGHT = 1e-6
+# Share of what is left unexplained that is noise, at least, and of the largest value that a point moves by that does.
+_ERRORS, _STILL = 0.03, 1e-6
 # Squared speeds, in points a frame, and rates of diffusion, from which laws are fitted where nothing is known.
 _SPEEDS = tuple(10 ** (-2 + 4 * i / 31) for i in range(32))
 _RATES = tuple(10 ** (-3 + 4 * i / 15) for i in range(16))
@@ -75,6 +78,7 @@ class StencilFloor(FloorModule):
     law_covariance: Tensor
     noise: Tensor
     rests: Tensor
+    still: Tensor
     _weights: Tensor
     _eigenvalues: Tensor
     _to_terms: Tensor
@@ -102,6 +106,8 @@ class StencilFloor(FloorModule):
         self.register_buffer("law_covariance", torch.eye(J, dtype=torch.float64).repeat(channels, 1, 1))
         self.register_buffer("noise", torch.full((channels,), 1e-6, dtype=torch.float64))
         self.register_buffer("rests", torch.tensor(order == 2))
+        # Points that never move, as at the corners of some solvers: the errors of a speed there would not pass.
+        self.register_buffer("still", torch.zeros(*grid, channels, dtype=torch.bool))
         # The largest size of an eigenvalue of A, its eigenvalues at Chebyshev's nodes, and the map to coefficients.
         self.size = LARGEST * sum(weights)
         node = math.pi * (torch.arange(_TERMS, dtype=torch.float64) + 0.5) / _TERMS
@@ -114,17 +120,25 @@ class StencilFloor(FloorModule):
     def infer(self, windows: Tensor, *, own: bool = True) -> Laws:
         """What windows `[B, W, T, *x, c]` of `order + 1` frames or more tell, of the own or another trajectory."""
         del own
-        B = len(windows)
-        prior = self.noise[:, None, None] * torch.linalg.inv(self.law_covariance)
-        law, hessian, share = self._fitted(self._gram(windows), prior.repeat(B, 1, 1), self.law_mean.repeat(B, 1))
-        root = torch.linalg.cholesky(self.noise.repeat(B)[:, None, None] * torch.linalg.inv(hessian))
+        B, gram, mean = len(windows), self._gram(windows), self.law_mean.repeat(len(windows), 1)
+        noise, known = self.noise.repeat(B), torch.linalg.inv(self.law_covariance).repeat(B, 1, 1)
+        law, hessian, share = self._fitted(gram, noise[:, None, None] * known, mean)
+        drawn = noise
+        if len(rows := torch.nonzero(_ERRORS * share > noise)[:, 0]):
+            # All floors draw more where misfits are large, which the noise has counted.
+            more, errors = widening((share[rows] / noise[rows]).sqrt()), _ERRORS * share[rows]
+            drawn = noise.index_copy(0, rows, errors / more**2)
+            parts = (gram[0][rows], gram[1][rows], gram[2][rows])
+            law[rows], hessian[rows], share[rows] = self._fitted(parts, errors[:, None, None] * known[rows], mean[rows])
+        root = torch.linalg.cholesky(drawn[:, None, None] * torch.linalg.inv(hessian))
         shape = (B, self.channels)
         return Laws(law.unflatten(0, shape), root.unflatten(0, shape), share.clamp_min(_TINY).log().unflatten(0, shape))
 
     def step(self, past: Tensor, laws: Laws) -> Tensor:
         """The frame after `past [B, P, *x, c]`, of which the last `order` are read."""
         a, b, _ = self._symbols(laws.law.flatten(0, 1))
-        return self._fields(self._moved(self._rows(past), a, b), past)
+        past = torch.where(self.still, past[:, -1:], past)
+        return torch.where(self.still, past[:, -1], self._fields(self._moved(self._rows(past), a, b), past))
 
     def before(self, first: Tensor, laws: Laws) -> Tensor:
         """The frame before `first [B, *x, c]`: of fields at rest, if the training data begin so, or else the same."""
@@ -165,6 +179,7 @@ class StencilFloor(FloorModule):
     ) -> None:
         """Find what A does at walls, and the distribution of laws, over training trajectories `[B, T, *x, c]`."""
         count, T = fields.shape[:2]
+        self.still.copy_((fields.amax(1) - fields.amin(1)).amax(0) <= _STILL * fields.abs().max())
         i = torch.randint(count, (_FOR_LAWS,), generator=generator)
         t = torch.randint(T - self.order, (_FOR_LAWS, 1), generator=generator)
         windows = fields[i[:, None], t + torch.arange(self.order + 1)][:, None]

@@ -147,3 +147,45 @@ def test_channels_and_members_have_laws_of_their_own():
     torch.testing.assert_close(roll(floor, u[2:3, :3], alone, 9), made[2:3])
     drawn = roll(floor, u[:, :3], floor.draw(state, torch.randn(6, 10, generator=torch.Generator().manual_seed(0))), 9)
     assert 0 < error(drawn, made) < 1e-2
+
+
+def test_laws_of_frames_with_errors_are_held_by_those_of_training(monkeypatch):
+    """Also errors that no law explains; draws then spread as far as such laws are from the truth."""
+    grid, edges = (24,), [W]
+    floor = StencilFloor(grid, edges, 1)
+    floor.learn(waves(grid, edges, 40, 8, kind="even"), generator=torch.Generator().manual_seed(0))
+    u = waves(grid, edges, 40, 20, kind="even", seed=1)
+    generator = torch.Generator().manual_seed(2)
+    seen = u[:, :3] + 0.02 * u.std() * torch.randn(u[:, :3].shape, generator=generator)
+    state, truth = floor.infer(seen[:, None]), floor.infer(u[:, None, :3])
+    spread = floor.law_covariance[0].diagonal().sqrt()
+    off = (state.law - truth.law)[:, 0]
+    assert float((off / spread).abs().max()) < 4
+    # Damping is known from training alone, the speed from the frames.
+    assert float(off[:, 3].square().mean().sqrt()) < 0.2 * float(spread[3])
+    drawn = [
+        floor.draw(state, torch.randn(len(u), 5, generator=generator)).law[:, 0, 3] - state.law[:, 0, 3]
+        for _ in range(20)
+    ]
+    assert 0.1 < float(torch.stack(drawn).square().mean().sqrt() / off[:, 3].square().mean().sqrt()) < 3
+    held = error(roll(floor, u[:, 1:3], state, 17), u[:, 3:])
+    monkeypatch.setattr("enma_fast.models.floors.stencil._ERRORS", 0.0)
+    assert held < 0.5 * error(roll(floor, u[:, 1:3], floor.infer(seen[:, None]), 17), u[:, 3:])
+
+
+def test_points_that_never_move_stay():
+    """Where the solver has no force, an error of the speed would grow without end."""
+    grid, edges = (24,), [W]
+    u = waves(grid, edges, 40, 8, kind="even")
+    u[:, :, :2] = u[:, :1, :2]
+    floor = StencilFloor(grid, edges, 1)
+    floor.learn(u, generator=torch.Generator().manual_seed(0))
+    assert torch.nonzero(floor.still)[:, 0].tolist() == [0, 1]
+    seen = u[:4, :3] + 0.1 * torch.randn(4, 3, 24, 1, generator=torch.Generator().manual_seed(1))
+    made = roll(floor, seen[:, 1:], floor.infer(seen[:, None]), 30)
+    assert torch.equal(made[:, :, :2], seen[:, 2:, :2].expand(-1, 30, -1, -1))
+    # What the frame before has at such a point says nothing.
+    other = seen.clone()
+    other[:, 1, :2] += 1
+    state = floor.infer(seen[:, None])
+    torch.testing.assert_close(floor.step(other[:, 1:], state), floor.step(seen[:, 1:], state))
