@@ -11,7 +11,7 @@ Chebyshev polynomials, so a step is some tens of applications of A. The few coef
 Gauss-Newton steps from its frames, held by their distribution over the training trajectories (empirical Bayes). What
 A does next to a wall is learned from the training trajectories. No equation is used. Nothing grows: s and d are not
 below 0, and c is not above. Where they explain far less of the frames than of training data, frames have errors, and
-laws are held by their distribution. Points that no training trajectory moves stay as they are.
+laws are held by their distribution. Points at which A is 0, and which no training trajectory moves, stay as they are.
 
 Legend: B trajectories, W windows, T frames, c channels, N rows (trajectories times channels), J coefficients, L nodes
 and polynomials; `*x` space.
@@ -106,7 +106,7 @@ class StencilFloor(FloorModule):
         self.register_buffer("law_covariance", torch.eye(J, dtype=torch.float64).repeat(channels, 1, 1))
         self.register_buffer("noise", torch.full((channels,), 1e-6, dtype=torch.float64))
         self.register_buffer("rests", torch.tensor(order == 2))
-        # Points that never move, as at the corners of some solvers: the errors of a speed there would not pass.
+        # Points without a force that never move, as in the corners of some solvers: the error of a speed would stay.
         self.register_buffer("still", torch.zeros(*grid, channels, dtype=torch.bool))
         # The largest size of an eigenvalue of A, its eigenvalues at Chebyshev's nodes, and the map to coefficients.
         self.size = LARGEST * sum(weights)
@@ -179,11 +179,12 @@ class StencilFloor(FloorModule):
     ) -> None:
         """Find what A does at walls, and the distribution of laws, over training trajectories `[B, T, *x, c]`."""
         count, T = fields.shape[:2]
-        self.still.copy_((fields.amax(1) - fields.amin(1)).amax(0) <= _STILL * fields.abs().max())
         i = torch.randint(count, (_FOR_LAWS,), generator=generator)
         t = torch.randint(T - self.order, (_FOR_LAWS, 1), generator=generator)
         windows = fields[i[:, None], t + torch.arange(self.order + 1)][:, None]
         self._learn_walls(windows[:_FOR_WALLS], fields.double().mean(tuple(range(fields.ndim - 1))))
+        unmoved = (fields.amax(1) - fields.amin(1)).amax(0) <= _STILL * fields.abs().max()
+        self.still.copy_(unmoved & self._without_force()[..., None])
         law, share = (x.unflatten(0, (-1, self.channels)) for x in self._free(windows))
         for c in range(self.channels):
             self.law_mean[c], self.law_covariance[c] = _typical(law[:, c], share[:, c])
@@ -202,6 +203,13 @@ class StencilFloor(FloorModule):
         self.rests.fill_(errors[0] < errors[1])
 
     # Walls.
+
+    def _without_force(self) -> Tensor:
+        """The points `[*x]` at which A is 0, whatever the fields."""
+        force = torch.zeros(self.grid, dtype=torch.float64)
+        for axis, part in enumerate(self._matrices()):
+            force += part.abs().sum(1).view(*[-1 if i == axis else 1 for i in range(force.ndim)])
+        return force <= _STILL * force.max()
 
     def _learn_walls(self, windows: Tensor, mean: Tensor) -> None:
         """What fields are anomalies of, and the best kind of wall for each axis; then mixtures of kinds."""
