@@ -149,7 +149,7 @@ def test_channels_and_members_have_laws_of_their_own():
     assert 0 < error(drawn, made) < 1e-2
 
 
-def test_laws_of_frames_with_errors_are_held_by_those_of_training(monkeypatch):
+def test_laws_of_frames_with_errors_are_held_by_those_of_training():
     """Also errors that no law explains; draws then spread as far as such laws are from the truth."""
     grid, edges = (24,), [W]
     floor = StencilFloor(grid, edges, 1)
@@ -168,9 +168,8 @@ def test_laws_of_frames_with_errors_are_held_by_those_of_training(monkeypatch):
         for _ in range(20)
     ]
     assert 0.1 < float(torch.stack(drawn).square().mean().sqrt() / off[:, 3].square().mean().sqrt()) < 3
-    held = error(roll(floor, u[:, 1:3], state, 17), u[:, 3:])
-    monkeypatch.setattr("enma_fast.models.floors.stencil._ERRORS", 0.0)
-    assert held < 0.5 * error(roll(floor, u[:, 1:3], floor.infer(seen[:, None]), 17), u[:, 3:])
+    # Laws that are fitted to these frames alone have an error of 0.7.
+    assert error(roll(floor, u[:, 1:3], state, 17), u[:, 3:]) < 0.2
 
 
 def test_points_without_a_force_that_never_move_stay():
