@@ -116,7 +116,7 @@ class StencilFloor : public Floor {
             const double left = share(gram, fit.law), errors = ERRORS * left;
             if (errors > noise_[c]) {
                 // All floors draw more where misfits are large, which the noise has counted.
-                drawn = errors / std::min(std::sqrt(left / noise_[c]), MUCH);
+                drawn = std::max(errors / std::min(std::sqrt(left / noise_[c]), MUCH), noise_[c]);
                 fit = fitted(gram, prior_[c].times(errors / noise_[c]), c);
             }
             out->root.push_back(fit.hessian.inverse().times(drawn).root());

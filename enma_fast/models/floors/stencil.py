@@ -127,7 +127,7 @@ class StencilFloor(FloorModule):
         if len(rows := torch.nonzero(_ERRORS * share > noise)[:, 0]):
             # All floors draw more where misfits are large, which the noise has counted.
             more, errors = widening((share[rows] / noise[rows]).sqrt()), _ERRORS * share[rows]
-            drawn = noise.index_copy(0, rows, errors / more**2)
+            drawn = noise.index_copy(0, rows, torch.maximum(errors / more**2, noise[rows]))
             parts = (gram[0][rows], gram[1][rows], gram[2][rows])
             law[rows], hessian[rows], share[rows] = self._fitted(parts, errors[:, None, None] * known[rows], mean[rows])
         root = torch.linalg.cholesky(drawn[:, None, None] * torch.linalg.inv(hessian))
