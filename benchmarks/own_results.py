@@ -93,15 +93,13 @@ TAIL = """\
 ## How it was measured
 
 * **Time**: CPU seconds of one thread. Those of the field model are for the whole command: plan, floors, training,
-  calibration and scores. It takes a little more or less than it was given, and much less if it ends
-  early. The last column is the time of one member of one forecast.
-* **Linear** is the best linear floor that `train` tried. Its training time is that of fitting it, without the time to
-  choose it.
+  calibration and scores. It takes about what it was given, and much less if it ends early. The last column is the time of one member of one forecast.
+* **Linear** is the best linear floor that `train` tried. Its training time is that of fitting it alone.
 * **Networks**: an FNO and a U-Net in plain PyTorch (`benchmarks/own_networks.py`), in float32. They see three frames
   and forecast the change to the next one. AdamW minimises the relative L2 error of forecasts by the network itself.
   They have 1 frame at first and 8 frames late in training. The field model uses bfloat16 where the processor has it.
-* **Learning rates** of the networks are the best of 0.0005, 0.001, 0.002 and 0.004 on validation data. The runs that
-  choose them have a tenth of the time each, and are not counted.
+* **Learning rates** of the networks are the best of 0.0005, 0.001, 0.002 and 0.004 on validation data, after a tenth
+  of the time each, which is not counted.
 * **Scores** are of standardised fields. The field model has 16 members, and relative L2 is that of their mean. The
   others have one member: their CRPS is the mean absolute error, and they have neither spread nor coverage.
 * **Coverage** is the share of points inside the central 50 or 90 % of the members. With 16 calibrated members the
