@@ -94,7 +94,8 @@ TAIL = """\
 
 * **Time**: CPU seconds of one thread. Those of the field model are for the whole command: plan, floors, training,
   calibration and scores. It takes about what it was given, and much less if it ends early. The last column is the time of one member of one forecast.
-* **Linear** is the best linear floor that `train` tried. Its training time is that of fitting it alone.
+* **Linear** is the best linear floor that `train` tried. Its training time is that of
+  fitting it alone.
 * **Networks**: an FNO and a U-Net in plain PyTorch (`benchmarks/own_networks.py`), in float32. They see three frames
   and forecast the change to the next one. AdamW minimises the relative L2 error of forecasts by the network itself.
   They have 1 frame at first and 8 frames late in training. The field model uses bfloat16 where the processor has it.
