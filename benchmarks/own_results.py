@@ -93,7 +93,8 @@ TAIL = """\
 ## How it was measured
 
 * **Time**: CPU seconds of one thread. Those of the field model are for the whole command: plan, floors, training,
-  calibration and scores. It takes about what it was given, and much less if it ends early. The last column is the time of one member of one forecast.
+  calibration and scores. It takes about what it was given, and much less if it ends early.
+  The last column is the time of one member of one forecast.
 * **Linear** is the best linear floor that `train` tried. Its training time is that of
   fitting it alone.
 * **Networks**: an FNO and a U-Net in plain PyTorch (`benchmarks/own_networks.py`), in float32. They see three frames
