@@ -214,6 +214,20 @@ def test_both_implementations_agree(name, error, own):
         assert size == pytest.approx(known, rel=1e-6)
 
 
+@needs_native
+@pytest.mark.parametrize("periodic", [True, False])
+@pytest.mark.parametrize("last", [0, 1, 20])
+def test_both_implementations_agree_where_short_waves_do_not_last(periodic, last):
+    """So frames have fewer waves in common than one frame has, or none."""
+    generator = torch.Generator().manual_seed(4)
+    deviation = 1 / (1 + torch.arange(33 if periodic else 64))[:, None].double()
+    correlation = 0.9 * (torch.arange(len(deviation)) < last)[:, None].double()
+    covariance = FieldCovariance(torch.zeros(1).double(), deviation, correlation, (64,), (1.5,), (periodic,))
+    points, values = 1.5 * torch.rand(4, 30, 1, generator=generator), torch.randn(4, 30, 1, generator=generator)
+    ours, expected = (OURS(covariance, values, points, errors=(0.2,), backend=b)[0] for b in ("native", "reference"))
+    assert distance(ours, expected) < 1e-6
+
+
 @pytest.mark.slow
 @needs_native
 def test_bits_depend_on_no_instruction_set():

@@ -222,8 +222,6 @@ struct Channel {
     Values shared(std::int64_t apart) const;
     // That of the field at two places so many frames apart.
     const PlaceCovariance& between(std::int64_t apart) const;
-    // Adds places of points [rows, d].
-    void add_places(const float* points, std::int64_t rows, std::vector<TablePlace>& out) const;
     // Normals of waves or of observations, one for each number, of a draw.
     void normals(const FieldDraws& draws, std::uint32_t number, std::uint32_t frame, const std::int64_t* tokens,
                  std::int64_t count, double* out) const;
@@ -294,12 +292,6 @@ const PlaceCovariance& Channel::between(std::int64_t apart) const {
     return tables.try_emplace(apart, std::array{last == 0 ? none : axis(0), axis(last)}, by_entry).first->second;
 }
 
-void Channel::add_places(const float* points, std::int64_t rows, std::vector<TablePlace>& out) const {
-    const PlaceCovariance& table = between(0);
-    const int d = of.dims();
-    for (; rows-- > 0; points += d) out.push_back(table.place(d == 1 ? 0.0 : points[0], points[d - 1]));
-}
-
 void Channel::normals(const FieldDraws& draws, std::uint32_t number, std::uint32_t frame, const std::int64_t* tokens,
                       std::int64_t count, double* out) const {
     std::vector<float> each(of.channels);
@@ -334,8 +326,12 @@ std::vector<Window> windows(const std::vector<std::int64_t>& rows) {
     return out;
 }
 
+void add_places(const float* points, std::int64_t rows, int dims, std::vector<Place>& out) {
+    for (; rows-- > 0; points += dims) out.push_back({{dims == 1 ? 0.0 : points[0], points[dims - 1]}});
+}
+
 // Root of the covariance of observations at places of frames one after the other, each with what it has of its own.
-Matrix root_of(const Channel& channel, const std::vector<TablePlace>& places, const std::vector<std::int64_t>& frame_of,
+Matrix root_of(const Channel& channel, const std::vector<Place>& places, const std::vector<std::int64_t>& frame_of,
                double own) {
     const std::int64_t P = static_cast<std::int64_t>(places.size());
     Matrix covariance(P, P);
@@ -478,8 +474,8 @@ Estimate from_same_points(const Channel& channel, const ScatteredFrames& frames,
     for (std::int64_t t = 0; t < L; ++t) values_of(channel, frames, t * P, P, seen.row(t));
     products(prior.values.data(), prior.stride, S, waves.values.data(), waves.stride, P, M, seen.row(L), seen.stride);
     Matrix weights = seen;
-    std::vector<TablePlace> places;
-    channel.add_places(frames.points, P, places);
+    std::vector<Place> places;
+    add_places(frames.points, P, channel.of.dims(), places);
     solve(root_of(channel, places, std::vector<std::int64_t>(P), own), weights);
     Matrix all(L + S, M);
     add_waves(weights, waves, 0, P, all);
@@ -506,12 +502,12 @@ Estimate from_own_points(const Channel& channel, const ScatteredFrames& frames, 
         const std::int64_t from = begins[window.first], P = begins[window.first + window.count] - from;
         Matrix waves(P, M), seen(1 + S, P);
         std::vector<std::int64_t> frame_of;
-        std::vector<TablePlace> places;
+        std::vector<Place> places;
         for (std::int64_t t = window.first; t < window.first + window.count; ++t) {
             const std::int64_t rows = frames.rows[t], at = begins[t] - from;
             frame_of.insert(frame_of.end(), rows, t);
             const float* const points = frames.points + (frames.shared ? 0 : begins[t] * d);
-            channel.add_places(points, rows, places);
+            add_places(points, rows, channel.of.dims(), places);
             const Matrix part = channel.waves(points, rows);
             std::copy_n(part.values.data(), rows * part.stride, waves.row(at));
             values_of(channel, frames, begins[t], rows, seen.row(0) + at);

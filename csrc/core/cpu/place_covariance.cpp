@@ -69,14 +69,16 @@ struct Reading {
     const double* values;
     std::int64_t stride, half[2];
     double sign[2];  // -1 of differences
+    double per_unit[2];
 };
 
-ENMA_INLINE void add_body(const Reading& of, const TablePlace& one, const TablePlace* others, std::int64_t count,
-                          double* out) {
+ENMA_INLINE void add_body(const Reading& of, const Place& one, const Place* others, std::int64_t count, double* out) {
     for (std::int64_t j = 0; j < count; ++j) {
         Lane first, last, sum = {};
-        const std::int64_t row = entries_at(one.at[0] + of.sign[0] * others[j].at[0], of.half[0], first),
-                           column = entries_at(one.at[1] + of.sign[1] * others[j].at[1], of.half[1], last);
+        const std::int64_t row = entries_at((one.at[0] + of.sign[0] * others[j].at[0]) * of.per_unit[0], of.half[0],
+                                            first),
+                           column = entries_at((one.at[1] + of.sign[1] * others[j].at[1]) * of.per_unit[1], of.half[1],
+                                               last);
         const double* at = of.values + row * of.stride + column;
         for (int node = 0; node < NODES; ++node, at += of.stride) sum += first[node] * load(at);
         sum *= last;
@@ -84,12 +86,11 @@ ENMA_INLINE void add_body(const Reading& of, const TablePlace& one, const TableP
     }
 }
 
-using Add = void (*)(const Reading&, const TablePlace&, const TablePlace*, std::int64_t, double*);
+using Add = void (*)(const Reading&, const Place&, const Place*, std::int64_t, double*);
 
-#define ENMA_KERNEL(name, target)                                                                              \
-    target void add_##name(const Reading& of, const TablePlace& one, const TablePlace* others, std::int64_t n, \
-                           double* out) {                                                                      \
-        add_body(of, one, others, n, out);                                                                     \
+#define ENMA_KERNEL(name, target)                                                                                   \
+    target void add_##name(const Reading& of, const Place& one, const Place* others, std::int64_t n, double* out) { \
+        add_body(of, one, others, n, out);                                                                          \
     }
 
 ENMA_KERNEL(baseline, )
@@ -177,14 +178,17 @@ const std::vector<double>& PlaceCovariance::table(bool first, bool last) const {
     return tables_[2 * (first && axes_[0].ring) + (last && axes_[1].ring)];
 }
 
-void PlaceCovariance::between(const TablePlace& one, const TablePlace* others, std::int64_t count, double* out) const {
+void PlaceCovariance::between(const Place& one, const Place* others, std::int64_t count, double* out) const {
     std::fill_n(out, count, 0.0);
     for (const bool first : {false, true}) {
         for (const bool last : {false, true}) {
             const Values& values = table(first, last);
             if (values.empty()) continue;
-            const Reading of{
-                values.data(), stride_, {axes_[0].count, axes_[1].count}, {first ? 1.0 : -1.0, last ? 1.0 : -1.0}};
+            const Reading of{values.data(),
+                             stride_,
+                             {axes_[0].count, axes_[1].count},
+                             {first ? 1.0 : -1.0, last ? 1.0 : -1.0},
+                             {axes_[0].per_unit, axes_[1].per_unit}};
             kernel()(of, one, others, count, out);
         }
     }

@@ -7,8 +7,8 @@
 
 namespace enma {
 
-// Where a table is read; for two axes, the first of which a field of one dimension lacks.
-struct TablePlace {
+// Coordinates along two axes, the first of which a field of one dimension lacks.
+struct Place {
     double at[2];
 };
 
@@ -26,11 +26,8 @@ class PlaceCovariance {
     // enma_fast/models/covariance.py.
     PlaceCovariance(const std::array<Axis, 2>& axes, const std::vector<double>& power);
 
-    TablePlace place(double first, double last) const {
-        return {{first * axes_[0].per_unit, last * axes_[1].per_unit}};
-    }
     // out [count] of one place with others. The bits depend on no instruction set.
-    void between(const TablePlace& one, const TablePlace* others, std::int64_t count, double* out) const;
+    void between(const Place& one, const Place* others, std::int64_t count, double* out) const;
 
    private:
     struct Steps {
