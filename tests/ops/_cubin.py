@@ -26,6 +26,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+# Cases of tests: one architecture for each change, the others where they are asked for.
+CAPABILITIES = [pytest.param(80, marks=pytest.mark.long), 90, pytest.param(100, marks=pytest.mark.long)]
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -334,7 +334,10 @@ def nvcc_version() -> tuple[int, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_100a"])
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param("sm_80", marks=pytest.mark.long), "sm_90a", pytest.param("sm_100a", marks=pytest.mark.long)],
+)
 def test_cubins(architecture: str, tmp_path: Path) -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc")

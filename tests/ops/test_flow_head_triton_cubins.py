@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from enma_fast.ops._flow_head_triton import regime_of, run
-from tests.ops._cubin import SHARED_LIMIT, report
+from tests.ops._cubin import CAPABILITIES, SHARED_LIMIT, report
 from tests.ops.test_flow_head_triton import make_plan
 
 # Rows, and the token channels that go with them.
@@ -51,7 +51,7 @@ def test_many_channels_fit_the_shared_memory(capability: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_cubins(capability: int, dtype: str) -> None:
     pytest.importorskip("triton")
     cubins = report(f"tests.ops.test_flow_head_triton_cubins:cases_{dtype}", capability)

@@ -15,7 +15,7 @@ from enma_fast.ops.frame_attention import candidates, frame_attention, frame_att
 from enma_fast.ops.self_attention import attention
 from tests._extension import NATIVE, each_isa, needs_native
 from tests.ops._backends import usable
-from tests.ops._cubin import SHARED_LIMIT, report
+from tests.ops._cubin import CAPABILITIES, SHARED_LIMIT, report
 from tests.ops._oracle import assert_close_as_reference, assert_threads_keep_bits
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -213,7 +213,7 @@ def cubin_cases() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_cubins(capability: int) -> None:
     pytest.importorskip("triton")
     cubins = report("tests.ops.test_frame_attention:cubin_cases", capability)

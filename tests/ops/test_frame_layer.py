@@ -16,7 +16,7 @@ from enma_fast.ops import frame_layer
 from enma_fast.ops.frame_layer import LayerWeights, attend, heads_, residual, swiglu
 from enma_fast.ops.frame_rows import frame_noise, mask_steps, order_of, read, rows_, shifted_
 from enma_fast.ops.philox_normal import philox_normal
-from tests.ops._cubin import SHARED_LIMIT, report
+from tests.ops._cubin import CAPABILITIES, SHARED_LIMIT, report
 from tests.ops._oracle import assert_close_as_reference
 
 pytest.importorskip("triton")
@@ -363,7 +363,7 @@ def _layer_cases(B: int, N: int, H: int, K: int, X: int, dtype: torch.dtype) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_cubins(capability: int) -> None:
     found = report("tests.ops.test_frame_layer:cubin_cases", capability)
     assert {cubin["kernel"] for cubin in found} == {

@@ -8,7 +8,7 @@ from enma_fast.ops._backend import interpreted, triton_problem
 from enma_fast.ops.philox_normal import DTYPES, candidates, philox_normal, philox_normal_ref
 
 from .._extension import needs_native
-from ._cubin import SHARED_LIMIT, report
+from ._cubin import CAPABILITIES, SHARED_LIMIT, report
 from ._philox import oracle_noise
 
 
@@ -249,9 +249,7 @@ def cubin_cases() -> None:
 
 
 # One of all tests of cubins that is not slow.
-@pytest.mark.parametrize(
-    "capability", [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_cubins_use_no_stack(capability):
     pytest.importorskip("triton")
     kernels = report("tests.ops.test_philox_normal:cubin_cases", capability)

@@ -50,7 +50,14 @@ def interval_cases():
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-@pytest.mark.parametrize(("cases", "capability"), [("interval", 80), ("cubin", 90), ("ring", 100)])
+@pytest.mark.parametrize(
+    ("cases", "capability"),
+    [
+        pytest.param("interval", 80, marks=pytest.mark.long),
+        ("cubin", 90),
+        pytest.param("ring", 100, marks=pytest.mark.long),
+    ],
+)
 def test_cubins_stay_within_limits(cases, capability):
     found = report(f"tests.ops.test_point_attention_cubins:{cases}_cases", capability)
     assert len(found) == 2 * len(HEAD_DIMS) * 3 * (1 + (cases == "cubin"))

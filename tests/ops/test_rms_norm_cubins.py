@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from enma_fast.ops._backend import kernel
-from tests.ops._cubin import SHARED_LIMIT, report
+from tests.ops._cubin import CAPABILITIES, SHARED_LIMIT, report
 
 
 def cubin_cases() -> None:
@@ -23,7 +23,7 @@ def cubin_cases() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_cubins(capability: int) -> None:
     pytest.importorskip("triton")
     cubins = report("tests.ops.test_rms_norm_cubins:cubin_cases", capability)
