@@ -19,6 +19,7 @@ from enma_fast.evaluation.metrics import (
 )
 
 QUANTILES = ["rel_l2_median", "rel_l2_q90"]
+CALIBRATED = ["spread_skill_low", "spread_skill_high"]
 OTHERS = ["rel_l2_member", "crps", "crps_relative", "rmsce", "rmsce_rank", "spread_skill", "spread", "rmse"]
 NEEDS_SPREAD = ["rmsce", "rmsce_rank", "spread_skill", "spread"]
 
@@ -226,7 +227,8 @@ def test_scores_agree_with_the_single_functions():
     scores = Scores()
     scores.update(ensemble, truth)
     result = scores.result()
-    assert list(result) == ["rel_l2", *QUANTILES, *OTHERS, "num_members", "num_trajectories", "per_frame"]
+    names = {"rel_l2", *QUANTILES, *OTHERS, *CALIBRATED}
+    assert set(result) == {*names, "num_members", "num_trajectories", "per_frame"}
     assert set(result["per_frame"]) == {"rel_l2", *OTHERS}
     assert (result["num_members"], result["num_trajectories"]) == (9, 4)
     for name, function in (
@@ -340,6 +342,7 @@ def test_one_member_has_errors_but_no_spread():
     scores = Scores()
     scores.update(ensemble, truth)
     result = scores.result()
+    assert [result[name] for name in CALIBRATED] == [None, None]
     for name in NEEDS_SPREAD:
         assert result[name] is None
         assert result["per_frame"][name] == [None, None]

@@ -396,18 +396,18 @@ def test_a_file_of_several_channels_has_scores_of_each(tmp_path: Path) -> None:
         times=data.times[3:],
         coords=data.coords,
         trajectories=range(3),
-        num_members=2,
+        num_members=3,
         observed=data.u[:, :3],
         observed_times=data.times[:3],
         truth=data.u[:, 3:],
         units=data.units,
         attributes={"task": "temporal", "observed_frames": 3},
     ) as store:
-        forecast = FileForecast(model, data, ForecastRequest(num_members=2))
+        forecast = FileForecast(model, data, ForecastRequest(num_members=3))
         found = score_forecast(forecast, sinks=[store])["channels"]
     assert {name: row["unit"] for name, row in found.items()} == {"u": "1", "v": "K"}
     assert all(found["v"][name] > 0 for name in ("rel_l2", "crps", "spread_skill", "rmse"))
     for name, row in score_store(tmp_path / "run.zarr")["channels"].items():
         for key, value in row.items():
             assert value == (value if isinstance(value, str) else pytest.approx(found[name][key], rel=1e-10)), key
-    assert score(model, data, task="generation", num_members=2)["channels"]["u"]["rel_l2"] is None
+    assert score(model, data, task="generation", num_members=3)["channels"]["u"]["rel_l2"] is None

@@ -47,9 +47,9 @@ class Scores:
                 self._pooled |= sums
         # Over trajectories: of `_pooled`, and of each averaged score, over all frames and in each.
         self._sums: dict[str, Tensor] = {}
-        # The values of each trajectory, of scores that are quantiles of them.
-        self._values: dict[str, list[float]] = {
-            _each(score.name): [] for score in self._table if score.quantile is not None
+        # The values of each trajectory, of scores that summarise them.
+        self._values: dict[str, list[Any]] = {
+            _each(score.name): [] for score in self._table if score.summary is not None
         }
 
     def update(self, ensemble: Array, truth: Array, observed: Array | None = None) -> None:
@@ -168,8 +168,10 @@ class Scores:
             single members), `crps`, `crps_relative` (the CRPS of a trajectory divided by the RMS of all that was
             observed of it, averaged over trajectories: no unit, and not ruled by fields that decay, as relative errors
             are), `rmsce`, `rmsce_rank`, `spread_skill`, `spread` (root of the mean variance, ddof 1, field's unit),
-            `rmse` of the ensemble mean (field's unit); `num_members`, `num_trajectories`; and `per_frame`, a dict
-            with a list over the frames for each score but the two quantiles. A score that is not defined is None:
+            `rmse` of the ensemble mean (field's unit); `spread_skill_low` and `spread_skill_high` (5 and 95 % quantiles
+            of the ratio if one member of each trajectory were its truth); `num_members`, `num_trajectories`; and
+            `per_frame`, a dict with a list over the frames for each score but the quantiles. A score that is not
+            defined is None:
             calibration and spread of a single member, the spread-skill ratio of a mean without error, the
             relative error in a frame whose truth is zero, and the relative CRPS where zeros were observed.
         """
@@ -201,9 +203,10 @@ class Scores:
         totals = Totals({name: pool(self._sums[name], per_frame) for name in self._pooled}, self.num_members)
         finished: dict[str, Any] = {}
         for score in self._table:
-            if score.quantile is not None:
+            if score.summary is not None:
                 if not per_frame:
-                    finished[score.name] = np.quantile(self._values[_each(score.name)], score.quantile)
+                    values = np.array(self._values[_each(score.name)])
+                    finished[score.name] = np.nan if self.num_members < score.fewest_members else score.summary(values)
             elif self.num_members < score.fewest_members:
                 finished[score.name] = torch.full_like(totals[POINTS.name], torch.nan)
             elif score.over == "points":
@@ -224,8 +227,8 @@ class Scores:
         for score in self._table:
             if score.over == "trajectories":
                 value = score.finish(Totals(whole, self.num_members, amplitude))
-                if score.quantile is not None:
-                    self._values[_each(score.name)].append(float(value))
+                if score.summary is not None:
+                    self._values[_each(score.name)].append(value.tolist())
                 else:
                     added[score.name] = value
                     added[_frames(score.name)] = score.finish(Totals(sums, self.num_members, amplitude))
@@ -239,9 +242,13 @@ class Scores:
         """Expected shapes of all arrays of a state except its counts."""
         if not self.num_trajectories:
             return {}
-        averaged = [score.name for score in self._table if score.over == "trajectories" and score.quantile is None]
+        averaged = [score.name for score in self._table if score.over == "trajectories" and score.summary is None]
         return {
-            **dict.fromkeys(self._values, (self.num_trajectories,)),
+            **{
+                _each(score.name): (self.num_trajectories, *score.sums[0].width(self.num_members))
+                for score in self._table
+                if score.summary is not None
+            },
             **dict.fromkeys(averaged, ()),
             **{_frames(name): (num_frames,) for name in averaged},
             **{name: (num_frames, *term.width(self.num_members)) for name, term in self._pooled.items()},

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from torch import Tensor
 
 # Places that show scores: `enma-fast score`, the model card, the card's table of the paper's figures, and the report's
@@ -82,7 +83,8 @@ class Score(Column):
     sums : what it is finished from
     finish : float64 0-d from totals over all frames, `[T]` from those of each
     over : "points" finishes the sums over all trajectories, "trajectories" those of each, and averages
-    quantile : of the values of the trajectories, in place of their average; such a score has no value per frame
+    summary : of the values of all trajectories, in place of their average; such a score has no value per frame, and the
+        values have the width of its first sum
     needs_truth : an error, which has no meaning for generated trajectories
     needs_members : the mean and spread of members are not enough
     fewest_members : with fewer it is None
@@ -91,7 +93,7 @@ class Score(Column):
     sums: tuple[PointSum, ...]
     finish: Callable[[Totals], Tensor]
     over: Literal["points", "trajectories"] = "points"
-    quantile: float | None = None
+    summary: Callable[[np.ndarray], float] | None = None
     needs_truth: bool = False
     needs_members: bool = False
     fewest_members: int = 1

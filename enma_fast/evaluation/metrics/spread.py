@@ -5,12 +5,16 @@ Shape suffixes: B trajectories, K members, T forecast frames, P points.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .arrays import Array, checked, pool
 from .error import rmse, squared_error_sums
 from .score import PointSum, Totals
+
+# Choices of a member of each trajectory as its truth.
+_DRAWS = 1000
 
 
 def spread_skill(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
@@ -39,12 +43,38 @@ def variance_sums(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
     return ensemble_BKTP.var(1, correction=1).sum((0, 2))
 
 
+def deviation_sums(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
+    """Squared deviations of each member from the mean of all, `[T, K]`."""
+    del truth_BTP
+    return (ensemble_BKTP - ensemble_BKTP.mean(1, keepdim=True)).square().sum((0, 3)).T
+
+
+def calibrated_ratio(deviations_BK: np.ndarray, *, quantile: float) -> float:
+    """A quantile of the spread-skill ratio if the truth of each trajectory were one of its members.
+
+    Where few trajectories have most of the error, the ratio of a calibrated ensemble may be far from 1: this says how
+    far. Members `[B, K]`, at least 3 of each, are given by their squared deviations from the mean of all.
+    """
+    B, K = deviations_BK.shape
+    # The order of the trajectories does not count.
+    deviations_BK = deviations_BK[deviations_BK.sum(1).argsort()]
+    # Of the mean of the others, and their variance.
+    error = deviations_BK * (K / (K - 1)) ** 2
+    variance = (deviations_BK.sum(1, keepdims=True) - deviations_BK * K / (K - 1)) / (K - 2)
+    generator, rows = np.random.default_rng(0), np.arange(B)
+    truths = (generator.integers(K, size=B) for _ in range(_DRAWS))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        squares = [variance[rows, truth].sum() / error[rows, truth].sum() for truth in truths]
+    return float(np.quantile(np.sqrt(spread_factor(K - 1) * np.array(squares)), quantile))
+
+
 def spread_factor(num_members: int) -> float:
     """Expected squared error of the mean of so many exchangeable members, over their variance."""
     return (num_members + 1) / num_members
 
 
 VARIANCE = PointSum("variance", variance_sums)
+DEVIATIONS = PointSum("deviations", deviation_sums, width=lambda num_members: (num_members,))
 
 
 def spread(totals: Totals) -> Tensor:

@@ -5,7 +5,10 @@ A row put into `SCORES` before `Scores()` is made is accumulated and shown like 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from . import calibration, error, probability, spread
 from .score import POINTS, Column, Place, Score
@@ -20,9 +23,26 @@ def _relative(name: str, label: str, short: str, quantile: float | None = None, 
         sums=(error.MEAN_ERROR, error.TRUTH),
         finish=error.relative,
         over="trajectories",
-        quantile=quantile,
+        summary=None if quantile is None else partial(np.quantile, q=quantile),
         needs_truth=True,
         **options,
+    )
+
+
+def _calibrated(name: str, quantile: float) -> Score:
+    """A quantile of the spread-skill ratio of members that are exchangeable with the truth."""
+    share = f"{quantile * 100:.0f} %"
+    return Score(
+        name=name,
+        label=f"spread / error of calibrated members, {share} quantile",
+        short=f"calibrated, {share}",
+        sums=(spread.DEVIATIONS,),
+        finish=lambda totals: totals[spread.DEVIATIONS.name],
+        over="trajectories",
+        summary=partial(spread.calibrated_ratio, quantile=quantile),
+        needs_members=True,
+        fewest_members=3,
+        places=(),
     )
 
 
@@ -91,6 +111,8 @@ SCORES: dict[str, Score] = {
             fewest_members=2,
             places=("terminal", "card", "trajectories"),
         ),
+        _calibrated("spread_skill_low", 0.05),
+        _calibrated("spread_skill_high", 0.95),
         Score(
             name="spread",
             label="spread (RMS)",

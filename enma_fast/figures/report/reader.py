@@ -364,7 +364,8 @@ class PooledScores:
             row["spread_skill"] = ratios if isinstance(ratio, list) else ratios[0]
         for name in (name for name, score in SCORES.items() if score.needs_members):
             result[name] = None
-            result["per_frame"][name] = [None] * len(result["per_frame"][name])
+            if name in result["per_frame"]:
+                result["per_frame"][name] = [None] * len(result["per_frame"][name])
         return {**result, "num_members": members}
 
 
