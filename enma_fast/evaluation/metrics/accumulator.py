@@ -171,9 +171,9 @@ class Scores:
             `rmse` of the ensemble mean (field's unit); `spread_skill_low` and `spread_skill_high` (5 and 95 % quantiles
             of the ratio if one member of each trajectory were its truth); `num_members`, `num_trajectories`; and
             `per_frame`, a dict with a list over the frames for each score but the quantiles. A score that is not
-            defined is None:
-            calibration and spread of a single member, the spread-skill ratio of a mean without error, the
-            relative error in a frame whose truth is zero, and the relative CRPS where zeros were observed.
+            defined is None: calibration and spread of a single member, the range of the ratio with fewer than 3
+            members, the spread-skill ratio of a mean without error, the relative error in a frame whose truth is
+            zero, and the relative CRPS where zeros were observed.
         """
         self._require_trajectories()
         frames = self._finish(per_frame=True)
@@ -203,12 +203,12 @@ class Scores:
         totals = Totals({name: pool(self._sums[name], per_frame) for name in self._pooled}, self.num_members)
         finished: dict[str, Any] = {}
         for score in self._table:
-            if score.summary is not None:
-                if not per_frame:
-                    values = np.array(self._values[_each(score.name)])
-                    finished[score.name] = np.nan if self.num_members < score.fewest_members else score.summary(values)
-            elif self.num_members < score.fewest_members:
+            if score.summary is not None and per_frame:
+                continue
+            if self.num_members < score.fewest_members:
                 finished[score.name] = torch.full_like(totals[POINTS.name], torch.nan)
+            elif score.summary is not None:
+                finished[score.name] = score.summary(np.array(self._values[_each(score.name)]))
             elif score.over == "points":
                 finished[score.name] = score.finish(totals)
             else:

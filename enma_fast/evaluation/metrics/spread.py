@@ -15,6 +15,8 @@ from .score import PointSum, Totals
 
 # Choices of a member of each trajectory as its truth.
 _DRAWS = 1000
+# Of these so many at a time, over all trajectories.
+_AT_ONCE = 1_000_000
 
 
 def spread_skill(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
@@ -61,11 +63,13 @@ def calibrated_ratio(deviations_BK: np.ndarray, *, quantile: float) -> float:
     # Of the mean of the others, and their variance.
     error = deviations_BK * (K / (K - 1)) ** 2
     variance = (deviations_BK.sum(1, keepdims=True) - deviations_BK * K / (K - 1)) / (K - 2)
-    generator, rows = np.random.default_rng(0), np.arange(B)
-    truths = (generator.integers(K, size=B) for _ in range(_DRAWS))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        squares = [variance[rows, truth].sum() / error[rows, truth].sum() for truth in truths]
-    return float(np.quantile(np.sqrt(spread_factor(K - 1) * np.array(squares)), quantile))
+    generator, rows, size = np.random.default_rng(0), np.arange(B), max(1, _AT_ONCE // B)
+    squares = []
+    for first in range(0, _DRAWS, size):
+        truth = generator.integers(K, size=(min(size, _DRAWS - first), B))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            squares.append(variance[rows, truth].sum(1) / error[rows, truth].sum(1))
+    return float(np.quantile(np.sqrt(spread_factor(K - 1) * np.concatenate(squares)), quantile))
 
 
 def spread_factor(num_members: int) -> float:
