@@ -113,7 +113,10 @@ def _quantile(ordered_BKTxc: Tensor, share: float) -> Tensor:
 def scored(
     forecast: Forecast, test: FieldFile, mean: np.ndarray, scale: np.ndarray, *, members: int = 1
 ) -> dict[str, Any]:
-    """Scores of members `[B, K, T, *x, c]` of trajectories by their numbers, and CPU milliseconds of a member."""
+    """Scores of members `[B, K, T, *x, c]` of trajectories by their numbers, and CPU milliseconds of a member.
+
+    A mask of the test data leaves out what it does not have.
+    """
     totals, seconds, made = Totals(), 0.0, 0
     each = max(1, _ROWS[test.u.ndim - 3] // members)
     # The first call pays for what later ones find in caches.
@@ -125,7 +128,11 @@ def scored(
         seconds += time.process_time() - begun
         made += values.shape[0] * values.shape[1]
         truth = torch.from_numpy((test.u[list(numbers), HISTORY:] - mean) / scale)
-        totals.add((values - torch.from_numpy(mean)) / torch.from_numpy(scale), truth)
+        found = (values - torch.from_numpy(mean)) / torch.from_numpy(scale)
+        if test.mask is not None:
+            there = torch.from_numpy(test.mask)
+            found, truth = found[:, :, :, there], truth[:, :, there]
+        totals.add(found, truth)
     return {**totals.result(), "member_ms": 1e3 * seconds / made, "members": totals.members}
 
 
@@ -242,13 +249,21 @@ def _size(model: torch.nn.Module) -> int:
 
 def measure(name: str, work: Path, *, seconds: float, seed: int, groups: Sequence[str]) -> Iterable[dict[str, Any]]:
     """Rows of a set, one for each method; data and runs lie in a folder, where a finished run is used again."""
-    source = write_set(name, work / "sets" / name)
+    run = work / "runs" / f"{name}-{seconds:g}-{seed}"
+    yield from measure_files(write_set(name, work / "sets" / name), run, seconds=seconds, seed=seed, groups=groups)
+
+
+def measure_files(
+    source: Path, run: Path, *, seconds: float, seed: int, groups: Sequence[str]
+) -> Iterable[dict[str, Any]]:
+    """Rows of the files `NAME-train.h5` and `NAME-test-in.h5` of the folder `NAME`."""
+    name = source.name
     splits, test = load_splits(source), read(source / f"{name}-test-in.h5")
     train = splits["train"].u
-    axes = tuple(range(train.ndim - 1))
-    mean, scale = (part.astype(np.float32) for part in (train.mean(axes, dtype="f8"), train.std(axes, dtype="f8")))
+    axes, there = tuple(range(train.ndim - 1)), True if splits["train"].mask is None else splits["train"].mask
+    moments = (train.mean(axes, dtype="f8", where=there), train.std(axes, dtype="f8", where=there))
+    mean, scale = (part.astype(np.float32) for part in moments)
     request = Request(minutes=seconds / 60, seed=seed)
-    run = work / "runs" / f"{name}-{seconds:g}-{seed}"
 
     def score(forecast: Forecast, **given: int) -> dict[str, Any]:
         return scored(forecast, test, mean, scale, **given)
