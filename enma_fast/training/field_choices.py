@@ -21,6 +21,7 @@ from ..forecasting.members import sample_fields
 from ..models.codecs.codec import Codec
 from ..models.field_step import PAST, FieldStep
 from ..models.model import Model
+from ..utils.chance import surely_less
 from .rollouts import rollout_scores, shared_forecasts
 from .stage import Material
 
@@ -32,9 +33,8 @@ _MEMBERS, _ALIKE, _CALIBRATED, _TURNS = 4, 2, 8, 5
 _VALIDATING, _CHOOSING, _LEAST_SECONDS, _FEWEST, _VALIDATED, CHOSEN = 0.015, 0.1, 60.0, 4, 48, 256
 # Ratio of spread and error under which members draw residuals too.
 _ALIKE_BELOW = 0.85
-# Sizes of the correction, and by what share a smaller one has to be better; quantiles of 95 % of Student's distribution
-# with 1, 2, ... degrees of freedom, by which a correction has to be better than none.
-_SIZES, _BETTER, _SURE = (1.0, 0.5, 0.25), 0.01, (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81, 1.65)
+# Sizes of the correction, and by what share a smaller one has to be better.
+_SIZES, _BETTER = (1.0, 0.5, 0.25), 0.01
 # Bounds of the factor of the spread, by what it grows without any, the least power of it that its ratio to the error
 # counts as; how far from 1 that may be, as a logarithm, and by what factor the CRPS may exceed the least for it.
 _SPREAD, _WIDER, _FLATTEST, _NEAR, _DEARER = (1e-3, 1e3), 10.0, 0.25, 0.03, 1.05
@@ -69,7 +69,10 @@ class Choices:
         self.calibrate(self._affordable(_VALIDATING, _TURNS * _CALIBRATED))
 
     def finish(self) -> None:
-        """Choose the size of the correction, then the spread; members that are too much alike draw residuals."""
+        """Choose the size of the correction, then the spread; members that are too much alike draw residuals.
+
+        Where nothing is corrected, members draw residuals alone if their CRPS is then clearly less.
+        """
         step = self.step
         count = self._affordable(_CHOOSING, _EVALUATIONS, CHOSEN)
         if bool(step.network.head.weight.any()):
@@ -83,8 +86,15 @@ class Choices:
                     chosen, best = size, float(errors.mean())
             step.size.fill_(chosen)
             step.spread.copy_(trained)
-        if self.calibrate(count) <= _ALIKE_BELOW:
+        drawn = self.calibrate(count)
+        if drawn.ratio <= _ALIKE_BELOW:
             self._add_residuals(count)
+        elif not bool(step.size) and self.material.val_contexts is None:
+            spread = step.spread.clone()
+            step.spread.zero_()
+            if not self._add_residuals(count).crps * _DEARER < drawn.crps:
+                step.spread.copy_(spread)
+                step.residuals.zero_()
 
     def _errors_of(self, size: float, count: int) -> Tensor:
         """Relative errors `[count]` of forecasts of validation trajectories with this size of the correction."""
@@ -108,10 +118,10 @@ class Choices:
                 errors += relative_errors(codec, forecasts[:, 0], val[:, one["history"].shape[1] :])
         return self.rank.from_first(errors)
 
-    def calibrate(self, count: int) -> float:
+    def calibrate(self, count: int) -> _Tried:
         """Choose the factors of the spread with which it is as large as the error, as far as the CRPS allows.
 
-        Returns the ratio of spread and error with the chosen one.
+        Returns the one that was chosen for forecasts after frames of their own.
         """
         spread, tasks = self.step.spread, ("", "_ivp") if self.material.val_contexts is not None else ("",)
         tried: dict[str, list[_Tried]] = {task: [] for task in tasks}
@@ -126,10 +136,10 @@ class Choices:
         chosen = [_chosen(of_task) for of_task in tried.values()]
         for place in range(len(spread)):
             spread[place] = chosen[min(place, len(tasks) - 1)].factor
-        return chosen[0].ratio
+        return chosen[0]
 
-    def _add_residuals(self, count: int) -> None:
-        """Let members differ by errors of a step on validation data too."""
+    def _add_residuals(self, count: int) -> _Tried:
+        """Let members differ by errors of a step on validation data too; returns the factor that was chosen."""
         residuals = self.step.residuals
         rows = spread_rows(len(self.val), len(residuals))
         val, known = self.val[rows], rows_of(self.material.val_known, rows)
@@ -147,7 +157,9 @@ class Choices:
             if _chosen(tried).off < _NEAR:
                 break
             factor = _next_factor(tried)
-        residuals[: len(val)] = _chosen(tried).factor * off
+        chosen = _chosen(tried)
+        residuals[: len(val)] = chosen.factor * off
+        return chosen
 
     def scores(self, count: int, members: int) -> dict[str, float]:
         material, rows = self.material, spread_rows(len(self.val), count)
@@ -235,13 +247,3 @@ def relative_errors(codec: Codec, forecasts: Tensor, truth: Tensor) -> Tensor:
 def independent(codec: Codec, fields: Tensor) -> int:
     """How many of the trajectories `[n, T, *x, c]` are independent; windows of a series share frames."""
     return round(len(codec.without_gaps(fields).flatten(0, 1).flatten(1).unique(dim=0)) / fields.shape[1])
-
-
-def surely_less(errors: Tensor, others: Tensor, independent: int) -> bool:
-    """Whether errors `[n]` are less than others beyond chance, where so many of the n are independent of each other."""
-    gain = (others / errors).log()
-    if len(gain) == 1:
-        return float(gain) > 0
-    independent = max(2, min(len(gain), independent))
-    quantile = _SURE[min(independent - 1, len(_SURE)) - 1]
-    return float(gain.mean()) > quantile * float(gain.std()) / independent**0.5

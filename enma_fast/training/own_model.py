@@ -39,9 +39,10 @@ from ..models.contexts.physics import PhysicsContext
 from ..models.floors.choice import kinds, learn
 from ..models.floors.ladder import KNOWN, Floor, roll
 from ..models.model import Model
+from ..utils.chance import surely_less
 from ..utils.devices import can_use
 from .card import equation_of, tell_training
-from .field_choices import independent, relative_errors, surely_less
+from .field_choices import independent, relative_errors
 from .loop import RunOptions
 from .own_card import SCORED, own_card
 from .own_data import TEST, TRAIN, VAL

@@ -14,7 +14,7 @@ from enma_fast.models.model import Model
 from enma_fast.sampling.engine import Engine
 from enma_fast.training import field_stage
 from enma_fast.training.augment import Shift
-from enma_fast.training.field_choices import Choices, surely_less
+from enma_fast.training.field_choices import Choices
 from enma_fast.training.field_stage import FieldStage, FieldTask
 from enma_fast.training.loop import RunOptions, run
 from enma_fast.training.ranks import BatchDraws
@@ -129,7 +129,7 @@ def test_members_are_not_so_far_apart_that_their_mean_is_lost(tmp_path, monkeypa
 
     monkeypatch.setattr(Choices, "scores", scores)
     task.step.spread.fill_(1.0)
-    ratio = task.choices.calibrate(8)
+    ratio = task.choices.calibrate(8).ratio
     # As large as the error they would be with a factor of 10.
     assert 1 < float(task.step.spread[0]) < 2
     assert ratio == pytest.approx(0.1 * float(task.step.spread[0]))
@@ -204,15 +204,21 @@ def test_a_correction_that_does_harm_is_made_smaller(tmp_path):
     assert float(task.step.size) == 0
 
 
-def test_few_independent_trajectories_prove_only_large_gains():
-    """Thirty windows of a series may be three independent ones: gains of 4 % on average are chance then."""
-    others = torch.ones(30)
-    slight = others - 0.04 + 0.05 * torch.randn(30, generator=torch.Generator().manual_seed(0))
-    assert surely_less(slight, others, 30)
-    assert not surely_less(slight, others, 3)
-    assert surely_less(slight - 0.6, others, 3)
-    assert not surely_less(others, slight, 30)
-    assert not surely_less(torch.full((30,), math.inf), others, 30)
+@pytest.mark.parametrize("least", [2.0, 0.5])
+def test_members_of_a_floor_alone_draw_residuals_where_these_are_better(tmp_path, monkeypatch, least):
+    made, (u, _) = model("waves"), waves(80)
+    task = train(made, u, None, tmp_path, steps=1)
+    torch.nn.init.normal_(task.step.network.head.weight)
+
+    def scores(self, count, members):
+        crps = least if self.step.residuals.any() else 1.0 if self.step.spread.any() else 3.0
+        return {"spread_skill": 1.0 if crps < 3 else 0.0, "crps": crps}
+
+    monkeypatch.setattr(Choices, "scores", scores)
+    task.finish()
+    assert float(task.step.size) == 0
+    assert bool(task.step.residuals.any()) == (least < 1)
+    assert bool(task.step.spread.any()) == (least > 1)
 
 
 def test_a_loss_that_is_not_finite_leaves_the_best_weights(tmp_path, monkeypatch, caplog):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...config import CodecConfig
+from ...utils.chance import surely_less
 from ..grid_layers import Edge
 from .dataset import DampedPersistence, InverseModel, MultiModelMean, ObservedMean, Persistence
 from .deadline import OutOfTimeError, within
@@ -35,6 +36,8 @@ _MOST_HELD, _FEW, _SLOW, _UNSURE = 1_000_000, 8, 0.2, 2
 _BETTER, _SLIGHTLY, _RIGHT = 0.01, 0.003, 3e-3
 # Where fields may be shifted, a floor has to err by less than this share of persistence to take its place.
 _WORTH = 0.25
+# Of floors that know places this one is taken unless another is surely better on the folds of a series.
+_HEDGE = "multi-model mean"
 # Points of an axis that a second difference needs, and numbers of a frame up to which a floor takes little memory.
 _LEAST_POINTS, _SMALL = 5, 1 << 24
 
@@ -70,7 +73,7 @@ def kinds(codec: CodecConfig) -> dict[str, Callable[[], Floor]]:
         "persistence": Persistence,
         "damped persistence": lambda: DampedPersistence(grid, channels),
         "observed mean": lambda: ObservedMean(grid, channels),
-        "multi-model mean": lambda: MultiModelMean(grid, channels),
+        _HEDGE: lambda: MultiModelMean(grid, channels),
         "linear inverse model": lambda: InverseModel(grid, channels),
     }
     if not codec.masked:
@@ -116,10 +119,11 @@ def choose(
     """The floor with which trajectories `[B, T, *x, c]` of a codec, of four frames or more, are forecast best.
 
     `environments [B]` says which trajectories share their physics. `folds` are rows to learn from and rows to forecast,
-    where trajectories share frames; by default the last environments are forecast. Where shifted fields could be data
-    too, which teaches a network more than most floors do, a floor has to shift with them and to be much better than
-    persistence, unless it is right. Kinds are tried, the simplest first, until one is right. Those are left out that
-    would take far more than what is left of so many seconds of this process, or do take more.
+    where trajectories share frames; by default the last environments are forecast. Such folds are few, and the best of
+    the floors that know places may be so by chance: then the mean of two of them is taken. Where shifted fields could
+    be data too, which teaches a network more than most floors do, a floor has to shift with them and to be much better
+    than persistence, unless it is right. Kinds are tried, the simplest first, until one is right. Those are left out
+    that would take far more than what is left of so many seconds of this process, or do take more.
     """
     started = time.process_time()
     if folds is None:
@@ -128,6 +132,7 @@ def choose(
     else:
         splits = [(*_some(fields[a], None), _few(fields[b]), None) for a, b in folds]
     errors: dict[str, tuple[float, ...]] = {}
+    of_folds: dict[str, Tensor] = {}
     best, taken = "persistence", "persistence"
     makers = kinds(codec)
     for name, make in makers.items():
@@ -143,6 +148,7 @@ def choose(
                 ]
         except OutOfTimeError:
             continue
+        of_folds[name] = torch.tensor([sum(parts) for parts in by_split])
         errors[name] = tuple(sum(parts) / len(parts) for parts in zip(*by_split, strict=True))
         if sum(errors[name]) < (1 - (_BETTER if floor.moves else _SLIGHTLY)) * sum(errors[best]):
             best = name
@@ -151,6 +157,9 @@ def choose(
         if max(errors[best]) < _RIGHT:
             # What it has learned from most trajectories is right too.
             return Choice(name, floor if folds is None else learn(floor, fields, environments), name, errors, True)
+    hedge = math.isfinite(sum(errors.get(_HEDGE, (math.inf,)))) and not makers[taken]().moves
+    if folds and hedge and not surely_less(of_folds[taken], of_folds[_HEDGE], len(folds)):
+        taken = _HEDGE
     return Choice(taken, learn(makers[taken](), fields, environments), best, errors, False)
 
 

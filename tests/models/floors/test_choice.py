@@ -1,5 +1,6 @@
 """The floor of a data set is the kind of its physics, and the simplest where nothing helps."""
 
+import dataclasses
 import math
 import time
 
@@ -102,3 +103,32 @@ def test_of_many_trajectories_some_environments_are_enough():
     choice = choose(fields, codec(24), environments=environments)
     assert choice.name == "waves"
     assert choice.right
+
+
+def series(step, count=120, window=8):
+    """Windows `[n, window, 24, 1]` of a series, and four folds of them that share no frames."""
+    generator = torch.Generator().manual_seed(1)
+    frames = [torch.randn(24, generator=generator)]
+    for _ in range(count):
+        frames.append(step(frames[-1]) + 0.5 * torch.randn(24, generator=generator))
+    windows = torch.stack(frames).unfold(0, window, 1).movedim(-1, 1)[..., None]
+    rows = torch.arange(len(windows))
+    blocks = rows.tensor_split(4)
+    return windows, [(rows[(rows < block[0] - window) | (rows > block[-1] + window)], block) for block in blocks]
+
+
+def test_of_a_short_series_chance_does_not_choose_the_floor():
+    fields, folds = series(lambda frame: 0.8 * frame)
+    masked = dataclasses.replace(codec(24, ring=False), masked=True)
+    choice = choose(fields, masked, folds=folds)
+    assert choice.best == "damped persistence"
+    assert choice.name == "multi-model mean"
+    # Without folds there is nothing to tell chance from.
+    assert choose(fields, masked).name == choice.best
+
+
+def test_of_a_short_series_a_floor_that_is_surely_better_is_taken():
+    turned = torch.linalg.qr(torch.randn(24, 24, generator=torch.Generator().manual_seed(3)))[0]
+    fields, folds = series(lambda frame: 0.95 * turned @ frame)
+    choice = choose(fields, codec(24, ring=False), folds=folds)
+    assert choice.name == choice.best == "linear inverse model"
