@@ -36,8 +36,8 @@ _MOST_HELD, _FEW, _SLOW, _UNSURE = 1_000_000, 8, 0.2, 2
 _BETTER, _SLIGHTLY, _RIGHT = 0.01, 0.003, 3e-3
 # Where fields may be shifted, a floor has to err by less than this share of persistence to take its place.
 _WORTH = 0.25
-# Of floors that know places this one is taken unless another is surely better on the folds of a series.
-_HEDGE = "multi-model mean"
+# The better of these is taken for a series, unless another floor that knows places, or none, is surely better.
+_HEDGES = ("damped persistence", "multi-model mean")
 # Points of an axis that a second difference needs, and numbers of a frame up to which a floor takes little memory.
 _LEAST_POINTS, _SMALL = 5, 1 << 24
 
@@ -71,9 +71,9 @@ def kinds(codec: CodecConfig) -> dict[str, Callable[[], Floor]]:
     grid, channels = codec.grid, codec.field_channels
     makers: dict[str, Callable[[], Floor]] = {
         "persistence": Persistence,
-        "damped persistence": lambda: DampedPersistence(grid, channels),
+        _HEDGES[0]: lambda: DampedPersistence(grid, channels),
         "observed mean": lambda: ObservedMean(grid, channels),
-        _HEDGE: lambda: MultiModelMean(grid, channels),
+        _HEDGES[1]: lambda: MultiModelMean(grid, channels),
         "linear inverse model": lambda: InverseModel(grid, channels),
     }
     if not codec.masked:
@@ -120,10 +120,10 @@ def choose(
 
     `environments [B]` says which trajectories share their physics. `folds` are rows to learn from and rows to forecast,
     where trajectories share frames; by default the last environments are forecast. Such folds are few, and the best of
-    the floors that know places may be so by chance: then the mean of two of them is taken. Where shifted fields could
-    be data too, which teaches a network more than most floors do, a floor has to shift with them and to be much better
-    than persistence, unless it is right. Kinds are tried, the simplest first, until one is right. Those are left out
-    that would take far more than what is left of so many seconds of this process, or do take more.
+    the floors that know places may be so by chance: then damped persistence or the mean of two others is taken. Where
+    shifted fields could be data too, which teaches a network more than most floors do, a floor has to shift with them
+    and to be much better than persistence, unless it is right. Kinds are tried, the simplest first, until one is right.
+    Those are left out that would take far more than what is left of so many seconds of this process, or do take more.
     """
     started = time.process_time()
     if folds is None:
@@ -157,9 +157,11 @@ def choose(
         if max(errors[best]) < _RIGHT:
             # What it has learned from most trajectories is right too.
             return Choice(name, floor if folds is None else learn(floor, fields, environments), name, errors, True)
-    hedge = math.isfinite(sum(errors.get(_HEDGE, (math.inf,)))) and not makers[taken]().moves
-    if folds and hedge and not surely_less(of_folds[taken], of_folds[_HEDGE], len(folds)):
-        taken = _HEDGE
+    hedges = [name for name in _HEDGES if math.isfinite(sum(errors.get(name, (math.inf,))))]
+    if folds and hedges and not shifted and not (makers[taken]().moves and taken != "persistence"):
+        hedge = min(hedges, key=lambda name: sum(errors[name]))
+        if not surely_less(of_folds[taken], of_folds[hedge], len(folds)):
+            taken = hedge
     return Choice(taken, learn(makers[taken](), fields, environments), best, errors, False)
 
 

@@ -200,10 +200,9 @@ class InverseModel(_WithoutDraws):
         rows = (off / self.scale).flatten(0, 1).flatten(1)
         E = min(self.basis.shape[1], *rows.shape)
         # Randomised: as good as exact for the leading components, and affordable for large grids.
-        state = torch.random.get_rng_state()
-        torch.manual_seed(0)
-        _, _, vectors = torch.svd_lowrank(rows, q=min(E + 8, *rows.shape), niter=4)
-        torch.random.set_rng_state(state)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _, _, vectors = torch.svd_lowrank(rows, q=min(E + 8, *rows.shape), niter=4)
         self.basis.zero_()[:, :E] = vectors[:, :E]
         z = (rows @ self.basis).unflatten(0, fields.shape[:2]).double()
         rates = self.damped.rate.expand(self.shape).flatten()

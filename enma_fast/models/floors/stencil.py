@@ -174,11 +174,13 @@ class StencilFloor(FloorModule):
         return Laws(laws.law + (laws.root @ normals[..., None])[..., 0], laws.root, laws.residual)
 
     @torch.no_grad()
-    def learn(
-        self, fields: Tensor, *, environments: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> None:
-        """Find what A does at walls, and the distribution of laws, over training trajectories `[B, T, *x, c]`."""
+    def learn(self, fields: Tensor, *, environments: Tensor | None = None) -> None:
+        """Find what A does at walls, and the distribution of laws, over training trajectories `[B, T, *x, c]`.
+
+        The same trajectories teach the same, whatever was drawn before.
+        """
         count, T = fields.shape[:2]
+        generator = torch.Generator().manual_seed(0)
         i = torch.randint(count, (_FOR_LAWS,), generator=generator)
         t = torch.randint(T - self.order, (_FOR_LAWS, 1), generator=generator)
         windows = fields[i[:, None], t + torch.arange(self.order + 1)][:, None]

@@ -117,12 +117,16 @@ def series(step, count=120, window=8):
     return windows, [(rows[(rows < block[0] - window) | (rows > block[-1] + window)], block) for block in blocks]
 
 
-def test_of_a_short_series_chance_does_not_choose_the_floor():
-    fields, folds = series(lambda frame: 0.8 * frame)
+@pytest.mark.parametrize(
+    ("count", "best", "taken"),
+    [(60, "persistence", "damped persistence"), (120, "damped persistence", "multi-model mean")],
+)
+def test_of_a_short_series_chance_does_not_choose_the_floor(count, best, taken):
+    fields, folds = series(lambda frame: 0.95 * frame, count)
     masked = dataclasses.replace(codec(24, ring=False), masked=True)
     choice = choose(fields, masked, folds=folds)
-    assert choice.best == "damped persistence"
-    assert choice.name == "multi-model mean"
+    assert choice.best == best
+    assert choice.name == taken
     # Without folds there is nothing to tell chance from.
     assert choose(fields, masked).name == choice.best
 
