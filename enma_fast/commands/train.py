@@ -89,7 +89,8 @@ def train(
     is_first = os.environ.get("RANK", "0") == "0"
     terminal = Terminal(as_json and is_first, quiet=not is_first)
     use_threads(threads)
-    if not _is_recipe(source):
+    # A recipe has a name, or is a TOML file; other words with no place are no data either.
+    if not source.endswith(".toml") and ("/" in source or "." in source or Path(source).exists()):
         for option, value in (("--data", data), ("--from", start)):
             if value is not None:
                 raise EnmaError(f"{option}: is an option of recipes, and {source} is data; leave it out")
@@ -126,14 +127,10 @@ def train(
     recipe = find_recipe(source)
     recipe = recipe if seed is None else dataclasses.replace(recipe, seed=seed)
     if dry_run:
-        terminal.show(_stage_table(recipe))
+        rows = [[name, stage.amount] for name, stage in recipe.folders().items()]
+        terminal.show(table(f"stages of {recipe.model.name}", ["", "value"], rows, text=(0, 1)))
         return
     _train_recipe(terminal, recipe, out, data, start, precision, compile_steps, device)
-
-
-def _is_recipe(source: str) -> bool:
-    """True for the name of a recipe and for a TOML file; other words with no place are no data either."""
-    return source.endswith(".toml") or not ("/" in source or "." in source or Path(source).exists())
 
 
 def _train_recipe(
@@ -261,11 +258,6 @@ def _plan_table(plan: Plan) -> Any:
     rows.append(["floor", _floor(plan)])
     rows.append(["time", duration(60 * plan.request.minutes)])
     return table(f"plan of {model.name}", ["", "value"], rows, text=(0, 1))
-
-
-def _stage_table(recipe: Recipe) -> Any:
-    rows = [[name, stage.amount] for name, stage in recipe.folders().items()]
-    return table(f"stages of {recipe.model.name}", ["", "value"], rows, text=(0, 1))
 
 
 def _floor(plan: Plan) -> str:

@@ -17,11 +17,6 @@ from . import hdf5
 from .fields import FieldArray, FieldSource, axis
 
 
-def is_pdebench(file: Any) -> bool:
-    """True if an open file has PDEBench's layout and not The Well's."""
-    return "tensor" in file and "dimensions" not in file
-
-
 def source(file: Any, path: Path) -> FieldSource:
     """Describe an open PDEBench file."""
     tensor = hdf5.get(file, "tensor", "dataset")

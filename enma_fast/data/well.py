@@ -172,7 +172,7 @@ def _description(source: FieldSource, more: Limits) -> dict[str, Any]:
 
 
 def _source(file: Any, path: Path, fields: Sequence[str] | None, known: Sequence[str] = ()) -> FieldSource:
-    if pdebench.is_pdebench(file):
+    if "tensor" in file and "dimensions" not in file:
         if fields is not None and list(fields) != ["u"]:
             raise EnmaError(f"{path}: PDEBench's 1-D files hold one field, named 'u' here; ask for fields=['u']")
         return pdebench.source(file, path)

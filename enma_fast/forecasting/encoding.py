@@ -211,7 +211,9 @@ def encode_inputs(
         context_BTNC = context_BTNC.expand(B, -1, -1, -1, -1).flatten(0, 1)
     first_frames, encode_earlier, continues = None, None, None
     if earlier is not None:
-        before = earlier if known is None else torch.cat([_of_members(known, earlier), earlier], 2)
+        # Observed frames are those of each member.
+        seen = [] if known is None else [known[:, None].expand(len(known), earlier.shape[1], *known.shape[1:])]
+        before = torch.cat([*seen, earlier], 2)
         continues, first_member = num_observed + earlier.shape[2], request.first_member
         drawn_first = known is None and model.draws_fields
         of_history, whole = 1 if drawn_first else known_latents, tok.whole_latents(continues)
@@ -276,11 +278,6 @@ def _earlier(request: ForecastRequest, model: Model, B: int, where: Tensor | Non
     if not 0 < u.shape[2] < num_frames:
         raise EnmaError(f"earlier: holds {u.shape[2]} frames of {num_frames}; at least one has to follow")
     return u
-
-
-def _of_members(known: Tensor, members: Tensor) -> Tensor:
-    """Observed frames ``[B, L, *grid, c]`` beside each member ``[B, K, T, *grid, c]``."""
-    return known[:, None].expand(len(known), members.shape[1], *known.shape[1:])
 
 
 def _points(model: Model, history: Fields | None, context: Fields | None) -> tuple[Tensor | None, Tensor | None]:

@@ -135,11 +135,6 @@ def num_inputs(config: ModelConfig) -> int:
     return sum(1 + driver.in_time for driver in config.known) + config.codec.masked
 
 
-def num_numbers(config: ModelConfig) -> int:
-    """Numbers m of a trajectory."""
-    return sum(not driver.in_time for driver in config.known)
-
-
 class DriverScales(nn.Module):
     """Means and standard deviations of the drivers in the training data."""
 

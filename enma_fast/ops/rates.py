@@ -64,7 +64,8 @@ def measured(device: torch.device) -> Rates:
 def _measured(kind: str, index: int) -> Rates:
     device = torch.device(kind, index) if kind == "cuda" else torch.device(kind)
     try:
-        folder = cache_folder()
+        # By the XDG convention.
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "enma_fast"
     except RuntimeError:
         # Neither the environment nor the system names a home.
         return probe(device)
@@ -81,11 +82,6 @@ def _measured(kind: str, index: int) -> Rates:
         # A folder that cannot be written costs the next process a few milliseconds.
         pass
     return rates
-
-
-def cache_folder() -> Path:
-    """The user's cache folder of this package, by the XDG convention."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "enma_fast"
 
 
 def probe(device: torch.device) -> Rates:

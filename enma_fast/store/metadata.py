@@ -13,7 +13,7 @@ import math
 import os
 import shlex
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -219,7 +219,7 @@ def array_problem(array: Any) -> str | None:
         return f"have the type {shown(dtype)}"
     if not isinstance(shape, list) or not shape:
         return f"have the shape {shown(shape)}"
-    if not all(len(_list(values)) == len(shape) for values in (dims, outer, chunk)):
+    if not all(isinstance(values, list) and len(values) == len(shape) for values in (dims, outer, chunk)):
         return "have a name, a size and a size of chunks not for each axis"
     if not all(_is_int(n) and 1 <= n < _LARGEST for n in (*shape, *outer, *chunk)):
         return f"have the shape {shown(shape)} in chunks of {shown(outer)}"
@@ -269,10 +269,6 @@ def _check_variables(attributes: Mapping[str, Any], arrays: Any, sizes: Mapping[
         shape, chunk = array["shape"], array["chunk_grid"]["configuration"]["chunk_shape"]
         if len(shape) > 1 and chunk != [1, attributes["shard"] if name in channels else shape[1], *shape[2:]]:
             refuse(f"its {name} of the shape {shown(shape)} is in files of {shown(chunk)}")
-
-
-def _list(values: Any) -> Sequence[Any]:
-    return values if isinstance(values, list) else []
 
 
 def _is_int(value: Any) -> bool:

@@ -42,22 +42,17 @@ def repair(path: Path, layout: Layout) -> None:
                 write_metadata(path, {**fresh, "attributes": root["attributes"]})
             for file in sorted(temporary.glob("*/*")):
                 target = path / file.relative_to(temporary)
-                if not _is_same(file, target):
-                    if not target.parent.is_dir():
-                        make_folder(target.parent)
-                    move_into(file, target)
+                with suppress(OSError):
+                    if read_file(file) == read_file(target):
+                        continue
+                if not target.parent.is_dir():
+                    make_folder(target.parent)
+                move_into(file, target)
             if CHECKSUMS in names or (path / CHECKSUMS).exists():
                 _repair_checksums(path, layout, read_checksums(temporary))
         (path / DAMAGED).unlink()
     finally:
         remove(temporary)
-
-
-def _is_same(file: Path, target: Path) -> bool:
-    try:
-        return read_file(file) == read_file(target)
-    except OSError:
-        return False
 
 
 def _repair_checksums(path: Path, layout: Layout, fresh: np.ndarray) -> None:

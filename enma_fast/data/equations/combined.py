@@ -46,10 +46,6 @@ _LEVELS = 100
 _PRODUCTS = linspaces(_LEVELS, alpha=(0.5, 1.0), beta=(5e-4, 0.5), gamma=(0.01, 1.0))
 
 
-def _in_distribution(numbers: np.ndarray, split: str, seed: int) -> Values:
-    return {**_PRODUCTS.values(numbers, split, seed), "delta": np.zeros(len(numbers))}
-
-
 def _out_of_distribution(numbers: np.ndarray, split: str, seed: int) -> Values:
     groups = range(len(numbers))
     u_G1 = [group_uniforms("combined-delta", split, seed=seed, group=g, shape=(1,)) for g in groups]
@@ -126,7 +122,9 @@ EQUATION = Equation(
     num_frames=NUM_FRAMES,
     frame_spacing=FRAME_SPACING,
     inside=Environments(
-        count=_PRODUCTS.count, ranges={**_PRODUCTS.ranges, "delta": ((0.0, 0.0),)}, values=_in_distribution
+        count=_PRODUCTS.count,
+        ranges={**_PRODUCTS.ranges, "delta": ((0.0, 0.0),)},
+        values=lambda numbers, *drawn: {**_PRODUCTS.values(numbers, *drawn), "delta": np.zeros(len(numbers))},
     ),
     outside=Environments(
         count=_PRODUCTS.count, ranges={**_PRODUCTS.ranges, "delta": (DELTA,)}, values=_out_of_distribution

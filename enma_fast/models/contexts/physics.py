@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...config import ModelConfig, PhysicsConfig
 from ...errors import EnmaError
-from ..drivers import Drivers, Segment, drivers_of, frames_of, num_numbers
+from ..drivers import Drivers, Segment, drivers_of, frames_of
 from ..field_step import PAST, Forecast, Scales
 from ..floors.choice import kinds
 from ..floors.ladder import Floor, evenly, forecaster
@@ -127,7 +127,7 @@ class PhysicsContext(nn.Module):
             raise EnmaError(f"{config.name}: context.floor is {own.floor!r}; this grid has {', '.join(makers)}")
         self.floor, self.name = makers[own.floor](), own.floor
         assert isinstance(self.floor, nn.Module)
-        told = self.floor.num_features + num_numbers(config)
+        told = self.floor.num_features + sum(not driver.in_time for driver in config.known)
         self.encoder = PhysicsEncoder(codec.grid, self.fields.edges, codec.field_channels, own, told)
 
     @property
