@@ -45,20 +45,26 @@ def write_set(name: str, folder: Path, *, seed: int = 0) -> Path:
 
 
 def kuramoto_sivashinsky(
-    series: int, frames: int, rng: np.random.Generator, *, spin_up: int = KS_SPIN_UP, steps: int = 40
+    series: int,
+    frames: int,
+    rng: np.random.Generator,
+    *,
+    points: int = KS_POINTS,
+    spin_up: int = KS_SPIN_UP,
+    steps: int = 40,
 ) -> np.ndarray:
-    """Frames `[B, T, 128]` of series after their spin-up, by so many steps a frame."""
-    k_F = 2 * np.pi / KS_LENGTH * np.arange(KS_POINTS // 2 + 1)
+    """Frames `[B, T, points]` of series after their spin-up, by so many steps a frame; the spacing stays the same."""
+    k_F = 2 * np.pi / (KS_LENGTH * points / KS_POINTS) * np.arange(points // 2 + 1)
     kept_F = k_F < 2 / 3 * k_F[-1]
 
     def slope(v_BF: np.ndarray) -> np.ndarray:
-        u = np.fft.irfft(v_BF * kept_F, n=KS_POINTS)
+        u = np.fft.irfft(v_BF * kept_F, n=points)
         return -0.5j * k_F * kept_F * np.fft.rfft(u * u)
 
-    v_BF = np.fft.rfft(0.1 * rng.standard_normal((series, KS_POINTS))) * (np.arange(len(k_F)) < 12)
+    v_BF = np.fft.rfft(0.1 * rng.standard_normal((series, points))) * (np.arange(len(k_F)) < 12)
     v_BF[:, 0] = 0
     found = _frames(v_BF, k_F**2 - k_F**4, slope, KS_STEP / steps, steps, spin_up + frames)
-    return np.fft.irfft(found[:, spin_up:], n=KS_POINTS)
+    return np.fft.irfft(found[:, spin_up:], n=points)
 
 
 def burgers(

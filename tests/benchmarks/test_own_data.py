@@ -35,6 +35,14 @@ def test_kuramoto_sivashinsky_agrees_with_half_the_step():
     np.testing.assert_allclose(fine.mean(-1), 0, atol=1e-12)
 
 
+def test_larger_domains_of_kuramoto_sivashinsky_have_the_same_physics():
+    small, large = (kuramoto_sivashinsky(20, 3, np.random.default_rng(0), points=points) for points in (128, 256))
+    assert large.shape == (20, 3, 256)
+    assert large.std() == pytest.approx(small.std(), rel=0.1)
+    step = [np.diff(u, axis=-1).std() for u in (small, large)]
+    assert step[0] == pytest.approx(step[1], rel=0.1)
+
+
 def test_burgers_agrees_with_half_the_step_and_keeps_its_momentum():
     (coarse, known), (fine, _) = (burgers(3, np.random.default_rng(0), frames=6, steps=n) for n in (32, 64))
     assert coarse.shape == (3, 6, 128)
