@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import enma_fast
-from benchmarks.own_networks import HISTORY
+from benchmarks.own_networks import HISTORY, relative_errors
 from benchmarks.own_sets import KS_POINTS, KS_WINDOW, kuramoto_sivashinsky, write_set
 from enma_fast.evaluation.metrics import spread_skill
 from enma_fast.forecasting.members import sample_fields
@@ -32,8 +32,7 @@ def row(model: Model, points: int, count: int = SERIES) -> dict[str, float]:
     past, truth = fields[:, :HISTORY], fields[:, HISTORY:]
     sized = model if points == KS_POINTS else model.at_grid(points)
     members = sample_fields(sized, history=past, num_members=MEMBERS, num_frames=truth.shape[1])
-    size = truth.flatten(1).norm(dim=1)
-    errors, still = ((u - truth).flatten(1).norm(dim=1) / size for u in (members.mean(1), past[:, -1:]))
+    errors, still = (relative_errors(u, truth) for u in (members.mean(1), past[:, -1:]))
     return {
         "mean": float(errors.mean()),
         "median": float(errors.median()),
